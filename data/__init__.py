@@ -1,0 +1,1 @@
+"""Pictures and words before any network sees them: decoding, shards, the pipeline, text encoders."""

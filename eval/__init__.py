@@ -1,0 +1,1 @@
+"""The benchmark: features, statistics, numbers, and reports that compare models."""

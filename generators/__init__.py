@@ -1,0 +1,1 @@
+"""The registry of generators, and what every trained network shares: protocol, checkpoints, runs."""

@@ -1,0 +1,32 @@
+"""What every test shares: one thread, no network, and where the data beside the checkout lies."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch is imported: small operations on shared cores are many times slower with two threads than with one.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+SHARED = Path(os.environ.get("SHARED_DIR", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with data and golden files beside the checkout; the test is skipped where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no data beside the checkout at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    torch.set_num_threads(1)
+    yield
