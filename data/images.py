@@ -205,9 +205,7 @@ def _text_height(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeF
     return int(draw.multiline_textbbox((0, 0), text, font=font)[3]) + 1 if text else 0
 
 
-def _wrap(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> str:
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

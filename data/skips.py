@@ -1,0 +1,64 @@
+"""What the pipeline could not use: counted by shard and reason, the first ones named, logged at a falling rate."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable
+
+from data.tars import Fault
+
+logger = logging.getLogger(__name__)
+
+NAMED = 100
+LOGGED_SINGLY = 5
+
+
+class SkipReport:
+    """Distinct faults met so far. `counts[shard][reason]` is a number, `named` holds the first hundred faults.
+
+    A fault met again in a later epoch, or by a second worker, counts once. The log gets the first five of each reason,
+    and after that one line whenever their number has doubled.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Counter[str]] = {}
+        self.reasons: Counter[str] = Counter()
+        self.named: list[Fault] = []
+        self._known: set[bytes] = set()
+
+    @property
+    def total(self) -> int:
+        return self.reasons.total()
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            identity = "\0".join((fault.shard, fault.reason, fault.key)).encode()
+            digest = hashlib.blake2b(identity, digest_size=8).digest()
+            if digest in self._known:
+                continue
+            self._known.add(digest)
+            self.counts.setdefault(fault.shard, Counter())[fault.reason] += 1
+            self.reasons[fault.reason] += 1
+            if len(self.named) < NAMED:
+                self.named.append(fault)
+            number = self.reasons[fault.reason]
+            if number <= LOGGED_SINGLY:
+                logger.warning("skipped %s", describe(fault))
+            elif number.bit_count() == 1:
+                logger.warning("skipped %s; %d for this reason so far", describe(fault), number)
+
+    def text(self) -> str:
+        """One line per shard and reason, then the first names; "nothing was skipped" if so."""
+        if not self.total:
+            return "nothing was skipped"
+        lines = [f"{self.total} skipped"]
+        for shard, reasons in sorted(self.counts.items()):
+            lines.extend(f"  {shard}: {number} x {reason}" for reason, number in sorted(reasons.items()))
+        lines.append("first ones:")
+        lines.extend(f"  {describe(fault)}" for fault in self.named)
+        return "\n".join(lines)
+
+
+def describe(fault: Fault) -> str:
+    place = f"{fault.key} in {fault.shard}" if fault.key else fault.shard
+    return f"{place}: {fault.reason} ({fault.detail})"
