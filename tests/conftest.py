@@ -1,7 +1,6 @@
 """What every test shares: one thread, no network, and where the data beside the checkout lies."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: small operations on shared cores are many times slower with two threads than with one.
@@ -11,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import pytest
+import pytest  # noqa: E402
 
 SHARED = Path(os.environ.get("SHARED_DIR", Path(__file__).parents[2] / "shared"))
 
@@ -25,8 +24,7 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-    yield

@@ -1,0 +1,109 @@
+"""Frozen dataclass configs to plain JSON values and back, strictly, and where two of them differ.
+
+values = to_dict(config)                  # nested dicts and lists
+config = from_dict(ModelConfig, values)   # unknown, missing or wrongly typed fields raise InputError
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from data.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> Any:
+    """A dataclass, or any nesting of them, as dicts, lists and scalars that JSON can hold."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_dict(value) for value in config]
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config
+    if isinstance(config, Path):
+        return str(config)
+    raise TypeError(f"a config may hold dataclasses, mappings, sequences and scalars, not {type(config).__name__}")
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "config") -> Config:
+    """Builds the dataclass `kind` from plain values.
+
+    Raises InputError that names the field if one is unknown, missing without a default, of the wrong type, or refused
+    by the dataclass itself.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise InputError(
+            f"{where} has the unknown field {', '.join(unknown)}; {kind.__name__} knows {', '.join(fields)}: "
+            "remove it, or use the version of this program that wrote it"
+        )
+    hints = get_type_hints(kind)
+    given = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    required = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and name not in given
+    ]
+    if required:
+        raise InputError(f"{where} lacks {', '.join(required)}, which {kind.__name__} needs: add it")
+    try:
+        return kind(**given)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{where} is no valid {kind.__name__}: {error}") from error
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) of every leaf in which two plain configs differ; absent counts as None."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in dict.fromkeys((*old, *new)):
+            found += differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+        return found
+    return [] if old == new else [(where, old, new)]
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return from_dict(hint, value, where)
+    if origin in (Union, types.UnionType):
+        # dataclasses in a union are told apart by their fields
+        for argument in arguments:
+            try:
+                return _convert(argument, value, where)
+            except InputError:
+                continue
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(arguments) == len(value):
+            pairs = enumerate(zip(arguments, value, strict=True))
+            return tuple(_convert(argument, item, f"{where}[{i}]") for i, (argument, item) in pairs)
+    elif origin in (list, Sequence) and isinstance(value, (list, tuple)):
+        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    elif hint in (None, type(None)):
+        if value is None:
+            return None
+    elif hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (bool, int, str) and type(value) is hint:  # True is no int here
+        return value
+    expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise InputError(f"{where} is {value!r}, expected {expected}: correct it")

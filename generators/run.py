@@ -1,0 +1,377 @@
+"""A training run: processes, state that survives a kill, logs and pictures. The trainer owns its loop.
+
+    run = Run(out, config.run, to_dict(config), resume)
+    model, optimizer = ...                               # built after Run: seeded alike in every process
+    model = run.prepare(model)
+    run.track(model=model, optimizer=optimizer)
+    run.restore()                                        # the newest checkpoint, where --resume asks for it
+    batches = pipeline.batches(start=run.first_batch)
+    for step in run.steps():                             # seeds, saves, stops on signals, shows progress
+        set_lr(optimizer, lr_at(step, peak=1e-4, steps=config.run.steps, warmup=100))
+        for _ in run.micro_steps(model):                 # gradient accumulation
+            batch = next(batches)
+            with run.autocast():
+                loss = model(batch.image_B3HW.to(run.device)).mean()
+            run.backward(loss)
+            run.log({"loss": loss}, images=len(batch.keys))
+        run.log({"grad_norm": run.clip(model.parameters())})
+        optimizer.step()
+        optimizer.zero_grad()
+
+Resume is exact because nothing random outlives a step: each one is seeded from (seed, rank, step), and batch i of the
+pipeline is a pure function of i. So the state is what `track` was given, the step, and the running means of the log.
+"""
+
+import contextlib
+import json
+import math
+import random
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from data.errors import InputError
+from data.progress import Progress, clock
+from generators import snapshots
+from generators.config import differences
+from generators.metrics import DivergenceError, Means, append_line, forget_lines_after
+from generators.signals import Stopped, StopRequest
+
+# Fields that may change between a run and its continuation: they change what is shown and kept, never what is learnt.
+FREE_FIELDS = frozenset({"log_every", "sample_every", "checkpoint_every", "keep", "trackers", "workers"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """How long, how large and how loud a run is; what is learnt belongs to the trainer's own config."""
+
+    steps: int  # optimiser steps
+    seed: int = 0
+    batch_size: int = 32  # pictures per optimiser step, over all processes and accumulated micro-batches
+    precision: Literal["no", "bf16"] = "no"
+    grad_clip: float = 1.0  # largest gradient norm; 0 leaves gradients as they are
+    accumulate: int = 1  # micro-batches per optimiser step
+    log_every: int = 50  # steps, like the three below
+    sample_every: int = 1000  # 0: never
+    checkpoint_every: int = 1000
+    keep: int = 2  # checkpoints
+    trackers: tuple[str, ...] = ("tensorboard",)  # beside metrics.jsonl; any name that accelerate knows
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"run.{name} is {getattr(self, name)}, expected at least 1: correct it")
+        for name in ("seed", "grad_clip", "sample_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"run.{name} is {getattr(self, name)}, expected at least 0: correct it")
+
+
+class Stateful(Protocol):
+    """What `track` takes: a network, an optimiser, an EMA, or anything else with these two."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+class Run:
+    """One training run in one folder: `config.json`, `metrics.jsonl`, `checkpoints/`, `pictures/`, `tensorboard/`."""
+
+    def __init__(self, out: str | Path, config: RunConfig, full_config: Mapping[str, Any], resume: bool) -> None:
+        """`full_config`: the whole config as plain values (`to_dict`), kept with the run and compared on resume.
+
+        Raises InputError if the folder cannot be written, holds a run that was not asked to be resumed or that was
+        made with another config, or if the batch size does not divide by processes times accumulation.
+        """
+        self.out, self.config = Path(out), config
+        self.full_config: dict[str, Any] = json.loads(json.dumps(full_config))  # as it will read from the disk
+        trackers = [name for name in config.trackers if _installed(name)]
+        self.accelerator = Accelerator(log_with=trackers or None, project_dir=self.out)
+        self.device: torch.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+        parts = self.world * config.accumulate
+        if config.batch_size % parts:
+            raise InputError(
+                f"run.batch_size is {config.batch_size}, expected a multiple of {parts} ({self.world} processes x "
+                f"{config.accumulate} accumulated micro-batches): change one of them"
+            )
+        self.micro_batch_size = config.batch_size // parts  # pictures per process and forward pass: the pipeline's size
+        self.step = 0  # finished steps
+        self.images = 0  # pictures seen by all processes
+        self.tracked: dict[str, Stateful] = {}
+        self._means = Means()  # of what was logged since the last line
+        self._seconds = 0.0  # of training, over all starts of this run
+        self._stop = StopRequest(self.say)
+        self.progress = Progress(None, unit="steps", rate_unit="images", bar=False)  # until steps() begins
+        self._resumed_from = self._find(resume)
+        self._open(resume)
+        self.seed(rank=0, step=0)
+
+    # ---- what the trainer's loop uses
+
+    def prepare(self, *objects: Any) -> Any:
+        """Networks (and optimisers) moved to the device and wrapped for the processes of this run by accelerate."""
+        return self.accelerator.prepare(*objects)
+
+    def unwrap(self, module: nn.Module) -> Any:
+        """The network itself, without the wrapper of `prepare`."""
+        return self.accelerator.unwrap_model(module)
+
+    def track(self, **named: Stateful) -> None:
+        """Makes objects part of the saved state: all that changes while training, under names that stay the same."""
+        for name, item in named.items():
+            if name in self.tracked:
+                raise ValueError(f"{name!r} is tracked already")
+            self.tracked[name] = item
+
+    def restore(self) -> int:
+        """Loads the newest checkpoint into what is tracked, and returns the number of finished steps (0: a new run).
+
+        Raises InputError if the names tracked now differ from those saved, or a state does not fit its object.
+        """
+        if self._resumed_from is None:
+            return 0
+        state = self._resumed_from.state()
+        saved, tracked = set(state["tracked"]), set(self.tracked)
+        if saved != tracked:
+            raise InputError(
+                f"checkpoint {self._resumed_from.path} holds {', '.join(sorted(saved))}, this run keeps "
+                f"{', '.join(sorted(tracked))}: continue it with the version that began it, or choose another folder"
+            )
+        for name, item in self.tracked.items():
+            try:
+                self._bare(item).load_state_dict(state["tracked"][name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise InputError(f"{name} of checkpoint {self._resumed_from.path} does not fit: {error}") from error
+        self.step, self.images, self._seconds = int(state["step"]), int(state["images"]), float(state["seconds"])
+        self._means.load_state_dict(state["means"], self.device)
+        self.say(f"continued from step {self.step} in {self.out}")
+        return self.step
+
+    @property
+    def first_batch(self) -> int:
+        """The index of the next micro-batch, for `pipeline.batches(start=...)`."""
+        return self.step * self.config.accumulate
+
+    def steps(self) -> Iterator[int]:
+        """Steps from the restored one to the last; the body between two of them is one optimiser step.
+
+        Before each: seeds. After each: counts, log line, checkpoint where due, and on SIGINT or SIGTERM a checkpoint
+        and `Stopped`. A second signal ends the process at once.
+        """
+        if self._resumed_from is not None and self.step != self._resumed_from.step:
+            raise RuntimeError("call restore() before steps(): this run is to be continued")
+        self._init_trackers()
+        self.progress = Progress(
+            self.config.steps, unit="steps", rate_unit="images", start=self.step, enabled=self.is_main
+        )
+        self._began_at = time.monotonic() - self._seconds
+        self._images_before = self.images
+        try:
+            with self._stop:
+                while self.step < self.config.steps:
+                    self.seed(rank=self.rank, step=self.step)
+                    yield self.step
+                    self._finish_step()
+            self.say(f"{self.config.steps} steps and {self.images} images in {clock(self._seconds)}; wrote {self.out}")
+        finally:
+            self.progress.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+    def micro_steps(self, *modules: nn.Module) -> Iterator[int]:
+        """The micro-batches of one optimiser step; gradients of `modules` are exchanged in the last one only."""
+        last = self.config.accumulate - 1
+        for micro in range(self.config.accumulate):
+            with contextlib.ExitStack() as stack:
+                if micro < last:
+                    for module in modules:
+                        stack.enter_context(self.accelerator.no_sync(module))
+                yield micro
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where the config asks for it; needed around every forward pass and its loss."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss, a mean over its micro-batch; accumulated micro-batches weigh equally."""
+        self.accelerator.backward(loss / self.config.accumulate)
+
+    def clip(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Scales gradients down to `grad_clip` and returns their norm before that, a scalar on the device."""
+        return self.accelerator.clip_grad_norm_(list(parameters), self.config.grad_clip or math.inf)
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether something done `every` so many steps is due in this one, the last step included; 0 is never."""
+        return every > 0 and ((step + 1) % every == 0 or step + 1 == self.config.steps)
+
+    def sample_due(self, step: int) -> bool:
+        """Whether sample pictures are due in this step."""
+        return self.due(step, self.config.sample_every)
+
+    def log(self, values: Mapping[str, float | Tensor], images: int = 0) -> None:
+        """Adds to the means of the next log line; call it as often as wanted, it never waits for the device.
+
+        A vector becomes `name/0`, `name/1`, ... (losses per scale). `images`: pictures this process learnt from.
+        """
+        self.images += images * self.world
+        self._means.add(values, self.device)
+
+    def picture(self, name: str, pixels_3HW: Tensor, step: int) -> Path:
+        """Writes uint8 pixels to `pictures/<name>-<finished steps>.png` and to the trackers; returns the path."""
+        from data.images import save_png
+
+        path = self.out / "pictures" / f"{name}-{step + 1:08d}.png"
+        if self.is_main:
+            path.parent.mkdir(exist_ok=True)
+            save_png(pixels_3HW, path)
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.writer.add_image(name, pixels_3HW.cpu().numpy(), step + 1)
+        return path
+
+    def say(self, text: str) -> None:
+        """Prints a line on the main process without tearing the progress bar."""
+        if self.is_main:
+            self.progress.say(text)
+
+    def seed(self, *, rank: int, step: int) -> None:
+        """Seeds Python, NumPy and torch from (seed, rank, step)."""
+        words = np.random.SeedSequence([self.config.seed, rank, step]).generate_state(3)
+        random.seed(int(words[0]))
+        np.random.seed(words[1])  # noqa: NPY002  (for libraries that draw from it; ours use generators)
+        torch.manual_seed(int(words[2]))
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the finished steps. Raises DivergenceError instead if a loss is not finite."""
+        self._check_means()
+        self.accelerator.wait_for_everyone()
+        path = self.out / "checkpoints" / f"step-{self.step:08d}"
+        if self.is_main:
+            state = {
+                "tracked": {name: self._bare(item).state_dict() for name, item in self.tracked.items()},
+                "step": self.step,
+                "images": self.images,
+                "seconds": self._seconds,
+                "means": self._means.state_dict(),
+            }
+            about = {
+                "step": self.step,
+                "images": self.images,
+                "processes": self.world,
+                "torch": str(torch.__version__),
+                "config": self.full_config,
+            }
+            path = snapshots.write(self.out / "checkpoints", self.step, state, about, self.config.keep).path
+        self.accelerator.wait_for_everyone()
+        return path
+
+    # ---- what happens between two steps
+
+    def _finish_step(self) -> None:
+        self.step += 1
+        self._seconds = time.monotonic() - self._began_at
+        if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+            self._write_line()
+        signal_number = self._agreed_signal()
+        if signal_number or self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+            self.save()
+        images, self._images_before = self.images - self._images_before, self.images
+        self.progress.update(1, done=images)
+        if signal_number and self.step < self.config.steps:
+            name = signal.Signals(signal_number).name
+            self.say(
+                f"stopped by {name} after step {self.step} of {self.config.steps}, checkpoint in {self.out}; "
+                "the same command with --resume continues"
+            )
+            raise Stopped(128 + signal_number)
+
+    def _write_line(self) -> None:
+        self._check_means()
+        means = self._means.take()
+        if not self.is_main:
+            return
+        rate = self.progress.rate
+        self.progress.values = {name: value for name, value in means.items() if "/" not in name}
+        state = {"step": self.step, "images": self.images, "seconds": round(self._seconds, 3)}
+        append_line(self.out / "metrics.jsonl", {**state, "images_per_second": round(rate, 3), **means})
+        self.accelerator.log({**means, "images_per_second": rate}, step=self.step)
+
+    def _check_means(self) -> None:
+        """Means over all processes; a loss that is not finite ends the run before it can be saved."""
+        if self.world > 1:
+            self._means.reduce(lambda total: self.accelerator.reduce(total, "mean"))
+        if names := self._means.not_finite():
+            kept = snapshots.snapshots(self.out / "checkpoints")
+            last = f"the last checkpoint is of step {kept[-1].step}" if kept else "there is no checkpoint yet"
+            raise DivergenceError(
+                f"{', '.join(names)} no longer finite at step {self.step}; {last}. A smaller learning rate may help."
+            )
+
+    def _bare(self, item: Any) -> Any:
+        return self.unwrap(item) if isinstance(item, nn.Module) else item
+
+    # ---- start and stop
+
+    def _find(self, resume: bool) -> snapshots.Snapshot | None:
+        found = snapshots.snapshots(self.out / "checkpoints")
+        if not found:
+            return None
+        newest = found[-1]
+        if not resume:
+            raise InputError(
+                f"{self.out} holds a run at step {newest.step}, expected an empty folder: continue it with --resume, "
+                "or choose another folder"
+            )
+        changed = [
+            (name, old, new)
+            for name, old, new in differences(newest.about()["config"], self.full_config)
+            if name.rsplit(".", 1)[-1] not in FREE_FIELDS
+        ]
+        if changed:
+            told = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in changed)
+            raise InputError(
+                f"{self.out} was begun with another config ({told}): set it back to continue, or choose another folder"
+            )
+        return newest
+
+    def _open(self, resume: bool) -> None:
+        if not self.is_main:
+            return
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "config.json").write_text(json.dumps(self.full_config, indent=1) + "\n")
+            forget_lines_after(self.out / "metrics.jsonl", self._resumed_from.step if self._resumed_from else 0)
+        except OSError as error:
+            raise InputError(
+                f"{self.out} cannot be written ({error.strerror}), expected a folder for the run: choose another one"
+            ) from error
+        if resume and self._resumed_from is None:
+            self.say(f"{self.out} holds no checkpoint yet: starting at step 0")
+
+    def _init_trackers(self) -> None:
+        if self.is_main and self.accelerator.log_with:
+            options = {"tensorboard": {"purge_step": self.step + 1 if self.step else None}}
+            self.accelerator.init_trackers("tensorboard", init_kwargs=options)
+
+    def _agreed_signal(self) -> int:
+        """The signal that any process received: all of them must stop after the same step."""
+        mine = self._stop.number
+        if self.world == 1:
+            return mine
+        return int(self.accelerator.gather(torch.tensor([mine], device=self.device)).max())
+
+
+def _installed(tracker: str) -> bool:
+    # TensorBoard is on unless switched off, so it may be missing; a tracker asked for by name may not.
+    return tracker != "tensorboard" or find_spec("tensorboard") is not None

@@ -1,0 +1,96 @@
+"""The checkpoints of a training run on disk: written whole or not at all, newest found, old ones pruned.
+
+A checkpoint is a folder `step-00001000` with `state.pt` (tensors and plain containers) and `run.json`. It is written
+under another name, flushed to the disk and then renamed, so whatever carries the name `step-...` is complete, and the
+newest is the one with the highest number: no pointer file can be half-written or point astray.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import InputError
+
+NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One complete checkpoint: the number of finished steps, and its folder."""
+
+    step: int
+    path: Path
+
+    def about(self) -> dict[str, Any]:
+        """What was recorded beside the state: config, processes, pictures seen."""
+        return json.loads((self.path / "run.json").read_text())
+
+    def state(self) -> dict[str, Any]:
+        """The state on the CPU. Raises InputError if the file cannot be read."""
+        try:
+            return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise InputError(
+                f"checkpoint {self.path} cannot be read ({type(error).__name__}: {_first_line(error)}); expected what "
+                "a training run wrote: remove this folder to continue from the one before"
+            ) from error
+
+
+def snapshots(folder: Path) -> list[Snapshot]:
+    """Every complete checkpoint, oldest first; none if the folder is missing."""
+    if not folder.is_dir():
+        return []
+    found = [(NAME.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
+    return sorted((Snapshot(int(match[1]), path) for match, path in found if match), key=lambda snapshot: snapshot.step)
+
+
+def write(folder: Path, step: int, state: Mapping[str, Any], about: Mapping[str, Any], keep: int) -> Snapshot:
+    """Writes one checkpoint and removes all but the newest `keep`.
+
+    Raises InputError if the disk refuses (full, read-only); the checkpoints that were there stay.
+    """
+    final = folder / f"step-{step:08d}"
+    unfinished = folder / f".unfinished-{step:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".unfinished-*"):
+            shutil.rmtree(leftover)
+        unfinished.mkdir()
+        torch.save(dict(state), unfinished / "state.pt")
+        (unfinished / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+        for path in (*unfinished.iterdir(), unfinished):
+            _flush(path)
+        if final.exists():  # left by a run that was asked to start anew at this step
+            shutil.rmtree(final)
+        unfinished.rename(final)
+        _flush(folder)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        shutil.rmtree(unfinished, ignore_errors=True)
+        kept = snapshots(folder)
+        last = f"the last good one is {kept[-1].path}" if kept else "there is none before it"
+        raise InputError(
+            f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}), {last}: make room "
+            "or permit writing, then continue with --resume"
+        ) from error
+    for old in snapshots(folder)[:-keep]:
+        shutil.rmtree(old.path, ignore_errors=True)
+    return Snapshot(step, final)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
