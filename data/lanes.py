@@ -61,7 +61,7 @@ class Chunk(NamedTuple):
     faults: list[Fault]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class Ref:
     """One position of the order; its group is absent while it was only counted."""
 
@@ -93,30 +93,34 @@ class Lane:
         self.lane = lane
         self.faults: list[Fault] = []
         self.counts: dict[int, int] = {}
-        self._seekable: dict[int, bool] = {}
         self._promised: dict[str, dict[str, int]] = {}
-        self._counted_only: dict[int, list[Ref]] = {}
+        self._counted_only: dict[int, dict[int, Ref]] = {}
         self._skip = 0
 
     def chunks(self, batch_size: int, start: int = 0) -> Iterator[Chunk]:
         """Endless chunks of exactly `batch_size`, from the lane's chunk number `start` on."""
         refs = self._refs(start * batch_size)
-        ahead: deque[tuple[Ref, Sample | None]] = deque()
+        ahead: deque[Sample | None] = deque()
         while True:
-            while len(ahead) < batch_size or ahead[-1][1] is None:
+            bad_since: int | None = None  # the epoch in which the present run of unusable samples began
+            while len(ahead) < batch_size or ahead[-1] is None:
                 ref = next(refs)
-                ahead.append((ref, self._decode(ref)))
-                if ahead[-1][1] is None:
-                    self._stop_if_hopeless(ahead)
-            after = next(sample for _, sample in reversed(ahead) if sample is not None)
-            filled: list[Sample] = []
-            for _, sample in reversed(list(islice(ahead, len(ahead)))):
-                after = sample if sample is not None else after
-                filled.append(after)
-            filled.reverse()
+                sample = self._decode(ref)
+                ahead.append(sample)
+                if sample is not None:
+                    bad_since = None
+                elif bad_since is None:
+                    bad_since = ref.epoch
+                elif ref.epoch >= bad_since + 2:
+                    self._stop_if_nothing_usable()
+                    bad_since = ref.epoch
+            samples: list[Sample] = []
+            for sample in reversed(ahead):
+                samples.append(samples[-1] if sample is None else sample)
+            samples.reverse()
             for _ in range(batch_size):
                 ahead.popleft()
-            yield pack_chunk(filled[:batch_size], self._take_faults(), self.settings.size)
+            yield pack_chunk(samples[:batch_size], self._take_faults(), self.settings.size)
 
     def once(self, batch_size: int, worker: int, workers: int) -> Iterator[Chunk]:
         """Every sample of the lane once, in shard order; of each `workers` chunks the one that falls to `worker`.
@@ -157,7 +161,7 @@ class Lane:
                 if self._skip:
                     self._skip -= 1
                     if ref.group is None:
-                        self._counted_only[ref.shard].remove(ref)
+                        del self._counted_only[ref.shard][ref.place]
                 else:
                     yield ref
             if not met:
@@ -167,9 +171,10 @@ class Lane:
         for part in parts:
             number = self._count(part.shard) if self._skip else None
             if number is not None and part.length(number) <= self._skip:
-                refs = [Ref(epoch, part.shard, place, None) for place in range(part.first, number, part.step)]
-                self._counted_only[part.shard] = refs
-                yield from list(refs)
+                places = range(part.first, number, part.step)
+                refs = {place: Ref(epoch, part.shard, place, None) for place in places}
+                self._counted_only[part.shard] = dict(refs)
+                yield from refs.values()
                 continue
             for place, group in self._read(part.shard):
                 if place % part.step == part.first:
@@ -177,9 +182,7 @@ class Lane:
 
     def _read(self, shard: int) -> Iterator[tuple[int, Group]]:
         name = self.settings.shards[shard]
-        if shard not in self._seekable:
-            self._seekable[shard] = is_seekable(name)
-        reader = index_shard if self._seekable[shard] else read_shard
+        reader = index_shard if is_seekable(name) else read_shard
         place = -1
         for place, group in enumerate(reader(name, self.faults)):
             yield place, group
@@ -237,15 +240,10 @@ class Lane:
             return None
 
     def _read_counted(self, shard: int) -> None:
-        wanted = {ref.place: ref for ref in self._counted_only.pop(shard)}
+        wanted = self._counted_only.pop(shard)
         for place, group in self._read(shard):
             if place in wanted:
                 wanted[place].group = group
-
-    def _stop_if_hopeless(self, ahead: Sequence[tuple[Ref, Sample | None]]) -> None:
-        newest, oldest = ahead[-1][0].epoch, ahead[0][0].epoch
-        if newest >= oldest + 2 and all(sample is None for _, sample in ahead):
-            self._stop_if_nothing_usable()
 
     def _stop_if_nothing_usable(self) -> None:
         for name in self.settings.shards:

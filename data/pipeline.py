@@ -178,14 +178,11 @@ class Pipeline:
 
     def _streamed_batches(self, start: int) -> Iterator[Batch]:
         for chunk in self._load(_Endless(self._settings(), self.batch_size, self.rank, self.world, start)):
-            self.report.add(chunk.faults)
             yield _to_batch(chunk)
 
     def _pass(self, rank: int, world: int) -> Iterator[Chunk]:
         settings = self._settings()._replace(random_caption=False)
-        for chunk in self._load(_Once(settings, self.batch_size, rank, world, 0)):
-            self.report.add(chunk.faults)
-            yield chunk
+        return self._load(_Once(settings, self.batch_size, rank, world, 0))
 
     def _rebatched(self, chunks: Iterator[Chunk]) -> Iterator[Batch]:
         waiting: Chunk | None = None
@@ -208,18 +205,24 @@ class Pipeline:
     def _load(self, dataset: "_Chunks") -> Iterator[Chunk]:
         workers = self.config.workers
         dataset.workers = max(1, workers)
-        if workers == 0:
-            return iter(dataset)
+        for item in self._loader(dataset, workers) if workers else dataset:
+            if isinstance(item, str):
+                raise InputError(item)
+            self.report.add(item.faults)
+            yield item
+
+    @staticmethod
+    def _loader(dataset: "_Chunks", workers: int) -> "DataLoader[Chunk | str]":
         # Not fork: a training process has threads, and a fork of one may deadlock.
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        loader: DataLoader[Chunk] = DataLoader(
+        return DataLoader(
             dataset,
             batch_size=None,
             num_workers=workers,
             multiprocessing_context=method,
             worker_init_fn=_ignore_interrupt,
+            generator=torch.Generator(),  # its own, or the loader would draw from the one that training uses
         )
-        return iter(loader)
 
 
 def _ignore_interrupt(worker: int) -> None:
@@ -227,8 +230,8 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Chunks(IterableDataset[Chunk]):
-    """What a worker runs; picklable."""
+class _Chunks(IterableDataset["Chunk | str"]):
+    """What a worker runs: picklable, and an InputError crosses to the training process as its one sentence."""
 
     def __init__(self, settings: Settings, batch_size: int, rank: int, world: int, start: int) -> None:
         self.settings = settings
@@ -238,17 +241,22 @@ class _Chunks(IterableDataset[Chunk]):
         self.start = start
         self.workers = 1
 
-    @staticmethod
-    def _worker() -> int:
-        worker = get_worker_info()
-        return 0 if worker is None else worker.id
+    def __iter__(self) -> Iterator[Chunk | str]:
+        info = get_worker_info()
+        try:
+            yield from self.chunks(0 if info is None else info.id)
+        except InputError as error:
+            yield str(error)
+
+    def chunks(self, worker: int) -> Iterator[Chunk]:
+        raise NotImplementedError
 
 
 class _Endless(_Chunks):
     """Batch i of a rank comes from its worker i % workers; the loader asks its workers in turn, from 0 on."""
 
-    def __iter__(self) -> Iterator[Chunk]:
-        number, turn = divmod(self.start + self._worker(), self.workers)
+    def chunks(self, worker: int) -> Iterator[Chunk]:
+        number, turn = divmod(self.start + worker, self.workers)
         lane = Lane(self.settings, self.world * self.workers, self.rank * self.workers + turn)
         return lane.chunks(self.batch_size, number)
 
@@ -256,8 +264,8 @@ class _Endless(_Chunks):
 class _Once(_Chunks):
     """All workers of a rank walk the same order and decode in turn."""
 
-    def __iter__(self) -> Iterator[Chunk]:
-        return Lane(self.settings, self.world, self.rank).once(self.batch_size, self._worker(), self.workers)
+    def chunks(self, worker: int) -> Iterator[Chunk]:
+        return Lane(self.settings, self.world, self.rank).once(self.batch_size, worker, self.workers)
 
 
 def _to_batch(chunk: Chunk) -> Batch:

@@ -7,6 +7,7 @@ tarfile ends quietly where a tar is cut or damaged between members; here that is
 import glob
 import json
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from webdataset.tariterators import base_plus_ext
 from data.errors import InputError
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff")
+SHARD_NAME = re.compile(r"[^.].*\.(tar|tgz|tar\.(gz|bz2|xz))", re.IGNORECASE)
 Reason = Literal[
     "cannot be opened",
     "truncated or damaged tar",
@@ -32,6 +34,7 @@ Reason = Literal[
     "empty caption",
     "broken json",
     "index mismatch",
+    "duplicate picture",
 ]
 
 
@@ -76,15 +79,16 @@ def list_shards(specs: Sequence[str]) -> list[str]:
     """Expands directories, globs, brace ranges, URLs and text files of such specs into a list of shards.
 
     A directory stands for its `*.tar*` files in order of name; a text file holds one spec per line, `#` begins a
-    comment, and relative paths in it start from its folder. Order is kept and repeats are dropped. Raises InputError if
-    a spec matches nothing.
+    comment, and relative paths in it start from its folder. Order is kept and repeats are dropped. Files of a range or
+    list that are not there stay in the result, so that they are missed and counted. Raises InputError for a spec of
+    which nothing is there.
     """
     if isinstance(specs, str):
         specs = (specs,)
     shards: dict[str, None] = {}
     for spec in specs:
         found = _expand(spec, depth=0)
-        if not found:
+        if not any(is_url(shard) or os.path.isfile(shard) for shard in found):
             raise InputError(f"No shards at {spec!r}; give a folder, glob, brace range, URL or list of .tar files.")
         shards.update(dict.fromkeys(found))
     if not shards:
@@ -101,23 +105,24 @@ def _expand(spec: str, depth: int) -> list[str]:
         return list(braceexpand.braceexpand(spec))
     path = Path(spec).expanduser()
     if path.is_dir():
-        return [str(shard) for shard in sorted(path.iterdir()) if _names_shard(shard.name) and shard.is_file()]
+        return [str(shard) for shard in sorted(path.iterdir()) if names_shard(shard.name) and shard.is_file()]
     if path.is_file():
-        if _names_shard(path.name):
+        if names_shard(path.name):
             return [str(path)]
         return _expand_list(path, depth)
     found: list[str] = []
     for braceless in braceexpand.braceexpand(str(path)):
-        if Path(braceless).is_file():
-            found.append(braceless)
-        else:
-            found.extend(sorted(match for match in glob.glob(braceless) if _names_shard(match)))
+        if glob.escape(braceless) == braceless or os.path.isfile(braceless):
+            found.extend([braceless] if names_shard(braceless) else [])
+            continue
+        for match in sorted(glob.glob(braceless)):
+            if names_shard(match) or os.path.isdir(match):
+                found.extend(_expand(match, depth))
     return found
 
 
-def _names_shard(name: str) -> bool:
-    base = os.path.basename(name)
-    return not base.startswith(".") and (".tar" in base or base.endswith(".tgz"))
+def names_shard(name: str) -> bool:
+    return SHARD_NAME.fullmatch(os.path.basename(name)) is not None
 
 
 def _expand_list(path: Path, depth: int) -> list[str]:
@@ -129,7 +134,7 @@ def _expand_list(path: Path, depth: int) -> list[str]:
         raise InputError(f"{path} is neither a .tar shard nor a readable text list of shards ({error}).") from error
     found: list[str] = []
     for line in lines:
-        entry = line.split("#", 1)[0].strip() if not line.strip().startswith("pipe:") else line.strip()
+        entry = line.strip() if line.lstrip().startswith("pipe:") else re.split(r"(?:^|\s)#", line)[0].strip()
         if not entry:
             continue
         if not is_url(entry):
@@ -150,7 +155,7 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
-        except tarfile.HeaderError as error:  # type: ignore[attr-defined]
+        except tarfile.HeaderError as error:
             tar.ending = error  # type: ignore[attr-defined]
             raise
 
@@ -164,7 +169,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if member.isreg():
             yield member
     ending = getattr(tar, "ending", None)
-    if not isinstance(ending, tarfile.EOFHeaderError):
+    if not isinstance(ending, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
         raise tarfile.ReadError(f"no end-of-archive mark ({ending})")
 
 

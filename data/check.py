@@ -1,0 +1,154 @@
+"""Looking through shards for everything that would cost a sample, or that should make their owner think."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError
+from data.images import decode
+from data.progress import Progress
+from data.skips import describe
+from data.tars import Fault, Group, Reason, SampleError, captions_of, image_bytes, is_url, list_shards, read_shard
+from data.writing import read_index, sha256
+
+NOTES: tuple[Reason, ...] = ("duplicate picture",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckReport:
+    """Faults cost samples or contradict the index; notes (repeated pictures) do not make the shards bad."""
+
+    shards: int
+    samples: int
+    usable: int
+    bytes: int
+    faults: tuple[Fault, ...]
+    notes: tuple[Fault, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def text(self, names: int = 20) -> str:
+        """A summary, counts by reason, and up to `names` names for each."""
+        lines = [
+            f"{self.shards} shards, {self.samples} samples, {self.usable} usable, {self.bytes / 2**20:.1f} MiB: "
+            + ("no faults" if self.ok else f"{len(self.faults)} faults")
+        ]
+        found = (*self.faults, *self.notes)
+        for reason, number in sorted(Counter(fault.reason for fault in found).items()):
+            lines.append(f"{number} x {reason}{' (a note, not a fault)' if reason in NOTES else ''}")
+            named = [fault for fault in found if fault.reason == reason]
+            lines.extend(f"  {describe(fault)}" for fault in named[:names])
+            if number > names:
+                lines.append(f"  ... and {number - names} more")
+        return "\n".join(lines)
+
+
+def check(shards: str | Path | Sequence[str], *, decode_images: bool = True, progress: bool = False) -> CheckReport:
+    """Reads every shard to the end and reports what is wrong with it, each thing named.
+
+    Truncated tars, unreadable pictures, missing and empty captions, broken JSON, keys that come twice (in the whole
+    set), pictures that come twice, and what disagrees with an index.json beside the shards: sums, sizes, counts,
+    missing and unlisted files. decode_images=False leaves the pictures unread, which is some ten times faster.
+    Raises InputError if `shards` matches nothing.
+    """
+    found = list_shards([str(shards)] if isinstance(shards, str | Path) else list(shards))
+    inspector = _Inspector(decode_images)
+    with Progress(None, unit="samples", title="check", enabled=progress) as bar:
+        for shard in found:
+            before = inspector.samples
+            for group in read_shard(shard, inspector.faults):
+                inspector.look(shard, group)
+                bar.update()
+            inspector.counts[shard] = inspector.samples - before
+    size = _check_indexes(found, inspector)
+    return CheckReport(
+        shards=len(found),
+        samples=inspector.samples,
+        usable=inspector.usable,
+        bytes=size,
+        faults=tuple(inspector.faults),
+        notes=tuple(inspector.notes),
+    )
+
+
+class _Inspector:
+    def __init__(self, decode_images: bool) -> None:
+        self.decode_images = decode_images
+        self.faults: list[Fault] = []
+        self.notes: list[Fault] = []
+        self.counts: dict[str, int] = {}
+        self.samples = 0
+        self.usable = 0
+        self._keys: dict[str, str] = {}
+        self._pictures: dict[bytes, str] = {}
+
+    def look(self, shard: str, group: Group) -> None:
+        self.samples += 1
+        before = len(self.faults)
+        if (first := self._keys.setdefault(group.key, shard)) != shard:
+            self.faults.append(Fault(shard, "duplicate key", group.key, f"also in {first}"))
+            before += 1  # the pipeline still uses both
+        for fault_of in (self._captions, self._picture):
+            try:
+                fault_of(shard, group)
+            except SampleError as error:
+                self.faults.append(Fault(shard, error.reason, group.key, error.detail))
+        self.usable += len(self.faults) == before
+
+    def _captions(self, shard: str, group: Group) -> None:
+        captions_of(group.members)
+
+    def _picture(self, shard: str, group: Group) -> None:
+        _, data = image_bytes(group.members)
+        if self.decode_images:
+            try:
+                picture = decode(data)
+            except InputError as error:
+                raise SampleError("broken picture", str(error)) from error
+            data = repr(picture.size).encode() + picture.tobytes()
+        place = f"{group.key} in {shard}"
+        first = self._pictures.setdefault(hashlib.blake2b(data, digest_size=16).digest(), place)
+        if first != place:
+            self.notes.append(Fault(shard, "duplicate picture", group.key, f"the same as {first}"))
+
+
+def _check_indexes(shards: Sequence[str], inspector: _Inspector) -> int:
+    """Compares local shards with the index beside them, and returns the bytes of all local shards."""
+    total = 0
+    by_folder: dict[Path, dict[str, str]] = {}
+    for shard in shards:
+        path = Path(shard)
+        if not is_url(shard) and path.is_file():
+            total += path.stat().st_size
+            by_folder.setdefault(path.parent, {})[path.name] = shard
+    for folder, files in by_folder.items():
+        try:
+            index = read_index(folder)
+        except InputError as error:
+            inspector.faults.append(Fault(str(folder), "index mismatch", "", str(error)))
+            continue
+        if index is not None:
+            inspector.faults.extend(_compare(folder, index, files, inspector.counts))
+    return total
+
+
+def _compare(
+    folder: Path, index: Mapping[str, Mapping[str, Any]], files: Mapping[str, str], counts: Mapping[str, int]
+) -> Iterator[Fault]:
+    for name, entry in index.items():
+        if name not in files:
+            if not (folder / name).is_file():
+                yield Fault(str(folder / name), "index mismatch", "", "listed in the index but not there")
+            continue
+        shard = files[name]
+        measured = {"bytes": Path(shard).stat().st_size, "samples": counts[shard], "sha256": sha256(shard)}
+        for what, value in measured.items():
+            if value != entry[what]:
+                yield Fault(shard, "index mismatch", what, f"{value}, the index says {entry[what]}")
+    for name in files.keys() - index.keys():
+        yield Fault(files[name], "index mismatch", "", "not listed in the index")

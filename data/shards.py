@@ -1,0 +1,167 @@
+"""Packing captioned pictures into shards, and the door to listing and checking them."""
+
+import json
+import re
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from data.check import CheckReport, check
+from data.errors import InputError
+from data.images import decode, resize
+from data.progress import Progress
+from data.skips import SkipReport
+from data.sources import Entry, Kind, entries, kind_of
+from data.tars import Fault, SampleError, list_shards
+from data.writing import ShardWriter
+
+__all__ = ["CheckReport", "ImageFormat", "PackReport", "check", "list_shards", "pack"]
+
+
+ImageFormat = Literal["keep", "png", "webp", "jpg"]
+EXTENSIONS = {"PNG": "png", "WEBP": "webp", "JPEG": "jpg", "BMP": "bmp", "GIF": "gif", "TIFF": "tif"}
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG"},
+    "webp": {"format": "WEBP", "lossless": True, "method": 4},
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackReport:
+    """What was written where, and what was left out and why."""
+
+    out: Path
+    shards: int
+    samples: int
+    bytes: int
+    skipped: SkipReport
+
+    def text(self) -> str:
+        head = f"{self.samples} samples in {self.shards} shards, {self.bytes / 2**20:.1f} MiB, in {self.out}"
+        return f"{head}\n{self.skipped.text()}"
+
+
+def pack(
+    source: str | Path,
+    out: str | Path,
+    *,
+    kind: Kind | None = None,
+    image_column: str = "image",
+    caption_column: str = "caption",
+    samples_per_shard: int = 1000,
+    max_shard_bytes: int | None = None,
+    shorter_side: int | None = None,
+    image_format: ImageFormat = "keep",
+    prefix: str = "shard",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> PackReport:
+    """Packs a source (see `sources`) into shards of `<key>.<picture>` and `<key>.json`, with an index.
+
+    kind: what the source is; None finds out. shorter_side: reduces larger pictures to this many pixels on their shorter
+    side, aspect kept, nothing cut. image_format: "keep" copies the bytes of pictures that are not reduced; webp is
+    lossless, jpg of quality 95. Unreadable pictures and samples without a caption are left out, counted and named in
+    the report. The same source gives the same bytes. Raises InputError for an unusable source or place, and if nothing
+    at all could be packed.
+    """
+    source = str(source)
+    if shorter_side is not None and shorter_side < 1:
+        raise InputError(f"The shorter side is {shorter_side} pixels; give at least 1.")
+    if image_format != "keep" and image_format not in SAVE_OPTIONS:
+        raise InputError(f"Unknown image format {image_format!r}; choose keep, {', '.join(SAVE_OPTIONS)}.")
+    kind = kind or kind_of(source)
+    skipped, faults = SkipReport(), list[Fault]()
+    keys = _UniqueKeys()
+    stream = entries(source, kind, faults, image_column=image_column, caption_column=caption_column)
+    with (
+        ShardWriter(
+            out, prefix=prefix, per_shard=samples_per_shard, max_bytes=max_shard_bytes, overwrite=overwrite
+        ) as writer,
+        Progress(None, unit="images", title="pack", enabled=progress) as bar,
+    ):
+        for entry in stream:
+            try:
+                members = _members(entry, shorter_side, image_format)
+            except SampleError as error:
+                skipped.add([Fault(source, error.reason, f"{entry.origin}: {entry.name}", error.detail)])
+            else:
+                writer.add(keys(entry.name), members)
+            bar.update()
+        skipped.add(faults)
+        if not writer.samples:
+            first = f" (first: {skipped.named[0].key or source}: {skipped.named[0].reason})" if skipped.named else ""
+            raise InputError(
+                f"{source} holds no picture with a caption{first}; put a .txt of the same name beside each picture, "
+                "or name the columns of the table."
+            )
+    return PackReport(
+        out=Path(out), shards=len(writer.entries), samples=writer.samples, bytes=writer.size, skipped=skipped
+    )
+
+
+def _members(entry: Entry, shorter_side: int | None, image_format: ImageFormat) -> dict[str, bytes]:
+    if entry.problem is not None:
+        raise entry.problem
+    extension, picture = _picture(_bytes(entry), shorter_side, image_format)
+    record = {**entry.record, "caption": entry.captions[0]}
+    if len(entry.captions) > 1:
+        record["captions"] = list(entry.captions)
+    else:
+        record.pop("captions", None)
+    try:
+        text = json.dumps(record, ensure_ascii=False, default=str)
+    except (TypeError, ValueError) as error:
+        raise SampleError("broken json", str(error)) from error
+    return {extension: picture, "json": text.encode(), **entry.extra}
+
+
+def _bytes(entry: Entry) -> bytes:
+    if isinstance(entry.picture, bytes):
+        return entry.picture
+    try:
+        return entry.picture.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise SampleError("no picture", f"{entry.picture}: {error}") from error
+
+
+def _picture(data: bytes, shorter_side: int | None, image_format: ImageFormat) -> tuple[str, bytes]:
+    """Extension and bytes to store. Decodes in any case, so that nothing unreadable enters a shard."""
+    try:
+        picture = decode(data)
+    except InputError as error:
+        raise SampleError("broken picture", str(error)) from error
+    with Image.open(BytesIO(data)) as header:
+        extension = EXTENSIONS.get(header.format or "", "")
+    reduce = shorter_side is not None and min(picture.size) > shorter_side
+    if not reduce and extension and image_format in ("keep", extension):
+        return extension, data
+    if reduce:
+        assert shorter_side is not None
+        scale = shorter_side / min(picture.size)
+        picture = resize(picture, (round(picture.height * scale), round(picture.width * scale)), "squash")
+    wanted = image_format
+    if wanted == "keep":
+        wanted = "jpg" if extension == "jpg" else "webp" if extension == "webp" else "png"
+    target = BytesIO()
+    picture.save(target, **SAVE_OPTIONS[wanted])
+    return wanted, target.getvalue()
+
+
+class _UniqueKeys:
+    """Turns names into keys: no dots (an extension would begin there), nothing a path could trip over, no repeats."""
+
+    def __init__(self) -> None:
+        self._used: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        key = re.sub(r"[^\w+@=,-]+", "_", name.replace("/", "__")).strip("_") or "sample"
+        while True:
+            number = self._used.get(key, 0) + 1
+            self._used[key] = number
+            if number == 1:
+                return key
+            key = f"{key}-{number}"

@@ -1,0 +1,158 @@
+"""Writing shards: the same samples give the same bytes, and a shard or index is there whole or not at all.
+
+`index.json` beside the shards: {"format": 1, "samples", "bytes", "shards": {name: {"samples", "sha256", "bytes"}}}.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from data.errors import InputError
+
+INDEX_NAME = "index.json"
+INDEX_FORMAT = 1
+MEMBER_MODE = 0o644
+
+
+class ShardWriter:
+    """Fills `<prefix>-00000.tar`, `-00001.tar`, ... in `out` and writes the index on leaving without an error.
+
+    A shard is closed when it holds `per_shard` samples, or before its file would pass `max_bytes` (a single larger
+    sample still gets a shard of its own). Raises InputError if `out` cannot be written or is not empty; `overwrite`
+    removes the shards that an index there lists, and nothing else.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        prefix: str = "shard",
+        per_shard: int = 1000,
+        max_bytes: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        if per_shard < 1 or (max_bytes is not None and max_bytes < 1):
+            raise InputError(
+                f"A shard of {per_shard} samples and {max_bytes} bytes cannot hold anything; give 1 or more of each."
+            )
+        if not prefix or "/" in prefix or prefix.startswith("."):
+            raise InputError(f"The prefix {prefix!r} cannot begin a file name; give a plain word such as 'train'.")
+        self.out = Path(out)
+        self.prefix = prefix
+        self.per_shard = per_shard
+        self.max_bytes = max_bytes
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.samples = 0
+        self._tar: tarfile.TarFile | None = None
+        self._partial = self.out / f".{prefix}.part"
+        self._in_shard = 0
+        self._size = 0
+        try:
+            self._make_room(overwrite)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of all finished shards."""
+        return sum(entry["bytes"] for entry in self.entries.values())
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Appends one sample; `members` by extension, written in the given order."""
+        size = sum(512 + -(-len(content) // 512) * 512 for content in members.values())
+        full = self._in_shard >= self.per_shard
+        if self.max_bytes is not None and self._in_shard:
+            full = full or self._size + size + 1024 > self.max_bytes
+        try:
+            if full:
+                self._close_shard()
+            if self._tar is None:
+                self._tar = tarfile.open(self._partial, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+            for extension, content in members.items():
+                header = tarfile.TarInfo(f"{key}.{extension}")
+                header.size = len(content)
+                header.mode = MEMBER_MODE
+                self._tar.addfile(header, io.BytesIO(content))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._in_shard += 1
+        self._size += size
+        self.samples += 1
+
+    def _make_room(self, overwrite: bool) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        present = [path.name for path in self.out.iterdir() if path.name != self._partial.name]
+        if present and not overwrite:
+            raise InputError(
+                f"{self.out} already holds {len(present)} files ({present[0]}, ...); "
+                "give an empty folder, or ask for its shards to be overwritten."
+            )
+        if overwrite:
+            for name in read_index(self.out) or ():
+                (self.out / Path(name).name).unlink(missing_ok=True)
+            (self.out / INDEX_NAME).unlink(missing_ok=True)
+
+    def _close_shard(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar = None
+        name = f"{self.prefix}-{len(self.entries):05d}.tar"
+        self.entries[name] = {
+            "samples": self._in_shard,
+            "sha256": sha256(self._partial),
+            "bytes": self._partial.stat().st_size,
+        }
+        self._partial.replace(self.out / name)
+        self._in_shard = self._size = 0
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"Cannot write shards to {self.out} ({error.strerror or error}); give a folder with room.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is not None:
+                if self._tar is not None:
+                    self._tar.close()
+                self._partial.unlink(missing_ok=True)
+                return
+            self._close_shard()
+            index = {"format": INDEX_FORMAT, "samples": self.samples, "bytes": self.size, "shards": self.entries}
+            partial = self.out / f".{INDEX_NAME}.part"
+            partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            partial.replace(self.out / INDEX_NAME)
+        except OSError as failure:
+            raise self._unwritable(failure) from failure
+
+
+def read_index(folder: str | Path) -> dict[str, dict[str, Any]] | None:
+    """The shards of a folder's index by name, None if it has no index. Raises InputError if the index is unreadable."""
+    path = Path(folder) / INDEX_NAME
+    if not path.is_file():
+        return None
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["format"] != INDEX_FORMAT:
+            raise ValueError(f"format {index['format']}, expected {INDEX_FORMAT}")
+        return {
+            name: {"samples": int(entry["samples"]), "sha256": str(entry["sha256"]), "bytes": int(entry["bytes"])}
+            for name, entry in index["shards"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not an index of shards ({error}); remove it, or pack the shards anew.") from error
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
