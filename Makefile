@@ -1,0 +1,62 @@
+# Two commands do all the set-up on a fresh machine:  make sample PROMPT="a red apple, noto emoji style"   and   make test
+PYTHON ?= python3
+PROMPT ?= a red apple, noto emoji style
+OUT ?= pictures
+# Where PyTorch has its builds without CUDA. For a GPU: make install TORCH_INDEX=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# torch alone and first: asking a second index for every package would be slow, and wrong where names collide.
+TORCH := $(PIP) --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+SOURCES := pyproject.toml constraints.txt
+
+.PHONY: help sample install install-dev test check format clean
+
+help:
+	@echo 'make sample PROMPT="..."   draw a picture (sets everything up first)'
+	@echo 'make test                  run the tests'
+	@echo 'make check                 what CI runs: format, lint, types, tests'
+	@echo 'make install               the package and its dependencies in $(VENV)'
+	@echo 'make format                format and fix the code'
+
+sample: $(VENV)/installed
+	@$(BIN)/star sample "$(PROMPT)" --out "$(OUT)"
+
+install: $(VENV)/installed
+
+install-dev: $(VENV)/installed-dev
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps keep later calls from asking pip again.
+$(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
+	@echo "installing into $(VENV), once (about a minute)"
+	$(TORCH)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(SOURCES) | $(VENV)/bin/python
+	@echo "installing into $(VENV), once (about a minute)"
+	$(TORCH)
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/installed

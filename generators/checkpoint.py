@@ -1,0 +1,262 @@
+"""A model directory: what a trained network is on disk and on the Hugging Face hub.
+
+    config.json          format, family, config, what it says about itself, references with digests, sha256 of its files
+    model*.safetensors   the tensors
+    README.md            the model card
+    <part>/              other model directories it brings along (a tokenizer, a text encoder)
+
+It appears whole or not at all: written beside its place and renamed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data.errors import InputError
+
+FORMAT = 1
+CONFIG, CARD = "config.json", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """Another model that this one needs: a path relative to the directory, or a hub id; and the digest it must have."""
+
+    location: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A model directory that was read: `config.json` is checked at once, tensors when they are asked for."""
+
+    path: Path
+    family: str
+    config: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)  # resolution, conditioning, licence: for people and lists
+    references: dict[str, Reference] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # name: sha256
+    parts: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: str | Path, family: str | None = None) -> "ModelDirectory":
+        """Reads `config.json`. Raises InputError if there is none, it is damaged, or it is of another family."""
+        path = Path(path)
+        try:
+            values = json.loads((path / CONFIG).read_text())
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} is no model directory, it has no {CONFIG}: give a folder that a training or a conversion wrote"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path / CONFIG} cannot be read ({error}): get the model directory again") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else None
+            raise InputError(
+                f"{path / CONFIG} has format {found!r}, expected {FORMAT}: it is of another program or of a newer "
+                "version of this one"
+            )
+        try:
+            directory = cls(
+                path=path,
+                family=values["family"],
+                config=values["config"],
+                about=values.get("about", {}),
+                references={name: Reference(**value) for name, value in values.get("references", {}).items()},
+                files=values["files"],
+                parts=tuple(values.get("parts", ())),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path / CONFIG} is damaged ({error}): get the model directory again") from error
+        if family is not None and directory.family != family:
+            raise InputError(f"{path} holds a {directory.family}, expected a {family}: give another model directory")
+        return directory
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors on the CPU as stored. Raises InputError if a file is missing or differs from its sha256."""
+        found: dict[str, Tensor] = {}
+        for name, expected in self.files.items():
+            file = self.path / name
+            if Path(name).name != name or not file.is_file():
+                raise InputError(f"{self.path} lacks the file {name} named in {CONFIG}: get the model directory again")
+            if (actual := sha256(file)) != expected:
+                raise InputError(
+                    f"{file} has sha256 {actual[:12]}..., {CONFIG} says {expected[:12]}...: it is damaged or was "
+                    "exchanged, get the model directory again"
+                )
+            try:
+                found |= load_file(file)
+            except SafetensorError as error:
+                raise InputError(f"{file} is no safetensors file ({error}): get the model directory again") from error
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the content, see `digest`."""
+        return digest(self.config, self.tensors())
+
+    def resolve(self, name: str) -> str:
+        """Where a referenced model is: a folder if one is there, else the location as it stands (a hub id)."""
+        if name not in self.references:
+            raise InputError(f"{self.path / CONFIG} names no {name}: get the model directory again")
+        location = self.references[name].location
+        folder = Path(os.path.normpath(self.path / location))
+        return str(folder) if folder.is_dir() else location
+
+    def check_reference(self, name: str, digest: str) -> None:
+        """Raises InputError if the model found for a reference is not the one that this model was trained with."""
+        expected = self.references[name].digest
+        if digest != expected:
+            raise InputError(
+                f"{self.path} belongs to a {name} with digest {expected[:12]}..., the one at {self.resolve(name)} has "
+                f"{digest[:12]}...: they were not trained together, give the {name} it was trained with"
+            )
+
+
+def write(
+    path: str | Path,
+    *,
+    family: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    card: str,
+    about: Mapping[str, Any] | None = None,
+    references: Mapping[str, Reference] | None = None,
+    parts: Mapping[str, Callable[[Path], object]] | None = None,
+    dtype: torch.dtype | None = None,
+    shard_size: int = 5 * 10**9,
+) -> ModelDirectory:
+    """Writes a model directory, in place of one that is already there.
+
+    config, about: plain JSON values. card: the text of README.md. parts: functions that write a folder of that name
+    inside. dtype: stores floating tensors in it. shard_size: bytes per file.
+    Raises InputError if the place cannot be written or holds anything that is not a model directory's own.
+    """
+    path = Path(path)
+    _refuse_foreign(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+    try:
+        staging.chmod(0o755)
+        for name, write_part in (parts or {}).items():
+            write_part(staging / name)
+        files = _write_tensors(staging, tensors, dtype, shard_size)
+        values = {
+            "format": FORMAT,
+            "family": family,
+            "config": dict(config),
+            "about": dict(about or {}),
+            "references": {name: asdict(reference) for name, reference in (references or {}).items()},
+            "files": files,
+            "parts": sorted(parts or {}),
+        }
+        (staging / CONFIG).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+        (staging / CARD).write_text(card)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            path.rename(old / path.name)
+            staging.rename(path)
+            shutil.rmtree(old)
+        else:
+            staging.rename(path)
+    except OSError as error:
+        raise InputError(f"{path} could not be written ({error}): make room or choose another folder") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return ModelDirectory.read(path)
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Loads tensors strictly. Raises InputError that names what is missing, unexpected or of another shape."""
+    wanted = module.state_dict()
+    complaints = [
+        ("lacks", sorted(wanted.keys() - tensors.keys())),
+        ("has the unexpected", sorted(tensors.keys() - wanted.keys())),
+        (
+            "has another shape for",
+            [
+                f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
+                for name in sorted(wanted.keys() & tensors.keys())
+                if tensors[name].shape != wanted[name].shape
+            ],
+        ),
+    ]
+    told = "; ".join(f"{complaint} {_shorten(names)}" for complaint, names in complaints if names)
+    if told:
+        raise InputError(
+            f"{where} does not fit a {type(module).__name__}: it {told}; config and weights must belong together"
+        )
+    module.load_state_dict(tensors)
+
+
+def digest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) of what a network computes with: config and tensors, whatever type the values are stored in.
+
+    Floating values count as float32, so a network has the same digest before and after it was written, as long as the
+    stored type holds its values.
+    """
+    total = hashlib.sha256(json.dumps(dict(config), sort_keys=True, ensure_ascii=False).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor.long()
+        total.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_tensors(
+    folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, shard_size: int
+) -> dict[str, str]:
+    stored = {
+        name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else None, copy=True).contiguous()
+        for name, tensor in sorted(tensors.items())
+    }
+    split = split_torch_state_dict_into_shards(
+        stored, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_size
+    )
+    for name, names in split.filename_to_tensors.items():
+        save_file({key: stored[key] for key in names}, folder / name)
+    return {name: sha256(folder / name) for name in sorted(split.filename_to_tensors)}
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.exists():
+        return
+    present = set(os.listdir(path)) if path.is_dir() else {path.name}
+    if present and CONFIG not in present:
+        raise InputError(f"{path} exists and is no model directory: choose another folder, or remove it")
+    if present:
+        old = ModelDirectory.read(path)
+        foreign = present - {CONFIG, CARD, *old.files, *old.parts}
+        if foreign:
+            raise InputError(
+                f"{path} holds {_shorten(sorted(foreign))} beside the model that would be replaced: move it away "
+                "first, or choose another folder"
+            )
+
+
+def _shorten(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

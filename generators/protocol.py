@@ -1,0 +1,102 @@
+"""What every generator is, and how a picture is asked for.
+
+A picture belongs to (model, prompt, seed, options): not to the batch it was made in, nor to its place there. On the CPU
+that holds to the bit; on a GPU kernels differ by batch size, so it holds within a tolerance that the family states.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+
+Conditioning = Literal["text", "class", "none"]
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleOptions:
+    """How to draw; saved with every result. A family uses what applies to it and ignores the rest."""
+
+    guidance: float = 4.0  # classifier-free guidance; 1 is the plain conditional model, 0 the unconditional one
+    top_k: int = 0  # keep the k likeliest codes; 0 keeps all
+    top_p: float = 0.0  # keep the likeliest codes that together reach p; 0 and 1 keep all
+    truncation: float = 1.0  # GANs: 1 draws from the whole distribution, 0 its mean
+    temperature: float = 1.0  # divides the logits
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("guidance", math.isfinite(self.guidance) and self.guidance >= 0, "a number of at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0, where 0 keeps all codes"),
+            ("top_p", 0 <= self.top_p <= 1, "a share from 0 to 1"),
+            ("truncation", 0 <= self.truncation <= 1, "a share from 0 to 1"),
+            ("temperature", math.isfinite(self.temperature) and self.temperature > 0, "a number above 0"),
+        ):
+            if not good:
+                raise InputError(f"{name} is {getattr(self, name)}, expected {expected}: correct it")
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A trained network that draws pictures."""
+
+    @property
+    def conditioning(self) -> Conditioning: ...
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions = SampleOptions()
+    ) -> Tensor:
+        """Draws pixels_B3HW, uint8, one picture for each (prompt, seed); see `check_request` for what is refused."""
+        ...
+
+
+class Family(Generator, Protocol):
+    """What a class needs to be registered: the protocol above, its model directory, and a tiny self for the tests."""
+
+    @classmethod
+    def from_directory(
+        cls, path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> Self:
+        """Reads a model directory strictly; `dtype` None keeps float32 for computing whatever the file stores."""
+        ...
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a model directory that draws the same pictures."""
+        ...
+
+    @classmethod
+    def for_test(cls) -> Self:
+        """A network of fewer than a million parameters with fixed random weights, for the contract suite."""
+        ...
+
+
+def check_request(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuses what no family can draw; every `generate` calls it first.
+
+    Raises InputError if the numbers of prompts and seeds differ, a seed is out of range, or a generator without
+    conditioning is given a prompt (it takes empty ones).
+    """
+    if isinstance(prompts, str):
+        raise InputError("prompts is a single string, expected a sequence of strings: put it into a list")
+    if len(prompts) != len(seeds):
+        raise InputError(f"{len(prompts)} prompts came with {len(seeds)} seeds, expected as many: give each its own")
+    for seed in seeds:
+        if not 0 <= seed <= LARGEST_SEED:
+            raise InputError(f"the seed is {seed}, expected 0 to 2^63 - 1: choose another one")
+    if generator.conditioning == "none":
+        for prompt in prompts:
+            if prompt:
+                raise InputError(
+                    f"the prompt {prompt[:60]!r} was given to a model that draws without one: leave it empty, or "
+                    "choose a model of conditioning text"
+                )

@@ -1,0 +1,196 @@
+"""Every generator by name: families that can read a model directory, and the models known by a name.
+
+    generator = build("star-emoji")             # a name of `entries()`
+    generator = build("runs/mine/model")        # a model directory
+    generator = build("someone/their-model")    # a repository on the Hugging Face hub
+
+Families are given as "module:class" and imported on first use, so this module reaches rooms that it may not import. A
+package of a third party adds one through the entry-point group `star.generators`:
+
+    [project.entry-points."star.generators"]
+    dots = "their_package.dots:DotsGenerator"
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import InputError
+
+if TYPE_CHECKING:  # `star list` needs no torch
+    import torch
+
+    from generators.protocol import Family, Generator
+
+GROUP = "star.generators"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Where the model directory of a name is, and on what terms."""
+
+    location: str  # "package:star/weights/star-emoji", shipped with that package; or a hub id
+    licence: str = ""
+    source: str = ""  # paper or page
+
+    def folder(self) -> Path | None:
+        """The folder of shipped weights, found without importing the package; None if they are not on this machine."""
+        scheme, _, place = self.location.partition(":")
+        if scheme != "package":
+            return None
+        package, _, rest = place.partition("/")
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or ()) if spec else ():
+            if (Path(root) / rest / "config.json").is_file():
+                return Path(root) / rest
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A model known by a name. What is not given here is told by the model directory itself."""
+
+    family: str
+    weights: Weights
+    resolution: tuple[int, int] | None = None  # (H, W)
+    conditioning: str = ""
+
+    def about(self) -> dict[str, Any]:
+        """family, resolution, conditioning, licence, weights: for lists; reads config.json of shipped weights."""
+        folder = self.weights.folder()
+        told: dict[str, Any] = {"resolution": self.resolution, "conditioning": self.conditioning}
+        told["licence"] = self.weights.licence
+        if folder:
+            own = json.loads((folder / "config.json").read_text()).get("about", {})
+            told |= {name: own[name] for name in told if own.get(name)}
+        shipped = self.weights.location.startswith("package:")
+        place = self.weights.location if not shipped else "shipped" if folder else "missing"
+        return {"family": self.family, **told, "weights": place}
+
+
+class Registry:
+    """Families and entries; the module's functions use one that everybody shares."""
+
+    def __init__(self, group: str | None = None) -> None:
+        self._families: dict[str, str] = {}
+        self._entries: dict[str, Entry] = {}
+        self._group = group
+
+    def register_family(self, name: str, target: str) -> None:
+        """`target` is "module:class", see `protocol.Family`. Raises ValueError if the name is taken."""
+        if not re.fullmatch(r"[\w.]+:\w+", target):
+            raise ValueError(f"family {name!r} is given as {target!r}, expected 'module:class'")
+        if name in self._families:
+            raise ValueError(f"family {name!r} is registered already, as {self._families[name]}")
+        self._families[name] = target
+
+    def register(self, name: str, entry: Entry) -> None:
+        """Raises ValueError if the name is taken or its family is unknown."""
+        if name in self._entries:
+            raise ValueError(f"model {name!r} is registered already, as a {self._entries[name].family}")
+        if entry.family not in self._families:
+            raise ValueError(f"model {name!r} is of the family {entry.family!r}, which is not registered")
+        self._entries[name] = entry
+
+    def entries(self) -> dict[str, Entry]:
+        """Models by name, in the order of registration."""
+        return dict(self._entries)
+
+    def families(self) -> tuple[str, ...]:
+        """Names of all families, those of other packages included."""
+        self._discover()
+        return tuple(self._families)
+
+    def family(self, name: str) -> "type[Family]":
+        """The class of a family, imported now."""
+        self._discover()
+        if name not in self._families:
+            raise InputError(
+                f"there is no family {name!r}{near(name, self._families)}; install the package that brings it"
+            )
+        module, _, attribute = self._families[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def locate(self, model: str | Path) -> Path:
+        """The model directory of a name, a folder or a hub id. Raises InputError with near misses if there is none."""
+        if (entry := self._entries.get(str(model))) is not None:
+            if entry.weights.location.startswith("package:"):
+                if (folder := entry.weights.folder()) is None:
+                    raise InputError(
+                        f"the weights of {model} are missing at {entry.weights.location}: install the package anew, or "
+                        "train them as EXPERIMENTS.md tells"
+                    )
+                return folder
+            return _from_hub(entry.weights.location, str(model))
+        if Path(model).is_dir():
+            return Path(model)
+        if isinstance(model, str) and HUB_ID.fullmatch(model):
+            return _from_hub(model, model)
+        raise InputError(
+            f"there is no model {str(model)!r}, expected a name of `star list`, a model directory or a hub id"
+            f"{near(str(model), self._entries)}"
+        )
+
+    def build(
+        self, model: str | Path, device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None
+    ) -> "Generator":
+        """Reads a trained generator; see `locate` for what `model` may be.
+
+        `<family>-test` gives the tiny network with random weights that the contract suite uses. Everything else has
+        weights or raises InputError, never a random network.
+        """
+        name = str(model)
+        if name.endswith("-test") and name.removesuffix("-test") in self.families():
+            return self.family(name.removesuffix("-test")).for_test()
+        from generators.checkpoint import ModelDirectory
+
+        path = self.locate(model)
+        return self.family(ModelDirectory.read(path).family).from_directory(path, device=device, dtype=dtype)
+
+    def _discover(self) -> None:
+        group, self._group = self._group, None
+        for point in importlib.metadata.entry_points(group=group) if group else ():
+            self.register_family(point.name, point.value)
+
+
+def near(name: str, known: "dict[str, Any] | tuple[str, ...]") -> str:
+    """ "; did you mean ...?" with the known names closest to a wrong one, or all of them if none is close."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; known are {', '.join(known)}" if known else ""
+
+
+def _from_hub(hub_id: str, name: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    reachable = True
+    try:
+        HfApi().model_info(hub_id, timeout=10)  # the download itself would try for most of a minute
+    except Exception:  # whatever the reason: what an earlier download left may still do
+        reachable = False
+    try:
+        # Never code, never pickles.
+        wanted = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=not reachable))
+    except Exception as error:
+        raise InputError(
+            f"model {name!r} is neither a name of `star list` nor a folder here, and {hub_id} could not be had from "
+            f"the Hugging Face hub ({type(error).__name__}): check the spelling and the connection"
+        ) from error
+
+
+_shared = Registry(GROUP)
+register_family, register = _shared.register_family, _shared.register
+entries, families, family = _shared.entries, _shared.families, _shared.family
+locate, build = _shared.locate, _shared.build
+
+register_family("star", "star.generator:StarGenerator")
+register("star-emoji", Entry(family="star", weights=Weights(location="package:star/weights/star-emoji")))

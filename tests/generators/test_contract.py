@@ -1,0 +1,77 @@
+"""The contract suite over every family of the registry; a new one gets it for free."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from generators import registry
+from generators.protocol import Family, SampleOptions
+from tests.generators import contract
+from tests.generators.toy import ToyGenerator
+
+Law = Callable[[type[Family]], None]
+LAWS: list[Law] = [
+    contract.conforms,
+    contract.draws_pixels,
+    contract.belongs_to_prompt_and_seed,
+    contract.leaves_the_random_state_alone,
+    contract.follows_seed_and_prompt,
+    contract.refuses_impossible_requests,
+    contract.takes_options,
+]
+
+
+@pytest.fixture(params=["toy", *registry.families()])
+def family(request: pytest.FixtureRequest) -> type[Family]:
+    return ToyGenerator if request.param == "toy" else registry.family(request.param)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_law(family: type[Family], law: Law) -> None:
+    law(family)
+
+
+def test_survives_its_directory(family: type[Family], tmp_path: Path) -> None:
+    contract.survives_its_directory(family, tmp_path)
+
+
+def broken(name: str) -> type[ToyGenerator]:
+    """Toys that each break one law, to show that the suite would notice."""
+
+    class Broken(ToyGenerator):
+        def generate(
+            self, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions = SampleOptions()
+        ) -> Tensor:
+            if name == "asks nothing":
+                return super().generate([""] * len(seeds), seeds=[abs(seed) for seed in seeds])
+            pixels = super().generate(prompts, seeds=seeds)
+            if name == "batch":
+                return pixels.roll(int(len(seeds) == 1), dims=-1)
+            if name == "place":
+                return pixels + torch.arange(len(seeds))[:, None, None, None].to(torch.uint8)
+            if name == "global noise":
+                return (pixels + torch.rand(pixels.shape) * 9).to(torch.uint8)
+            if name == "image":
+                return pixels.float() / 127.5 - 1
+            return pixels[:1].expand_as(pixels).clone()
+
+    return Broken
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        ("batch", contract.belongs_to_prompt_and_seed),
+        ("place", contract.belongs_to_prompt_and_seed),
+        ("global noise", contract.leaves_the_random_state_alone),
+        ("image", contract.draws_pixels),
+        ("first only", contract.follows_seed_and_prompt),
+        ("asks nothing", contract.refuses_impossible_requests),
+    ],
+)
+def test_suite_notices(name: str, law: Law) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        law(broken(name))
