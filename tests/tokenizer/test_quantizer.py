@@ -1,0 +1,153 @@
+"""Laws of the schedule, the pyramid and the codebook.
+
+B batch, E code width, V codebook, h w latent grid, l tokens of one scale, K scales.
+"""
+
+import pytest
+import torch
+
+from tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
+from tokenizer.losses import straight_through
+from tokenizer.quantizer import Quantizer, QuantizerConfig, phi_index
+from tokenizer.scales import ScaleSchedule
+
+RELEASED = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+
+@pytest.fixture
+def quantizer() -> Quantizer:
+    torch.manual_seed(0)
+    quantizer = Quantizer(QuantizerConfig(vocabulary=24, code_width=6, sizes=(1, 2, 3, 5)))
+    torch.nn.init.normal_(quantizer.codebook.weight)
+    return quantizer
+
+
+def latent(batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, 6, 5, 5, generator=torch.Generator().manual_seed(1))
+
+
+def test_released_schedule_has_680_tokens_and_offsets_partition_them() -> None:
+    schedule = ScaleSchedule(RELEASED)
+    assert schedule.length == 680
+    covered = [i for part in schedule.slices for i in range(part.start, part.stop)]
+    assert covered == list(range(680))
+    assert torch.bincount(schedule.level_ids_L()).tolist() == list(schedule.lengths)
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 1), (2, 1)])
+def test_impossible_schedules_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="scale schedule"):
+        ScaleSchedule(sizes)
+
+
+@pytest.mark.parametrize(
+    ("scales", "expected"),
+    [
+        (4, [0, 1, 2, 3]),
+        (5, [0, 1, 2, 2, 3]),
+        (6, [0, 0, 1, 2, 3, 3]),
+        (10, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),
+        (14, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]),
+    ],
+)
+def test_four_shared_phis_are_dealt_as_released(scales: int, expected: list[int]) -> None:
+    assert [phi_index(k, scales, 4) for k in range(scales)] == expected
+    assert [phi_index(k, scales, 0) for k in range(scales)] == list(range(scales))
+    assert {phi_index(k, scales, 1) for k in range(scales)} == {0}
+
+
+def test_the_sum_made_while_encoding_is_the_one_rebuilt_from_codes(quantizer: Quantizer) -> None:
+    pyramid = quantizer.encode(latent())
+    for scales in range(1, 5):
+        assert torch.equal(pyramid.latents[scales - 1], quantizer.decode(pyramid.codes, scales))
+    running = quantizer.empty_latent(3)
+    inputs = []
+    for k, codes in enumerate(pyramid.codes):
+        running, following = quantizer.accumulate(running, codes, k)
+        inputs.append(following)
+    assert torch.equal(running, pyramid.latents[-1])
+    assert inputs[-1] is None
+    assert torch.equal(torch.cat(inputs[:-1], dim=1), quantizer.teacher_input(pyramid.codes))
+
+
+def test_prescribed_codes_are_kept_and_later_scales_repair_them(quantizer: Quantizer) -> None:
+    plain = quantizer.encode(latent())
+    wrong = [(plain.codes[0] + 1) % 24]
+    repaired = quantizer.encode(latent(), wrong)
+    assert torch.equal(repaired.codes[0], wrong[0])
+    assert torch.equal(quantizer.encode(latent(), plain.codes[:2]).latents[-1], plain.latents[-1])
+    kept_on = quantizer.decode([wrong[0], *plain.codes[1:]])
+    error_repaired = (repaired.latents[-1] - latent()).square().mean()
+    assert error_repaired < (kept_on - latent()).square().mean()
+
+
+def test_nearest_agrees_with_brute_force_and_takes_the_lowest_index_on_ties(quantizer: Quantizer) -> None:
+    vectors = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(2))
+    brute = (vectors[:, :, None] - quantizer.codebook.weight).square().sum(-1).argmin(-1)
+    assert torch.equal(quantizer.nearest(vectors), brute)
+    with torch.no_grad():
+        quantizer.codebook.weight[9] = quantizer.codebook.weight[4]
+    assert quantizer.nearest(quantizer.codebook.weight[9].view(1, 1, 6)).item() == 4
+
+
+def test_straight_through_passes_the_gradient_unchanged() -> None:
+    source = latent().requires_grad_()
+    out = straight_through(source, torch.zeros_like(source))
+    weight = torch.randn_like(source)
+    (out * weight).sum().backward()
+    torch.testing.assert_close(out, torch.zeros_like(out), atol=1e-6, rtol=0)
+    assert torch.equal(source.grad, weight)  # type: ignore[arg-type]
+
+
+def test_gradient_reaches_every_phi_and_the_codebook(quantizer: Quantizer) -> None:
+    (quantizer.encode(latent()).latents[-1] - latent()).square().mean().backward()
+    for name, parameter in quantizer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_wrong_shapes_are_refused(quantizer: Quantizer) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        quantizer.encode(torch.zeros(1, 6, 4, 4))
+    with pytest.raises(ValueError, match="scale 1, which holds 4"):
+        quantizer.accumulate(quantizer.empty_latent(1), torch.zeros(1, 3, dtype=torch.int64), 1)
+
+
+def test_ema_codes_become_the_means_of_what_chose_them(quantizer: Quantizer) -> None:
+    trainer = CodebookTrainer(quantizer, CodebookConfig(decay=0.9, balance=1.0, reborn_below=0.0))
+    pyramid = quantizer.encode(latent(8))
+    trainer.update(quantizer, pyramid)  # the first step takes the batch as it is
+    weights = [1 / n for n in quantizer.schedule.lengths]
+    for code in range(24):
+        chosen = [
+            (target[codes == code], weight)
+            for codes, target, weight in zip(pyramid.codes, pyramid.targets, weights, strict=True)
+        ]
+        total = sum(len(vectors) * weight for vectors, weight in chosen)
+        if total > 0:
+            mean = sum(vectors.sum(0) * weight for vectors, weight in chosen) / total
+            torch.testing.assert_close(quantizer.codebook.weight[code], mean)
+
+
+def test_a_collapsed_codebook_comes_back_to_life_at_every_scale() -> None:
+    torch.manual_seed(0)
+    config = QuantizerConfig(vocabulary=64, code_width=6, sizes=(1, 2, 3, 5))
+    alive = {}
+    for reborn_below in (0.0, 0.5):
+        quantizer = Quantizer(config)
+        with torch.no_grad():
+            quantizer.codebook.weight.fill_(5.0)  # all codes in one far place
+        trainer = CodebookTrainer(quantizer, CodebookConfig(decay=0.9, reborn_below=reborn_below, reborn_fraction=0.2))
+        for step in range(60):
+            batch = torch.randn(32, 6, 5, 5, generator=torch.Generator().manual_seed(step))
+            trainer.update(quantizer, quantizer.encode(batch))
+        alive[reborn_below] = usage_from_counts(trainer.hits_KV, threshold=0.01).distinct
+    assert max(alive[0.0]) <= 4
+    assert min(alive[0.5]) >= 16
+
+
+def test_perplexity_of_uniform_use_is_the_number_of_codes() -> None:
+    usage = usage_from_counts(torch.tensor([[5.0, 5, 5, 5, 0], [1, 0, 0, 0, 0]]))
+    assert usage.distinct == [4, 1]
+    assert usage.distinct_overall == 4
+    assert usage.perplexity == pytest.approx([4.0, 1.0])

@@ -1,0 +1,156 @@
+"""How the codebook learns, and what keeps it alive at every scale.
+
+B batch, E code width, V codebook, l tokens of one scale, K scales, k scale index.
+
+Two rules. "gradient" is the published one: the second term of the quantiser's loss pulls codes and phi towards the
+latent (Tian et al. 2024; van den Oord et al. 2017, §3.2). "ema" is ours for training from scratch: each code is the
+running mean of the vectors that chose it (van den Oord et al. 2017, App. A.1), with two changes that address the
+best-known failure of multi-scale tokenizers, coarse scales that use a handful of codes:
+
+- Votes are balanced over scales. Scale k has l_k votes per picture, so the finest grid would outvote the 1x1 grid 64 to
+  one; a vote of scale k weighs l_k ** -balance instead.
+- Dead codes are reborn where diversity is missing: a code that nobody chooses is moved onto a vector of the batch,
+  drawn from a scale chosen uniformly, not from all tokens pooled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tokenizer.quantizer import Pyramid, Quantizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodebookConfig:
+    """rule: "ema" or "gradient". decay: of the running means, per step. balance: 0 counts votes equally, 1 gives every
+    scale the same weight. reborn_below: a code whose running number of votes per step (before balancing) is below this
+    is dead. reborn_fraction: at most this share of the codebook moves in one step."""
+
+    rule: str = "ema"
+    decay: float = 0.99
+    balance: float = 0.5
+    reborn_below: float = 0.5
+    reborn_fraction: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("ema", "gradient"):
+            raise ValueError(f"codebook rule {self.rule!r} given, expected 'ema' or 'gradient'")
+
+
+class CodebookTrainer(nn.Module):
+    """Running statistics of a quantizer's codebook; call `update` after each training step's encode.
+
+    hits_KV: running mean of each code's choices per step and scale; it is also what usage plots show.
+    """
+
+    hits_KV: Tensor
+    votes_V: Tensor
+    sums_VE: Tensor
+    steps: Tensor
+
+    def __init__(self, quantizer: Quantizer, config: CodebookConfig) -> None:
+        super().__init__()
+        V, E = quantizer.codebook.weight.shape
+        self.config = config
+        self.register_buffer("hits_KV", torch.zeros(quantizer.schedule.count, V))
+        self.register_buffer("votes_V", torch.zeros(V))
+        self.register_buffer("sums_VE", torch.zeros(V, E))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, quantizer: Quantizer, pyramid: Pyramid) -> int:
+        """One step of the rule; changes the codebook in place under "ema". Returns how many codes were reborn.
+
+        With several processes the statistics are summed over them, and rank 0 chooses where dead codes go.
+        """
+        V = quantizer.config.vocabulary
+        weights = [length**-self.config.balance for length in quantizer.schedule.lengths]
+        counts_KV = torch.stack([torch.bincount(c.flatten(), minlength=V).float() for c in pyramid.codes])
+        sums_VE = torch.zeros_like(self.sums_VE)
+        for codes_Bl, target_BlE, weight in zip(pyramid.codes, pyramid.targets, weights, strict=True):
+            sums_VE.index_add_(0, codes_Bl.flatten(), target_BlE.flatten(0, 1).float() * weight)
+        votes_V = (counts_KV * counts_KV.new_tensor(weights)[:, None]).sum(0)
+        for statistic in (counts_KV, sums_VE, votes_V):
+            _all_reduce(statistic)
+
+        first = int(self.steps) == 0
+        decay = 0.0 if first else self.config.decay
+        self.steps += 1
+        self.hits_KV.lerp_(counts_KV, 1 - decay)
+        if self.config.rule == "gradient":
+            return 0
+        self.votes_V.lerp_(votes_V, 1 - decay)
+        self.sums_VE.lerp_(sums_VE, 1 - decay)
+        means_VE = self.sums_VE / self.votes_V.clamp_min(1e-6)[:, None]
+        alive_V = self.votes_V > 1e-4
+        book_VE = quantizer.codebook.weight
+        book_VE.copy_(torch.where(alive_V[:, None], means_VE.to(book_VE.dtype), book_VE))
+
+        dead = (self.hits_KV.sum(0) < self.config.reborn_below).nonzero()[:, 0]
+        if not first:
+            dead = dead[torch.randperm(len(dead), device=dead.device)[: max(1, int(self.config.reborn_fraction * V))]]
+        if len(dead):
+            self._rebirth(quantizer, dead, pyramid.targets)
+        return len(dead)
+
+    def _rebirth(self, quantizer: Quantizer, dead: Tensor, targets: Sequence[Tensor]) -> None:
+        """Moves dead codes onto vectors of this batch, the scale of each drawn uniformly."""
+        flat = [target_BlE.flatten(0, 1).float() for target_BlE in targets]
+        scale_of = torch.randint(len(flat), (len(dead),), device=dead.device)
+        new_VE = torch.empty(len(dead), self.sums_VE.shape[1], device=dead.device)
+        for k, vectors in enumerate(flat):
+            chosen = (scale_of == k).nonzero()[:, 0]
+            new_VE[chosen] = vectors[torch.randint(len(vectors), (len(chosen),), device=dead.device)]
+        _broadcast(dead)
+        _broadcast(new_VE)
+        quantizer.codebook.weight[dead] = new_VE.to(quantizer.codebook.weight.dtype)
+        votes = float(self.votes_V.mean())
+        self.votes_V[dead] = votes
+        self.sums_VE[dead] = new_VE * votes
+        self.hits_KV[:, dead] = self.config.reborn_below * 4 / len(flat)  # a grace period before it may die again
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How much of the codebook each scale uses. distinct: codes seen; perplexity: exp of their entropy in nats."""
+
+    distinct: list[int]
+    perplexity: list[float]
+    distinct_overall: int
+    perplexity_overall: float
+    vocabulary: int
+
+
+def usage_from_counts(counts_KV: Tensor, threshold: float = 0.0) -> Usage:
+    """Usage from how often each code was chosen at each scale; a code counts as seen above the threshold."""
+
+    def perplexity(counts_V: Tensor) -> float:
+        p = counts_V.double() / counts_V.sum().clamp_min(1e-12)
+        return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
+
+    total_V = counts_KV.sum(0)
+    return Usage(
+        distinct=[int((row > threshold).sum()) for row in counts_KV],
+        perplexity=[perplexity(row) for row in counts_KV],
+        distinct_overall=int((total_V > threshold).sum()),
+        perplexity_overall=perplexity(total_V),
+        vocabulary=counts_KV.shape[1],
+    )
+
+
+def count_codes(codes: Sequence[Tensor], vocabulary: int) -> Tensor:
+    """float64 (K, V): how often each code occurs at each scale of one batch."""
+    return torch.stack([torch.bincount(c.flatten().cpu(), minlength=vocabulary).double() for c in codes])
+
+
+def _all_reduce(tensor: Tensor) -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(tensor)
+
+
+def _broadcast(tensor: Tensor) -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(tensor, src=0)

@@ -1,0 +1,74 @@
+"""Training presets of the tokenizer, one table; variants by `replace`, so a diff shows what differs."""
+
+from dataclasses import replace
+
+from generators.run import RunConfig
+from tokenizer.autoencoder import AutoencoderConfig
+from tokenizer.codebook import CodebookConfig
+from tokenizer.quantizer import QuantizerConfig
+from tokenizer.tokenizer import TokenizerConfig
+from tokenizer.train import TokenizerTrainConfig
+
+_CPU_NETWORK = TokenizerConfig(
+    autoencoder=AutoencoderConfig(
+        channels=64,
+        multipliers=(1, 2, 4),
+        encoder_blocks=1,
+        decoder_blocks=2,
+        code_width=16,
+        patch=2,
+        norm="layer",
+        level_attention=False,
+    ),
+    quantizer=QuantizerConfig(vocabulary=1024, code_width=16, sizes=(1, 2, 3, 4, 5, 6, 8)),
+)
+
+_EMOJI_CPU = TokenizerTrainConfig(
+    run=RunConfig(steps=5500, batch_size=32, precision="bf16", log_every=50, sample_every=500, checkpoint_every=500),
+    network=_CPU_NETWORK,
+    ema=0.998,
+    cut=0.1,
+)
+
+PRESETS: dict[str, TokenizerTrainConfig] = {
+    # 64 px on 2 CPU cores with bf16 matrix units
+    "emoji-cpu": _EMOJI_CPU,
+    # 128 px on one GPU: 16x16 latents, the released scales
+    "emoji": replace(
+        _EMOJI_CPU,
+        run=replace(
+            _EMOJI_CPU.run, steps=20000, batch_size=128, log_every=50, sample_every=2000, checkpoint_every=2000
+        ),
+        network=TokenizerConfig(
+            autoencoder=AutoencoderConfig(
+                channels=96, multipliers=(1, 2, 2, 4), encoder_blocks=2, decoder_blocks=3, code_width=32
+            ),
+            quantizer=QuantizerConfig(vocabulary=2048, code_width=32, sizes=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)),
+        ),
+        lr=4e-4,
+        warmup=500,
+        ema=0.999,
+    ),
+    # the released tokenizer's shape, for photographs at 256 px
+    "var-256": TokenizerTrainConfig(
+        run=RunConfig(steps=500_000, batch_size=256, precision="bf16"),
+        codebook=CodebookConfig(rule="gradient"),
+        commit_to="all",
+        relative=False,
+        lr=1e-4,
+        adversary_weight=0.5,
+        adversary_start=20_000,
+        ema=0.9999,
+    ),
+    # a few seconds, for tests
+    "test": TokenizerTrainConfig(
+        run=RunConfig(steps=8, batch_size=8, log_every=1, sample_every=4, checkpoint_every=4),
+        network=TokenizerConfig(
+            autoencoder=AutoencoderConfig(
+                channels=16, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, code_width=8, patch=4, norm="layer"
+            ),
+            quantizer=QuantizerConfig(vocabulary=32, code_width=8, sizes=(1, 2, 4)),
+        ),
+        warmup=2,
+    ),
+}

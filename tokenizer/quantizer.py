@@ -1,0 +1,183 @@
+"""Multi-scale residual vector quantisation: a latent becomes K grids of codes, coarse to fine, and back.
+
+B batch, E code width, V codebook, h w latent grid, L tokens of all scales, l of one scale, K scales, k scale index.
+
+Scale k describes what the scales before it left over: the residual is averaged down to that scale's grid, looked up in
+one codebook that all scales share, brought back up, smoothed by a small convolution phi_k and subtracted
+(Tian et al. 2024, §3.2 and Alg. 1-2; "area" on the way down and "bicubic" on the way up, as released).
+How the codebook learns is in `codebook.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizer.scales import ScaleSchedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizerConfig:
+    """Codebook and pyramid; the defaults are the released VAR tokenizer's at 256 px.
+
+    phi_count: 4 convolutions shared by nearby scales (released); 1 for all; 0 for one per scale.
+    phi_ratio: share r of the convolution in phi(u) = (1-r) u + r conv(u).
+    cosine: nearest code by cosine instead of distance (not used by any release).
+    """
+
+    vocabulary: int = 4096
+    code_width: int = 32
+    sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    phi_count: int = 4
+    phi_ratio: float = 0.5
+    cosine: bool = False
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The scales as a schedule."""
+        return ScaleSchedule(self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Pyramid:
+    """What encoding a latent gives, and what training needs of it.
+
+    codes: K tensors (B, l) int64, row-major. latents: K tensors (B, E, h, w), the running sum after each scale.
+    targets: K tensors (B, l, E), the vectors that were looked up.
+    """
+
+    codes: list[Tensor]
+    latents: list[Tensor]
+    targets: list[Tensor]
+
+
+def phi_index(k: int, scale_count: int, phi_count: int) -> int:
+    """Which of phi_count convolutions scale k of scale_count uses.
+
+    The tick nearest to k/(K-1), of equispaced ticks from 1/12 to 11/12 for four convolutions and from 1/(2n) to
+    1-1/(2n) for another count n. Exact ties exist (K = 10: scales 2 and 7); float64 rounding decides them in the
+    released code, so the same expression is evaluated in float64 here.
+    """
+    if phi_count == 0:
+        return k
+    margin = 1 / 3 / phi_count if phi_count == 4 else 1 / 2 / phi_count
+    ticks = np.linspace(margin, 1 - margin, phi_count)
+    return int(np.argmin(np.abs(ticks - k / max(scale_count - 1, 1))))
+
+
+class Quantizer(nn.Module):
+    """Codebook (V, E), the phi convolutions, and the arithmetic of the pyramid, all in float32."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule = config.schedule
+        self.codebook = nn.Embedding(config.vocabulary, config.code_width)
+        count = config.phi_count or self.schedule.count
+        self.phis = nn.ModuleList(nn.Conv2d(config.code_width, config.code_width, 3, padding=1) for _ in range(count))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Codebook: uniform in +-1/V (training reseeds it from data at once); phis: torch's default."""
+        nn.init.uniform_(self.codebook.weight, -1 / self.config.vocabulary, 1 / self.config.vocabulary)
+        for phi in self.phis:
+            phi.reset_parameters()  # type: ignore[operator]
+
+    def encode(self, latent_BEhw: Tensor, codes: Sequence[Tensor | None] = ()) -> Pyramid:
+        """Quantises a latent on the finest grid scale by scale (Alg. 1).
+
+        `codes` may prescribe the codes (B, l) of some scales; later scales then describe what those leave over.
+        Raises ValueError on a latent of another width or grid.
+        """
+        grid = self.schedule.finest
+        if latent_BEhw.shape[1:] != (self.config.code_width, grid, grid):
+            raise ValueError(
+                f"latent of shape {tuple(latent_BEhw.shape)} given, expected "
+                f"(B, {self.config.code_width}, {grid}, {grid}); check the resolution against the scales"
+            )
+        residual = latent_BEhw.float()
+        total = torch.zeros_like(residual)
+        pyramid = Pyramid([], [], [])
+        for k in range(self.schedule.count):
+            target_BlE = self._down(residual, k)
+            given = codes[k] if k < len(codes) else None
+            codes_Bl = self.nearest(target_BlE) if given is None else given
+            step = self.expand(codes_Bl, k)
+            total = total + step
+            residual = residual - step
+            pyramid.codes.append(codes_Bl)
+            pyramid.latents.append(total)
+            pyramid.targets.append(target_BlE)
+        return pyramid
+
+    @torch.no_grad()
+    def nearest(self, vectors_BlE: Tensor) -> Tensor:
+        """int64 (B, l): index of the nearest code; the lowest index wins a tie."""
+        flat = vectors_BlE.flatten(0, -2)
+        book_VE = self.codebook.weight.float()
+        if self.config.cosine:
+            scores = F.normalize(flat, dim=-1) @ F.normalize(book_VE, dim=-1).T
+            return scores.argmax(dim=1).view(vectors_BlE.shape[:-1])
+        # |x|^2 + |e|^2 - 2 x.e, in this order: it decides which of two nearly equal codes wins
+        distance = flat.square().sum(dim=1, keepdim=True) + book_VE.square().sum(dim=1)
+        distance.addmm_(flat, book_VE.T, alpha=-2, beta=1)
+        return distance.argmin(dim=1).view(vectors_BlE.shape[:-1])
+
+    def expand(self, codes_Bl: Tensor, k: int) -> Tensor:
+        """What the codes of scale k add to the latent: look up, bring to the finest grid, smooth. (B, E, h, w)."""
+        return self._smooth(self.codebook(codes_Bl).float(), k)
+
+    def accumulate(self, latent_BEhw: Tensor, codes_Bl: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+        """Adds scale k to the running latent and prepares the input of scale k+1 (Alg. 2).
+
+        latent_BEhw: float32, the sum of the scales before k on the finest grid. codes_Bl: int64 in [0, V), row-major.
+        Returns the new latent and the next scale's input (B, l, E), None after the last. Raises ValueError if l is not
+        the schedule's.
+        """
+        if codes_Bl.shape[1] != self.schedule.lengths[k]:
+            raise ValueError(f"{codes_Bl.shape[1]} codes given for scale {k}, which holds {self.schedule.lengths[k]}")
+        latent_BEhw = latent_BEhw + self.expand(codes_Bl, k)
+        return latent_BEhw, self._down(latent_BEhw, k + 1) if k + 1 < self.schedule.count else None
+
+    def teacher_input(self, codes: Sequence[Tensor]) -> Tensor:
+        """The inputs of scales 1..K-1 given the true codes of the scales before: (B, L - l0, E) float32."""
+        latent_BEhw = self.empty_latent(codes[0].shape[0])
+        inputs = []
+        for k in range(self.schedule.count - 1):
+            latent_BEhw, next_BlE = self.accumulate(latent_BEhw, codes[k], k)
+            inputs.append(next_BlE)
+        if not inputs:
+            return latent_BEhw.new_zeros(codes[0].shape[0], 0, self.config.code_width)
+        return torch.cat([i for i in inputs if i is not None], dim=1)
+
+    def decode(self, codes: Sequence[Tensor], scales: int | None = None) -> Tensor:
+        """The latent (B, E, h, w) that the codes of the first `scales` scales (all by default) describe."""
+        latent_BEhw = self.empty_latent(codes[0].shape[0])
+        for k in range(self.schedule.count if scales is None else scales):
+            latent_BEhw = latent_BEhw + self.expand(codes[k], k)
+        return latent_BEhw
+
+    def empty_latent(self, batch: int) -> Tensor:
+        """Zeros (B, E, h, w): the latent before the first scale."""
+        grid = self.schedule.finest
+        return self.codebook.weight.new_zeros((batch, self.config.code_width, grid, grid), dtype=torch.float32)
+
+    def _down(self, latent_BEhw: Tensor, k: int) -> Tensor:
+        """The latent averaged to the grid of scale k, as vectors (B, l, E)."""
+        size = self.schedule.sizes[k]
+        if size != self.schedule.finest or k != self.schedule.count - 1:
+            latent_BEhw = F.interpolate(latent_BEhw, size=(size, size), mode="area")
+        return latent_BEhw.flatten(2).transpose(1, 2)
+
+    def _smooth(self, vectors_BlE: Tensor, k: int) -> Tensor:
+        """Vectors (B, l, E) of scale k brought to the finest grid and through phi_k: (B, E, h, w)."""
+        B, _, E = vectors_BlE.shape
+        size, grid = self.schedule.sizes[k], self.schedule.finest
+        coarse = vectors_BlE.transpose(1, 2).reshape(B, E, size, size)
+        fine = coarse if k == self.schedule.count - 1 else F.interpolate(coarse, size=(grid, grid), mode="bicubic")
+        phi = self.phis[phi_index(k, self.schedule.count, self.config.phi_count)]
+        ratio = abs(self.config.phi_ratio)
+        return fine * (1 - ratio) + phi(fine) * ratio

@@ -1,0 +1,139 @@
+"""The multi-scale tokenizer: image -> K grids of codes -> image.
+
+B batch, E code width, V codebook, H W pixels, h w latent grid, l tokens of one scale, K scales, 3 RGB.
+
+    tokenizer = MultiScaleTokenizer.from_directory("star/weights/tokenizer-emoji")
+    codes = tokenizer.encode(image_B3HW)          # K tensors (B, l)
+    image_B3HW = tokenizer.decode(codes)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from generators.checkpoint import ModelDirectory, digest, load_into, write
+from generators.config import from_dict, to_dict
+from tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
+from tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
+from tokenizer.scales import ScaleSchedule
+
+FAMILY = "multi-scale-tokenizer"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """Autoencoder and quantizer, which must agree on the code width; quant_conv is the 3x3 convolution on either
+    side of the quantizer that the released weights have."""
+
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quant_conv: bool = True
+
+    def __post_init__(self) -> None:
+        if self.autoencoder.code_width != self.quantizer.code_width:
+            raise ValueError(
+                f"autoencoder.code_width {self.autoencoder.code_width} and quantizer.code_width "
+                f"{self.quantizer.code_width} differ; make them equal"
+            )
+
+    @property
+    def resolution(self) -> int:
+        """Side of the square pictures, in pixels."""
+        return self.quantizer.schedule.finest * self.autoencoder.downsampling
+
+
+class MultiScaleTokenizer(nn.Module):
+    """Encoder, quantizer and decoder (Tian et al. 2024, §3.2). Inputs and outputs are images in [-1, 1]."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.quantizer.code_width
+        self.encoder = Encoder(config.autoencoder)
+        self.quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
+        self.quantizer = Quantizer(config.quantizer)
+        self.post_quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
+        self.decoder = Decoder(config.autoencoder)
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The scales, coarse to fine."""
+        return self.quantizer.schedule
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the size of the codebook."""
+        return self.config.quantizer.vocabulary
+
+    @property
+    def code_width(self) -> int:
+        """E, the width of a code."""
+        return self.config.quantizer.code_width
+
+    @property
+    def resolution(self) -> int:
+        """Side of the square pictures, in pixels."""
+        return self.config.resolution
+
+    def image_to_latent(self, image_B3HW: Tensor) -> Tensor:
+        """The latent before quantisation, float32 (B, E, h, w). Raises ValueError on a picture of another size."""
+        if image_B3HW.shape[1:] != (3, self.resolution, self.resolution):
+            raise ValueError(
+                f"image of shape {tuple(image_B3HW.shape)} given, expected (B, 3, {self.resolution}, "
+                f"{self.resolution}); resize it first"
+            )
+        return self.quant_conv(self.encoder(image_B3HW)).float()
+
+    def latent_to_image(self, latent_BEhw: Tensor, clamp: bool = True) -> Tensor:
+        """Decodes a (partial) sum of scales to an image (B, 3, H, W) float32, clamped to [-1, 1] if asked."""
+        image_B3HW = self.decoder(self.post_quant_conv(latent_BEhw)).float()
+        return image_B3HW.clamp(-1, 1) if clamp else image_B3HW
+
+    @torch.no_grad()
+    def encode(self, image_B3HW: Tensor) -> list[Tensor]:
+        """Codes of every scale: K tensors int64 (B, l), row-major."""
+        return self.pyramid(image_B3HW).codes
+
+    @torch.no_grad()
+    def pyramid(self, image_B3HW: Tensor) -> Pyramid:
+        """Codes, running latents and looked-up vectors of every scale."""
+        return self.quantizer.encode(self.image_to_latent(image_B3HW))
+
+    @torch.no_grad()
+    def decode(self, codes: Sequence[Tensor], scales: int | None = None) -> Tensor:
+        """The image (B, 3, H, W) that the codes of the first `scales` scales (all by default) describe."""
+        return self.latent_to_image(self.quantizer.decode(codes, scales))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of config and weights: what a transformer remembers of the tokenizer it was trained with."""
+        return digest(to_dict(self.config), self.state_dict())
+
+    def save(self, path: str | Path, *, card: str, dtype: torch.dtype | None = None) -> ModelDirectory:
+        """Writes a model directory; dtype torch.bfloat16 halves it."""
+        about = {
+            "resolution": [self.resolution, self.resolution],
+            "parameters": sum(p.numel() for p in self.parameters()),
+        }
+        return write(
+            path,
+            family=FAMILY,
+            config=to_dict(self.config),
+            tensors=self.state_dict(),
+            card=card,
+            about=about,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def from_directory(
+        cls, path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "MultiScaleTokenizer":
+        """Reads a model directory, frozen and in eval mode. Raises InputError if it is damaged or of another family."""
+        directory = ModelDirectory.read(path, family=FAMILY)
+        tokenizer = cls(from_dict(TokenizerConfig, directory.config))
+        load_into(tokenizer, directory.tensors(), path)
+        return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -1,0 +1,294 @@
+"""Training of the multi-scale tokenizer: shards in, a model directory out.
+
+    train(PRESETS["emoji-cpu"], data=["shards/"], out=Path("runs/tokenizer"), resume=False)
+
+One step: encode, quantise (which also moves the codebook, see `codebook.py`), decode, and compare. The adversary, if
+its weight is not 0, starts after `adversary_start` steps, when there is something worth judging
+(Esser et al. 2021, §3.1).
+
+B batch, E code width, H W pixels, h w latent grid, K scales, 3 RGB.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from data.errors import InputError
+from data.pipeline import DataConfig, Pipeline
+from data.splits import held_out_shards, training_shards
+from generators.config import to_dict
+from generators.run import Run, RunConfig
+from generators.schedule import lr_at, set_lr
+from tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
+from tokenizer.losses import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_hinge,
+    generator_hinge,
+    perceptual_distance,
+    quantisation_loss,
+    reconstruction_loss,
+    straight_through,
+)
+from tokenizer.measure import TokenizerScores, cuts_sheet, measure
+from tokenizer.plots import plot_usage
+from tokenizer.quantizer import Pyramid
+from tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerTrainConfig:
+    """A whole training of a tokenizer; shards and folder are given beside it."""
+
+    run: RunConfig
+    network: TokenizerConfig = field(default_factory=TokenizerConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    lr: float = 1e-3
+    lr_floor: float = 0.02  # share of lr at the last step
+    warmup: int = 100  # steps
+    weight_decay: float = 1e-4
+    beta2: float = 0.99
+    ema: float = 0.995  # decay of the averaged weights, which are what is kept
+    beta: float = 0.25  # weight of the commitment
+    commit_to: str = "last"  # or "all", as released
+    relative: bool = True  # quantisation loss in units of the latent's mean square
+    reconstruction: float = 4.0  # weight of the reconstruction loss
+    l1: float = 0.25  # weight of the absolute error beside the squared one
+    cut: float = 0.0  # share of steps in which the picture is decoded from a random number of scales only
+    perceptual: str = "none"  # or a folder or hub id of a transformers vision model
+    perceptual_weight: float = 1.0
+    adversary_weight: float = 0.0  # times the adaptive weight
+    adversary_start: int = 0  # steps
+    crop: str = "center"
+    cache: bool = True  # keep the decoded pictures in memory
+    workers: int = 0
+    dtype: str = "bfloat16"  # of the stored weights
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cut < 1:
+            raise ValueError(f"cut is {self.cut}, expected a share of at least 0 and below 1")
+        if self.commit_to not in ("last", "all"):
+            raise ValueError(f"commit_to is {self.commit_to!r}, expected 'last' or 'all'")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is {self.dtype!r}, expected 'float32' or 'bfloat16'")
+
+
+class TokenizerStep(nn.Module):
+    """The differentiable part of a step, in one module so that DDP sees one forward pass."""
+
+    def __init__(self, tokenizer: MultiScaleTokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, image_B3HW: Tensor, scales: int) -> tuple[Tensor, Tensor, Pyramid]:
+        """Returns the unclamped image decoded from the first `scales` scales, the latent, and the pyramid."""
+        latent_BEhw = self.tokenizer.image_to_latent(image_B3HW)
+        with torch.autocast(latent_BEhw.device.type, enabled=False):  # codes are chosen in float32
+            pyramid = self.tokenizer.quantizer.encode(latent_BEhw.detach())
+        through_BEhw = straight_through(latent_BEhw, pyramid.latents[scales - 1])
+        return self.tokenizer.latent_to_image(through_BEhw, clamp=False), latent_BEhw, pyramid
+
+
+def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resume: bool) -> Path:
+    """Trains on the training shards among `data`, measures on those held out, and returns the model's directory.
+
+    Raises InputError for shards without usable pictures, an unusable folder, or a changed config on resume.
+    """
+    network = config.network
+    shards = training_shards(data)
+    run = Run(out, config.run, to_dict(config) | {"shards": [Path(name).name for name in shards]}, resume)
+    pipeline = _pipeline(config, shards, run.micro_batch_size, run.rank, run.world, shuffle=True)
+    held_out = held_out_shards(data)
+
+    tokenizer = MultiScaleTokenizer(network)
+    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    codebook = CodebookTrainer(tokenizer.quantizer, config.codebook).to(run.device)
+    tokenizer.quantizer.codebook.weight.requires_grad_(config.codebook.rule == "gradient")
+    averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True).to(run.device)
+    ema: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
+    step_module = run.prepare(TokenizerStep(tokenizer))
+    learnt = [p for p in tokenizer.parameters() if p.requires_grad]
+    optimizer = _adam(learnt, config)
+    adversary = _Adversary(config, run) if config.adversary_weight > 0 else None
+    perceptual = perceptual_distance(config.perceptual)
+    perceptual = perceptual.to(run.device) if perceptual is not None else None
+    run.track(tokenizer=tokenizer, codebook=codebook, ema=averaged, optimizer=optimizer)
+    if adversary is not None:
+        run.track(discriminator=adversary.network, discriminator_optimizer=adversary.optimizer)
+    run.restore()
+
+    batches = pipeline.batches(start=run.first_batch)
+    for step in run.steps():
+        lr = lr_at(step, peak=config.lr, steps=config.run.steps, warmup=config.warmup, floor=config.lr_floor)
+        set_lr(optimizer, lr)
+        judged = adversary is not None and step >= config.adversary_start
+        scales = _scales(config, network.quantizer.schedule.count, step)
+        fakes: list[tuple[Tensor, Tensor]] = []
+        for _ in run.micro_steps(step_module):
+            batch = next(batches)
+            image_B3HW = batch.image_B3HW.to(run.device).contiguous(memory_format=torch.channels_last)
+            with run.autocast():
+                decoded_B3HW, latent_BEhw, pyramid = step_module(image_B3HW, scales)
+            reborn = codebook.update(tokenizer.quantizer, pyramid)
+            reconstruction = config.reconstruction * reconstruction_loss(decoded_B3HW, image_B3HW, config.l1)
+            quantisation = quantisation_loss(
+                latent_BEhw, pyramid.latents, beta=config.beta, commit_to=config.commit_to, relative=config.relative
+            )
+            values: dict[str, float | Tensor] = {
+                "loss_reconstruction": reconstruction,
+                "loss_quantisation": quantisation,
+            }
+            if perceptual is not None:
+                values["loss_perceptual"] = perceptual(decoded_B3HW, image_B3HW)
+                reconstruction = reconstruction + config.perceptual_weight * values["loss_perceptual"]
+            loss = reconstruction + quantisation
+            if judged and adversary is not None:
+                adversarial, weight = adversary.judge(decoded_B3HW, reconstruction, tokenizer.decoder.last_layer)
+                loss = loss + config.adversary_weight * weight * adversarial
+                values |= {"loss_adversarial": adversarial, "adaptive_weight": weight}
+                fakes.append((image_B3HW, decoded_B3HW.detach()))
+            run.backward(loss)
+            run.log({**values, "loss": loss, "reborn": float(reborn)}, images=len(batch))
+        run.log({"grad_norm": run.clip(learnt), "lr": lr})
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if judged and adversary is not None:
+            run.log(adversary.learn(fakes, lr))
+        averaged.update_parameters(tokenizer)
+        if run.due(step, config.run.log_every):
+            _log_usage(run, codebook, config)
+        if run.sample_due(step) and run.is_main:
+            _show(run, ema, config, held_out or shards, step)
+    if run.is_main:
+        return _finish(run, ema, config, held_out, pipeline)
+    return out / "model"
+
+
+class _Adversary:
+    """A patch discriminator with its optimiser."""
+
+    def __init__(self, config: TokenizerTrainConfig, run: Run) -> None:
+        self.run = run
+        self.network = run.prepare(PatchDiscriminator())
+        self.optimizer = _adam(list(self.network.parameters()), config)
+
+    def judge(self, decoded_B3HW: Tensor, reconstruction: Tensor, last_layer: nn.Parameter) -> tuple[Tensor, Tensor]:
+        """The decoder's hinge loss and its adaptive weight."""
+        self.network.requires_grad_(False)
+        with self.run.autocast():
+            adversarial = generator_hinge(self.network(decoded_B3HW))
+        self.network.requires_grad_(True)
+        return adversarial, adaptive_weight(reconstruction, adversarial, last_layer)
+
+    def learn(self, fakes: Sequence[tuple[Tensor, Tensor]], lr: float) -> dict[str, Tensor]:
+        """One step of the discriminator on real and decoded pictures."""
+        set_lr(self.optimizer, lr)
+        losses = []
+        for real_B3HW, fake_B3HW in fakes:
+            with self.run.autocast():
+                real, fake = self.network(torch.cat([real_B3HW, fake_B3HW])).chunk(2)
+            losses.append(discriminator_hinge(real, fake))
+            self.run.backward(losses[-1])
+        self.run.clip(self.network.parameters())
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss_discriminator": torch.stack(losses).mean().detach()}
+
+
+def _adam(parameters: list[nn.Parameter], config: TokenizerTrainConfig) -> torch.optim.AdamW:
+    """AdamW; matrices and filters decay, biases and norms do not."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+
+
+def _pipeline(
+    config: TokenizerTrainConfig, shards: Sequence[str], batch_size: int, rank: int, world: int, shuffle: bool
+) -> Pipeline:
+    settings = DataConfig(
+        shards=tuple(shards),
+        resolution=config.network.resolution,
+        crop=config.crop,  # type: ignore[arg-type]  # checked by DataConfig
+        shuffle=shuffle,
+        seed=config.run.seed,
+        workers=config.workers,
+        cache=config.cache and shuffle,
+    )
+    return Pipeline(settings, batch_size=batch_size, rank=rank, world=world)
+
+
+def _scales(config: TokenizerTrainConfig, count: int, step: int) -> int:
+    """How many scales this step decodes from; every process draws the same number."""
+    generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + step)
+    if count > 1 and float(torch.rand((), generator=generator)) < config.cut:
+        return int(torch.randint(1, count, (), generator=generator))
+    return count
+
+
+def _log_usage(run: Run, codebook: CodebookTrainer, config: TokenizerTrainConfig) -> None:
+    """Codes in use: those chosen at least once per 100 steps lately."""
+    usage = usage_from_counts(codebook.hits_KV.cpu(), threshold=0.01)
+    run.log(
+        {
+            "usage_distinct": torch.tensor(usage.distinct, dtype=torch.float32),
+            "usage_perplexity": torch.tensor(usage.perplexity),
+            "usage_overall": usage.distinct_overall / usage.vocabulary,
+        }
+    )
+
+
+def _show(
+    run: Run,
+    tokenizer: MultiScaleTokenizer,
+    config: TokenizerTrainConfig,
+    shards: Sequence[str],
+    step: int,
+) -> None:
+    """Writes reconstructions at every cut, and the plot of usage so far."""
+    batch = next(_pipeline(config, shards, 8, 0, 1, shuffle=False).one_pass())
+    tokenizer.eval()
+    with run.autocast():
+        sheet = cuts_sheet(tokenizer, batch.image_B3HW.to(run.device), batch.prompts)
+    tokenizer.train()
+    run.picture("reconstructions", sheet, step)
+    if (run.out / "metrics.jsonl").exists():
+        plot_usage(
+            run.out / "metrics.jsonl", tokenizer.schedule, tokenizer.vocabulary, run.out / "pictures" / "usage.png"
+        )
+
+
+def _finish(
+    run: Run, tokenizer: MultiScaleTokenizer, config: TokenizerTrainConfig, held_out: Sequence[str], pipeline: Pipeline
+) -> Path:
+    """Writes the model directory, measured as it will be used: with the stored precision of its weights."""
+    directory = run.out / "model"
+    dtype = getattr(torch, config.dtype)
+    tokenizer = tokenizer.to(dtype).float().eval()
+    scores: TokenizerScores | None = None
+    if held_out:
+        batches = _pipeline(config, held_out, 64, 0, 1, shuffle=False).one_pass()
+        scores = measure(tokenizer, batches, config.run.precision)
+        run.say(scores.lines())
+        (run.out / "scores.json").write_text(json.dumps(scores.as_dict(), indent=1) + "\n")
+    try:
+        tokenizer.save(directory, card=_card(run, config, scores), dtype=dtype)
+    except OSError as error:
+        raise InputError(f"{directory} cannot be written ({error}); make room or choose another folder") from error
+    run.say(f"{pipeline.report.text()}\nwrote {directory}")
+    return directory
+
+
+def _card(run: Run, config: TokenizerTrainConfig, scores: TokenizerScores | None) -> str:
+    measured = f"On held-out shards:\n\n```\n{scores.lines()}\n```" if scores else "Not measured: no held-out shards."
+    return (
+        f"# A multi-scale tokenizer\n\n{config.network.resolution} px, scales {config.network.quantizer.sizes}, "
+        f"{config.network.quantizer.vocabulary} codes. Trained for {run.step} steps on {run.images} pictures "
+        f"(seed {config.run.seed}).\n\n{measured}\n\nRecipe:\n\n```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
+    )
