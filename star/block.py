@@ -1,0 +1,99 @@
+"""One block of the next-scale transformer: read the tokens, read the words, think, each added to the stream.
+
+B batch, l tokens, L of all keys, C model width.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star.attention import CrossAttention, KeyValueCache, SelfAttention
+from star.rope import Rotation
+
+if TYPE_CHECKING:
+    from star.transformer import TransformerConfig
+
+
+class Mlp(nn.Module):
+    """Linear, tanh-GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x_BlC: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x_BlC), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and MLP, each behind a LayerNorm without parameters and added to the stream."""
+
+    def __init__(self, config: "TransformerConfig", drop_path: float) -> None:
+        super().__init__()
+        self.norm_eps, self.dropout, self.drop_path = config.norm_eps, config.dropout, drop_path
+        self.attention = SelfAttention(config.width, config.heads, qk_norm=config.qk_norm, backend=config.attention)
+        self.cross_attention = (
+            CrossAttention(
+                config.width, config.heads, config.text_width, qk_norm=config.qk_norm, backend=config.attention
+            )
+            if config.cross_attention
+            else None
+        )
+        self.mlp = Mlp(config.width, round(config.width * config.mlp_ratio))
+        self.modulation = nn.Linear(config.width, 6 * config.width) if config.modulation == "adaln" else None
+        self.modulation_offset = (
+            nn.Parameter(torch.empty(1, 1, 6, config.width)) if config.modulation == "shared-adaln" else None
+        )
+
+    def norm(self, x_BlC: Tensor) -> Tensor:
+        """LayerNorm without parameters."""
+        return F.layer_norm(x_BlC, x_BlC.shape[-1:], eps=self.norm_eps)
+
+    def gains(self, condition_BC: Tensor | None, shared_B6C: Tensor | None) -> tuple[Tensor, ...] | None:
+        """gamma1, gamma2, scale1, scale2, shift1, shift2, each (B, 1, C), in the released order; None without AdaLN."""
+        if self.modulation is not None and condition_BC is not None:
+            return self.modulation(F.silu(condition_BC)).unflatten(-1, (6, 1, -1)).unbind(1)
+        if self.modulation_offset is not None and shared_B6C is not None:
+            return (self.modulation_offset[0] + shared_B6C).unsqueeze(2).unbind(1)
+        return None
+
+    def drop(self, branch_BlC: Tensor, *, whole: bool = True) -> Tensor:
+        """Dropout, and with `whole` stochastic depth per sample; nothing outside training."""
+        if not self.training:
+            return branch_BlC
+        if self.dropout:
+            # The same channels for all tokens of a picture: next to no random numbers, and nothing to copy from a
+            # neighbouring token (Gal & Ghahramani 2016).
+            keep = 1.0 - self.dropout
+            mask_B1C = branch_BlC.new_empty(len(branch_BlC), 1, branch_BlC.shape[2]).bernoulli_(keep)
+            branch_BlC = branch_BlC * (mask_B1C / keep)
+        if whole and self.drop_path:
+            keep = 1.0 - self.drop_path
+            branch_BlC = branch_BlC * (branch_BlC.new_empty(len(branch_BlC), 1, 1).bernoulli_(keep) / keep)
+        return branch_BlC
+
+    def forward(
+        self,
+        x_BlC: Tensor,
+        gains: tuple[Tensor, ...] | None,
+        rotation: Rotation | None,
+        mask_lL: Tensor | None,
+        words: tuple[Tensor, Tensor, Tensor, Tensor | None] | None,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        """(B, l, C) -> (B, l, C). words: text keys, values, mask and source rows."""
+        normed = self.norm(x_BlC)
+        if gains is None:
+            x_BlC = x_BlC + self.drop(self.attention(normed, rotation, mask_lL, cache))
+        else:
+            gain1, gain2, scale1, scale2, shift1, shift2 = gains
+            x_BlC = x_BlC + self.drop(gain1 * self.attention(normed * (1 + scale1) + shift1, rotation, mask_lL, cache))
+        if self.cross_attention is not None and words is not None:
+            keys, values, mask, source_B = words
+            read_BlC = self.cross_attention(self.norm(x_BlC), keys, values, mask)
+            x_BlC = x_BlC + self.drop(read_BlC if source_B is None else read_BlC[source_B], whole=False)
+        if gains is None:
+            return x_BlC + self.drop(self.mlp(self.norm(x_BlC)))
+        return x_BlC + self.drop(gain2 * self.mlp(self.norm(x_BlC) * (1 + scale2) + shift2))
