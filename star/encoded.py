@@ -1,0 +1,84 @@
+"""Pictures and captions as the transformer reads them: latents and text features, computed once or batch by batch.
+
+N pictures or captions, B batch, T text tokens, D text width, E code width, h w finest latent grid.
+The tokenizer and the text encoder are frozen, so for a data set that fits into memory each picture's latent and each
+distinct caption's features are computed once and looked up afterwards.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from data.pipeline import Batch
+from data.progress import Progress
+from data.text import TextEncoder, TextFeatures
+from tokenizer.tokenizer import MultiScaleTokenizer
+
+
+class Encoder:
+    """Encodes each batch when it comes: for data that do not fit into memory."""
+
+    def __init__(self, tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder, device: torch.device) -> None:
+        self.tokenizer, self.text_encoder, self.device = tokenizer, text_encoder, device
+        self.null_text = text_encoder.encode([""]).to(device)
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        """latent_BEhw, float32, before quantisation."""
+        return self.tokenizer.image_to_latent(batch.image_B3HW.to(self.device))
+
+    def text(self, prompts: Sequence[str]) -> TextFeatures:
+        """The features of prompts; an empty one is the null condition."""
+        return self.text_encoder.encode(prompts, chunk=64).to(self.device, torch.float32)
+
+
+class EncodedSet(Encoder):
+    """Everything encoded beforehand, looked up by key and by caption; what is not found is an error."""
+
+    def __init__(
+        self,
+        tokenizer: MultiScaleTokenizer,
+        text_encoder: TextEncoder,
+        device: torch.device,
+        batches: Iterable[Batch],
+        *,
+        text_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """batches: every picture once, with all its captions."""
+        super().__init__(tokenizer, text_encoder, device)
+        self.row_of_key: dict[str, int] = {}
+        captions: dict[str, int] = {"": 0}
+        latents = []
+        with Progress(None, unit="images", title="latents") as progress:
+            for batch in batches:
+                latents.append(super().latents(batch).cpu())
+                for key, several in zip(batch.keys, batch.captions, strict=True):
+                    if key in self.row_of_key:
+                        raise InputError(
+                            f"two samples of the shards have the key '{key}', expected it once: list each shard once, "
+                            "or pack the pictures anew"
+                        )
+                    self.row_of_key[key] = len(self.row_of_key)
+                    for caption in several:
+                        captions.setdefault(caption, len(captions))
+                progress.update(len(batch))
+        self.latent_NEhw = torch.cat(latents)
+        self.row_of_caption = captions
+        prompts, parts = list(captions), []
+        with Progress(len(prompts), unit="captions", title="text features") as progress:
+            for start in range(0, len(prompts), 256):
+                part = text_encoder.encode(prompts[start : start + 256], chunk=256)
+                parts.append(part.to("cpu", text_dtype))
+                progress.update(len(part))
+        self.text_N = TextFeatures.cat(parts)
+
+    def latents(self, batch: Batch) -> Tensor:
+        """latent_BEhw, float32, before quantisation."""
+        return self.latent_NEhw[torch.tensor([self.row_of_key[key] for key in batch.keys])].to(self.device)
+
+    def text(self, prompts: Sequence[str]) -> TextFeatures:
+        """The features of captions of the set; an empty one is the null condition."""
+        rows = torch.tensor([self.row_of_caption[prompt] for prompt in prompts])
+        return self.text_N[rows].to(self.device, torch.float32)

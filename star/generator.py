@@ -1,0 +1,184 @@
+"""StarGenerator: prompts to pictures, from a model directory.
+
+The directory holds the transformer; the tokenizer and the text encoder are either brought along as parts or referred to
+(several models may share one text encoder). Both are checked by digest: codes or words of another network are noise.
+B pictures, H W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from data.images import image_to_pixels
+from data.text import TextEncoder
+from generators.checkpoint import ModelDirectory, Reference, load_into, write
+from generators.config import from_dict, to_dict
+from generators.protocol import SampleOptions, check_request
+from star.sampler import CrossAttentionMode, draw_codes
+from star.transformer import NextScaleTransformer, TransformerConfig
+from tokenizer.tokenizer import MultiScaleTokenizer
+
+FAMILY = "star"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StarConfig:
+    """What a model directory says about its generator; see sampler.draw_codes for the last two."""
+
+    transformer: TransformerConfig
+    cross_attention: CrossAttentionMode = "per-sample"
+    unguided_last: int = 0
+
+
+class StarGenerator:
+    """Text encoder, next-scale transformer and tokenizer as one generator (generators.protocol.Family)."""
+
+    conditioning: Literal["text"] = "text"
+
+    def __init__(
+        self,
+        transformer: NextScaleTransformer,
+        tokenizer: MultiScaleTokenizer,
+        text_encoder: TextEncoder,
+        *,
+        cross_attention: CrossAttentionMode = "per-sample",
+        unguided_last: int = 0,
+    ) -> None:
+        """cross_attention, unguided_last: see sampler.draw_codes. Raises ValueError where the networks do not fit."""
+        config = transformer.config
+        pairs = (
+            ("scales", config.sizes, tokenizer.schedule.sizes),
+            ("vocabulary", config.vocabulary, tokenizer.vocabulary),
+            ("code width", config.code_width, tokenizer.code_width),
+            ("text width", config.text_width, text_encoder.width),
+        )
+        for name, own, other in pairs:
+            if own != other:
+                raise ValueError(f"the transformer's {name} is {own}, its tokenizer or text encoder has {other}")
+        self.transformer = transformer.eval()
+        self.tokenizer = tokenizer.eval()
+        self.text_encoder = text_encoder
+        self.cross_attention: CrossAttentionMode = cross_attention
+        self.unguided_last = unguided_last
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return (self.tokenizer.resolution, self.tokenizer.resolution)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return self.transformer.head.weight.device
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions = SampleOptions()
+    ) -> Tensor:
+        """pixels_B3HW, uint8. On a CPU a picture is the same to the bit whatever else is asked for beside it.
+
+        An empty prompt draws without condition. On a GPU kernels round by batch size: a code may then differ where its
+        uniform lies within rounding of a boundary.
+        """
+        check_request(self, prompts, seeds)
+        if not prompts:
+            return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
+        dtype = self.transformer.head.weight.dtype
+        text = self.text_encoder.encode(prompts).to(self.device, dtype)
+        null_text = self.text_encoder.encode([""]).to(self.device, dtype)
+        _, latent_BEhw = draw_codes(
+            self.transformer,
+            self.tokenizer.quantizer,
+            text,
+            null_text,
+            seeds=seeds,
+            options=options,
+            cross_attention=self.cross_attention,
+            unguided_last=self.unguided_last,
+        )
+        size = 1 if self.device.type == "cpu" else len(prompts)
+        return torch.cat(
+            [image_to_pixels(self.tokenizer.latent_to_image(part)).cpu() for part in latent_BEhw.split(size)]
+        )
+
+    @classmethod
+    def from_directory(
+        cls, path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> Self:
+        """Reads a model directory with all it refers to; float32 unless `dtype` says otherwise.
+
+        Raises InputError where something is missing, damaged, of another shape, or was not trained together.
+        """
+        directory = ModelDirectory.read(path, FAMILY)
+        tokenizer = MultiScaleTokenizer.from_directory(directory.resolve("tokenizer"), device=device)
+        directory.check_reference("tokenizer", tokenizer.digest)
+        text_encoder = TextEncoder.from_pretrained(directory.resolve("text_encoder"), device=device, dtype=dtype)
+        directory.check_reference("text_encoder", text_encoder.digest)
+        config = from_dict(StarConfig, directory.config)
+        with torch.device("meta"):  # random weights would only be overwritten
+            transformer = NextScaleTransformer(config.transformer)
+        transformer = transformer.to_empty(device="cpu").to(dtype or torch.float32)
+        load_into(transformer, directory.tensors(), path)
+        return cls(
+            transformer.to(device),
+            tokenizer,
+            text_encoder,
+            cross_attention=config.cross_attention,
+            unguided_last=config.unguided_last,
+        )
+
+    def save_pretrained(
+        self,
+        path: str | Path,
+        *,
+        references: Mapping[str, str] | None = None,
+        card: str = "",
+        about: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Writes a model directory that draws the same pictures.
+
+        references: where `tokenizer` or `text_encoder` already lie, relative to the directory or as a hub id; what is
+        not named there is brought along. card: the model card. about: licence and the like. dtype: type of the stored
+        weights; one narrower than that of the network changes the pictures.
+        """
+        places = {"tokenizer": "tokenizer", "text_encoder": "text_encoder"} | dict(references or {})
+        writers = {"tokenizer": self._save_tokenizer, "text_encoder": self._save_text_encoder}
+        digests = {"tokenizer": self.tokenizer.digest, "text_encoder": self.text_encoder.digest}
+        parts = {name: writer for name, writer in writers.items() if not references or name not in references}
+        write(
+            path,
+            family=FAMILY,
+            config=to_dict(
+                StarConfig(
+                    transformer=self.transformer.config,
+                    cross_attention=self.cross_attention,
+                    unguided_last=self.unguided_last,
+                )
+            ),
+            tensors=self.transformer.state_dict(),
+            card=card
+            or f"# A STAR generator\n\nDraws {self.resolution[0]} x {self.resolution[1]} pixels from a prompt.\n",
+            about={"resolution": list(self.resolution), "conditioning": self.conditioning, **(about or {})},
+            references={name: Reference(location=place, digest=digests[name]) for name, place in places.items()},
+            parts=parts,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def for_test(cls) -> Self:
+        """A network of fewer than a million parameters with fixed random weights, for the contract suite."""
+        from star.tiny import tiny_text_encoder, tiny_tokenizer, tiny_transformer
+
+        return cls(tiny_transformer(), tiny_tokenizer(), tiny_text_encoder())
+
+    def _save_tokenizer(self, path: Path) -> None:
+        self.tokenizer.save(path, card="# The tokenizer of the STAR generator in the folder above\n")
+
+    def _save_text_encoder(self, path: Path) -> None:
+        self.text_encoder.tower.save_pretrained(path)
+        self.text_encoder.tokenizer.save_pretrained(path)

@@ -1,0 +1,96 @@
+"""What the transformer is taught: inputs and targets of all scales, from a picture's latent.
+
+B batch, L tokens of all scales, l of one scale, E code width, V codebook, h w finest latent grid, k scale index.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizer.quantizer import Quantizer
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """teacher_input_BlE: (B, L - l_0, E) float32. codes_BL: the right answers, int64."""
+
+    teacher_input_BlE: Tensor
+    codes_BL: Tensor
+
+
+@torch.no_grad()
+def make_lesson(quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0, neighbours: int = 0) -> Lesson:
+    """Quantises latents into what teacher forcing needs, if asked for with mistakes to repair.
+
+    noise: each picture draws a rate from U(0, noise), and each of its codes is replaced with that probability before
+    the following scales are computed; their right answers then describe what the mistakes left over, so
+    the network learns to repair what it will get wrong when it draws (Han et al. 2024, "bitwise self-correction").
+    neighbours: a replacement is one of so many codes nearest to the right one; 0 is any code.
+    """
+    schedule = quantizer.schedule
+    count = len(latent_BEhw)
+    if not noise:
+        codes = quantizer.encode(latent_BEhw).codes
+        return Lesson(quantizer.teacher_input(codes), torch.cat(codes, dim=1))
+    rate_B1 = torch.rand(count, 1, device=latent_BEhw.device) * noise
+    total_BEhw = quantizer.empty_latent(count)
+    inputs, answers = [], []
+    for k, (size, length) in enumerate(zip(schedule.sizes, schedule.lengths, strict=True)):
+        rest_BEhw = latent_BEhw - total_BEhw
+        if k < schedule.count - 1:
+            rest_BEhw = F.interpolate(rest_BEhw, size=(size, size), mode="area")
+        right_Bl = quantizer.nearest(rest_BEhw.flatten(2).transpose(1, 2))
+        answers.append(right_Bl)
+        if k == schedule.count - 1:
+            break
+        wrong_Bl = _replacements(quantizer, right_Bl, neighbours)
+        chosen_Bl = torch.where(torch.rand(count, length, device=latent_BEhw.device) < rate_B1, wrong_Bl, right_Bl)
+        total_BEhw, input_BlE = quantizer.accumulate(total_BEhw, chosen_Bl, k)
+        inputs.append(input_BlE)
+    known = [i for i in inputs if i is not None]
+    empty_BlE = latent_BEhw.new_zeros(count, 0, latent_BEhw.shape[1])
+    return Lesson(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1))
+
+
+def _replacements(quantizer: Quantizer, codes_Bl: Tensor, neighbours: int) -> Tensor:
+    """A wrong code for each: one of its nearest in the codebook, or any."""
+    book_VE = quantizer.codebook.weight.float()
+    if not neighbours:
+        return torch.randint_like(codes_Bl, len(book_VE))
+    # Distances between codes, once for the codebook rather than once for every token.
+    distance_VV = torch.cdist(book_VE, book_VE)
+    distance_VV.fill_diagonal_(float("inf"))
+    near_Vn = distance_VV.topk(min(neighbours, len(book_VE) - 1), largest=False).indices
+    return near_Vn[codes_Bl, torch.randint_like(codes_Bl, near_Vn.shape[1])]
+
+
+def token_losses(logits_BLV: Tensor, codes_BL: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of every token in nats, float32 (B, L)."""
+    flat = F.cross_entropy(
+        logits_BLV.flatten(0, 1).float(), codes_BL.flatten(), reduction="none", label_smoothing=label_smoothing
+    )
+    return flat.view(codes_BL.shape)
+
+
+def scale_weights(lengths: tuple[int, ...], power: float) -> Tensor:
+    """Weight of each token (L,), summing to 1: a scale of l tokens counts as l ** power.
+
+    1 weighs all tokens alike (released); 0 all scales alike, so that the coarse ones are not drowned by the finest.
+    """
+    total = sum(length**power for length in lengths)
+    return torch.cat([torch.full((length,), length ** (power - 1) / total) for length in lengths])
+
+
+def unigram_nats(train_BL: Tensor, held_BL: Tensor, lengths: tuple[int, ...], vocabulary: int) -> Tensor:
+    """Nats per token (K,) that knowing only each scale's code frequencies would cost on held-out pictures.
+
+    Cross-entropy of held-out codes under the training codes' frequencies, with one count added for every code.
+    """
+    nats = []
+    for train_Bl, held_Bl in zip(train_BL.split(lengths, dim=1), held_BL.split(lengths, dim=1), strict=True):
+        counts_V = torch.bincount(train_Bl.flatten().long(), minlength=vocabulary).double() + 1
+        log_share_V = counts_V.log() - counts_V.sum().log()
+        nats.append(-log_share_V[held_Bl.flatten().long()].mean())
+    return torch.stack(nats).float()

@@ -1,0 +1,337 @@
+"""Training of the next-scale transformer: shards to latents and text, lessons under the scale-causal mask, a run.
+
+B batch, L tokens of all scales, K number of scales, k scale index, V codebook, E code width, h w finest latent grid.
+
+    star train star --preset emoji-cpu --data SHARDS --out RUN
+
+Read from `train` downwards; the presets are in `presets.py`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from data.errors import InputError
+from data.images import Crop, grid
+from data.pipeline import Batch, DataConfig, Pipeline
+from data.shards import list_shards
+from data.text import TextEncoder
+from generators.config import to_dict
+from generators.protocol import SampleOptions
+from generators.run import Run, RunConfig
+from generators.schedule import lr_at, set_lr
+from star.encoded import EncodedSet, Encoder
+from star.generator import StarGenerator
+from star.teaching import make_lesson, scale_weights, token_losses, unigram_nats
+from star.transformer import NextScaleTransformer, TransformerConfig
+from tokenizer.tokenizer import MultiScaleTokenizer
+
+# Weight decay pulls towards zero what should be: matrices. Not biases, nor what is added or multiplied as it stands.
+UNDECAYED = ("bias", "log_scale", "start_position", "position_embedding", "level_embedding.weight", "modulation_offset")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Everything that decides what a run learns. Scales, codebook and text width come with the frozen networks."""
+
+    run: RunConfig
+    tokenizer: str  # model directory
+    text_encoder: str  # directory or hub id
+    width: int = 512
+    depth: int = 8
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    drop_path: float = 0.0
+    head_float32: bool = True
+    lr: float = 1e-4
+    warmup: int = 100  # steps
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_floor: float = 0.01  # of lr, at the end
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    ema: float = 0.999
+    caption_dropout: float = 0.1  # share of captions replaced by the empty prompt, which guidance needs
+    code_noise: float = 0.0  # see teaching.make_lesson
+    noise_neighbours: int = 0
+    label_smoothing: float = 0.0
+    scale_power: float = 1.0  # see teaching.scale_weights
+    compile: bool = False
+    crop: Crop = "center"
+    precompute: bool = True  # latents and text features once, in memory; False: batch by batch
+    workers: int = 0
+    held_out: float = 0.02  # share of the pictures never trained on, where no validation shards are given
+    validation: tuple[str, ...] = ()  # shards
+    validation_pictures: int = 1024  # at most
+    validate_every: int = 500  # steps
+    sample_prompts: tuple[str, ...] = ()
+    sample_options: SampleOptions = field(default_factory=SampleOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "drop_path", "caption_dropout", "code_noise", "label_smoothing", "held_out", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1: correct it")
+        if self.lr <= 0 or self.validate_every < 1:
+            raise InputError(
+                f"lr is {self.lr} and validate_every {self.validate_every}, expected both positive: correct them"
+            )
+
+    def network(self, tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder) -> TransformerConfig:
+        """The transformer that fits the frozen networks."""
+        return TransformerConfig(
+            sizes=tokenizer.schedule.sizes,
+            vocabulary=tokenizer.vocabulary,
+            code_width=tokenizer.code_width,
+            text_width=text_encoder.width,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            attention=self.attention,
+            head_float32=self.head_float32,
+        )
+
+
+def train(config: TrainConfig, *, data: Sequence[str], out: Path, resume: bool = False) -> Path:
+    """Trains on shards and returns the model directory written at the end, `out/model`.
+
+    Raises InputError for anything wrong with data, config or folder; see generators.run for what a run leaves behind.
+    """
+    shards = list_shards(data)
+    tokenizer = MultiScaleTokenizer.from_directory(config.tokenizer)
+    text_encoder = TextEncoder.from_pretrained(config.text_encoder)
+    network = config.network(tokenizer, text_encoder)
+    digests = {"tokenizer": tokenizer.digest, "text_encoder": text_encoder.digest}
+    names = {"shards": [Path(shard).name for shard in shards], "network": to_dict(network), "digests": digests}
+    run = Run(out, config.run, to_dict(config) | names, resume)
+
+    model = NextScaleTransformer(network)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    model, ema = run.prepare(model), ema.to(run.device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(run.unwrap(model), config.weight_decay), lr=config.lr, betas=config.betas, fused=True
+    )
+    run.track(model=model, ema=ema, optimizer=optimizer)
+    run.restore()
+
+    pipeline, encoder, validation = prepare_data(
+        config, shards, tokenizer.to(run.device), text_encoder.to(run.device), run
+    )
+    batches = pipeline.batches(start=run.first_batch)
+    smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
+    generator = StarGenerator(smooth, tokenizer, text_encoder)
+    weights_L = scale_weights(network.schedule.lengths, config.scale_power).to(run.device)
+    forward = torch.compile(model) if config.compile else model
+    model.train()
+    for step in run.steps():
+        lr = lr_at(
+            step,
+            peak=config.lr,
+            steps=config.run.steps,
+            warmup=config.warmup,
+            shape=config.schedule,
+            floor=config.lr_floor,
+        )
+        set_lr(optimizer, lr)
+        for _ in run.micro_steps(model):
+            batch = validation.without_held_out(next(batches))
+            lesson = make_lesson(
+                tokenizer.quantizer, encoder.latents(batch), noise=config.code_noise, neighbours=config.noise_neighbours
+            )
+            text = encoder.text(drop_captions(batch.prompts, config.caption_dropout))
+            with run.autocast():
+                logits_BLV = forward(lesson.teacher_input_BlE, text)
+                loss_BL = token_losses(logits_BLV, lesson.codes_BL, config.label_smoothing)
+            loss = (loss_BL.mean(dim=0) * weights_L).sum()
+            run.backward(loss)
+            run.log({"loss": loss.detach(), "loss_scale": per_scale(loss_BL, network)}, images=len(batch))
+        run.log({"grad_norm": run.clip(model.parameters()), "lr": lr})
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update_parameters(run.unwrap(model))
+        if run.is_main and run.due(step, config.validate_every):
+            losses_K = validation.losses(smooth, run)
+            run.log({"validation_loss": losses_K.mean(), "validation_loss_scale": losses_K})
+            validation.write(out / "validation.json", losses_K, step)
+        if run.is_main and run.sample_due(step) and config.sample_prompts:
+            prompts = config.sample_prompts
+            pixels_B3HW = generator.generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
+            run.picture("samples", grid(pixels_B3HW, columns=8), step)
+    if run.is_main:
+        smooth.eval()
+        generator.save_pretrained(out / "model", card=card(config, run, validation))
+    return out / "model"
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for AdamW: what decays, and what does not (UNDECAYED and everything of one dimension)."""
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        spare = parameter.ndim <= 1 or name.endswith(UNDECAYED)
+        (spared if spare else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+def drop_captions(prompts: Sequence[str], share: float) -> list[str]:
+    """Some prompts emptied at random (torch's global generator, which the run seeds for each step)."""
+    kept = torch.rand(len(prompts)) >= share
+    return [prompt if keep else "" for prompt, keep in zip(prompts, kept.tolist(), strict=True)]
+
+
+def per_scale(loss_BL: Tensor, network: TransformerConfig) -> Tensor:
+    """Mean loss (K,) of each scale, without gradient."""
+    return torch.stack([part.mean() for part in network.schedule.split(loss_BL.detach())])
+
+
+def prepare_data(
+    config: TrainConfig, shards: Sequence[str], tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder, run: Run
+) -> tuple[Pipeline, Encoder, "Validation"]:
+    """The stream of training batches, what encodes them, and what is held out."""
+    settings = DataConfig(
+        shards=tuple(shards),
+        resolution=tokenizer.resolution,
+        crop=config.crop,
+        workers=config.workers,
+        seed=config.run.seed,
+        cache=config.precompute,
+    )
+    pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
+    every = Pipeline(replace(settings, workers=0), batch_size=64)  # every rank needs all of it
+    if config.precompute:
+        encoder: Encoder = EncodedSet(tokenizer, text_encoder, run.device, every.one_pass())
+    else:
+        encoder = Encoder(tokenizer, text_encoder, run.device)
+    if config.validation:
+        source = Pipeline(
+            replace(settings, shards=tuple(list_shards(config.validation)), workers=0, cache=False), batch_size=64
+        )
+        held = Validation(config, encoder, _some(source.one_pass(), config.validation_pictures), skip=False)
+    else:
+        chosen = (_rows(batch, [is_held_out(key, config.held_out) for key in batch.keys]) for batch in every.one_pass())
+        held = Validation(config, encoder, _some(chosen, config.validation_pictures), skip=True)
+    if run.is_main:
+        held.count_codes(encoder, every)
+    return pipeline, encoder, held
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Whether a picture is kept for validation: decided by its key alone, so for ever and on every machine."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < share * 2**32
+
+
+class Validation:
+    """Held-out pictures: what they cost the network, and what they would cost knowing only how frequent codes are."""
+
+    def __init__(self, config: TrainConfig, encoder: Encoder, batches: Iterator[Batch], *, skip: bool) -> None:
+        """skip: the held-out pictures are among the training shards, to be left out there by `without_held_out`."""
+        self.share = config.held_out if skip else 0.0
+        tokenizer, text_encoder = encoder.tokenizer, encoder.text_encoder
+        plain = Encoder(tokenizer, text_encoder, encoder.device)
+        self.lessons, self.texts, self.pictures = [], [], 0
+        for batch in batches:
+            self.lessons.append(make_lesson(tokenizer.quantizer, plain.latents(batch)))
+            self.texts.append(plain.text(batch.prompts))
+            self.pictures += len(batch)
+        self.schedule, self.vocabulary = tokenizer.schedule, tokenizer.vocabulary
+        self.unigram_K = torch.full((self.schedule.count,), float("nan"))
+
+    def without_held_out(self, batch: Batch) -> Batch:
+        """The batch with each held-out picture replaced by another one of it, so that its size stays."""
+        if not self.share:
+            return batch
+        good = [row for row, key in enumerate(batch.keys) if not is_held_out(key, self.share)]
+        if len(good) == len(batch):
+            return batch
+        if not good:
+            raise InputError(
+                f"all {len(batch)} pictures of a batch are held out for validation: lower held_out from {self.share}"
+            )
+        places = [row if row in set(good) else good[row % len(good)] for row in range(len(batch))]
+        return _pick(batch, places)
+
+    @torch.no_grad()
+    def count_codes(self, encoder: Encoder, every: Pipeline, most: int = 20000) -> None:
+        """Counts the codes of up to `most` training pictures and measures the held-out ones against them."""
+        if not self.lessons:
+            return
+        codes, seen = [], 0
+        for batch in every.one_pass():
+            batch = _rows(batch, [not is_held_out(key, self.share) for key in batch.keys])
+            if len(batch):
+                codes.append(make_lesson(encoder.tokenizer.quantizer, encoder.latents(batch)).codes_BL)
+            seen += len(batch)
+            if seen >= most:
+                break
+        held_BL = torch.cat([lesson.codes_BL for lesson in self.lessons])
+        self.unigram_K = unigram_nats(torch.cat(codes), held_BL, self.schedule.lengths, self.vocabulary).cpu()
+
+    @torch.no_grad()
+    def losses(self, network: NextScaleTransformer, run: Run) -> Tensor:
+        """Mean nats per token (K,) of the held-out pictures; nan where there are none."""
+        was_training = network.training
+        network.eval()
+        total_K = torch.zeros(self.schedule.count, device=run.device)
+        for lesson, text in zip(self.lessons, self.texts, strict=True):
+            with run.autocast():
+                loss_BL = token_losses(network(lesson.teacher_input_BlE, text), lesson.codes_BL)
+            total_K += per_scale(loss_BL, network.config) * len(loss_BL)
+        network.train(was_training)
+        return total_K / self.pictures if self.pictures else total_K + float("nan")
+
+    def write(self, path: Path, losses_K: Tensor, step: int) -> None:
+        """Both numbers of every scale, for the model card and the logs."""
+        rows = zip(self.schedule.sizes, losses_K.tolist(), self.unigram_K.tolist(), strict=True)
+        values = [{"size": size, "loss": round(loss, 4), "unigram": round(nats, 4)} for size, loss, nats in rows]
+        path.write_text(json.dumps({"step": step + 1, "pictures": self.pictures, "scales": values}, indent=1) + "\n")
+        self.table = values
+
+
+def _rows(batch: Batch, chosen: Sequence[bool]) -> Batch:
+    return _pick(batch, [row for row, good in enumerate(chosen) if good])
+
+
+def _pick(batch: Batch, places: list[int]) -> Batch:
+    return Batch(
+        image_B3HW=batch.image_B3HW[places],
+        prompts=[batch.prompts[row] for row in places],
+        keys=[batch.keys[row] for row in places],
+        captions=[batch.captions[row] for row in places],
+        info=[batch.info[row] for row in places],
+        epochs=[batch.epochs[row] for row in places],
+    )
+
+
+def _some(batches: Iterator[Batch], most: int) -> Iterator[Batch]:
+    seen = 0
+    for batch in batches:
+        if seen >= most:
+            return
+        batch = _pick(batch, list(range(min(len(batch), most - seen))))
+        seen += len(batch)
+        if len(batch):
+            yield batch
+
+
+def card(config: TrainConfig, run: Run, validation: Validation) -> str:
+    """The model card: how it was made, and its validation losses."""
+    rows = "".join(
+        f"| {row['size']} | {row['loss']} | {row['unigram']} |\n" for row in getattr(validation, "table", [])
+    )
+    return (
+        "# A STAR generator\n\n"
+        f"Trained for {run.config.steps} steps of {run.config.batch_size} pictures.\n\n"
+        f"Nats per token on {validation.pictures} held-out pictures, and what code frequencies alone would cost:\n\n"
+        f"| side | network | frequencies |\n|---|---|---|\n{rows}\n"
+        f"```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
+    )
