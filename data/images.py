@@ -3,6 +3,7 @@
 Shapes: B batch, H W pixels, 3 RGB. `image` is float32 in [-1, 1], `pixels` is uint8 in [0, 255].
 """
 
+import contextlib
 import io
 import os
 import warnings
@@ -12,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -37,9 +38,9 @@ def decode(data: bytes) -> Image.Image:
         ImageOps.exif_transpose(picture, in_place=True)
         return _to_rgb(picture)
     except Exception as error:  # PIL's decoders raise whatever broken bytes provoke
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
         raise InputError(
-            f"These {len(data)} bytes are not a readable picture ({type(error).__name__}: {error}); "
-            "give a whole JPEG, PNG or WebP file."
+            f"These {len(data)} bytes are not a readable picture ({reason}); give a whole JPEG, PNG or WebP file."
         ) from error
 
 
@@ -135,7 +136,8 @@ def save_png(pixels_3HW: Tensor, path: str | Path, text: Mapping[str, str] | Non
         pixels_to_pil(pixels_3HW).save(partial, format="PNG", pnginfo=info)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what matters is why it could not be written
+            partial.unlink()
         raise InputError(f"Cannot write {path} ({error.strerror or error}); give a folder you can write to.") from error
 
 
