@@ -184,12 +184,15 @@ class TextEncoder(nn.Module):
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the stored weights and of the tokenizer's behaviour; the same for every device and wider dtype."""
+        """sha256 of the weights' values and of the tokenizer's behaviour; the same for every device and wider dtype.
+
+        Values count as float32, so a copy written in a wider type than the original is still the same encoder.
+        """
         total = hashlib.sha256()
         for name, value in sorted(self.tower.state_dict().items()):
-            stored = value.to(device="cpu", dtype=self._stored[name]).contiguous()
-            total.update(f"{name} {stored.dtype} {tuple(stored.shape)}\n".encode())
-            total.update(stored.reshape(-1).view(torch.uint8).numpy())
+            plain = value.detach().cpu().to(torch.float32 if value.is_floating_point() else torch.int64).contiguous()
+            total.update(f"{name} {tuple(plain.shape)}\n".encode())
+            total.update(plain.numpy().tobytes())
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         words = "".join(
             token.replace("</w>", " ").replace("▁", " ") for token, _ in vocabulary

@@ -17,6 +17,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from data.errors import InputError
 if TYPE_CHECKING:  # `star list` needs no torch
     import torch
 
-    from generators.protocol import Family, Generator
+    from generators.protocol import Family, Generator, SampleOptions
 
 GROUP = "star.generators"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -146,13 +147,27 @@ class Registry:
         `<family>-test` gives the tiny network with random weights that the contract suite uses. Everything else has
         weights or raises InputError, never a random network.
         """
-        name = str(model)
-        if name.endswith("-test") and name.removesuffix("-test") in self.families():
-            return self.family(name.removesuffix("-test")).for_test()
+        if family := self._test_family(str(model)):
+            return self.family(family).for_test()
         from generators.checkpoint import ModelDirectory
 
         path = self.locate(model)
         return self.family(ModelDirectory.read(path).family).from_directory(path, device=device, dtype=dtype)
+
+    def recommended(self, model: str | Path) -> "SampleOptions":
+        """The options that a model's directory recommends (`about.options`), else the usual ones."""
+        from generators.checkpoint import ModelDirectory
+        from generators.config import from_dict
+        from generators.protocol import SampleOptions
+
+        if self._test_family(str(model)):
+            return SampleOptions()
+        path = self.locate(model)
+        return from_dict(SampleOptions, ModelDirectory.read(path).about.get("options", {}), f"{path} about.options")
+
+    def _test_family(self, model: str) -> str | None:
+        family = model.removesuffix("-test")
+        return family if family != model and family in self.families() else None
 
     def _discover(self) -> None:
         group, self._group = self._group, None
@@ -160,7 +175,7 @@ class Registry:
             self.register_family(point.name, point.value)
 
 
-def near(name: str, known: "dict[str, Any] | tuple[str, ...]") -> str:
+def near(name: str, known: Collection[str]) -> str:
     """ "; did you mean ...?" with the known names closest to a wrong one, or all of them if none is close."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
@@ -190,7 +205,7 @@ def _from_hub(hub_id: str, name: str) -> Path:
 _shared = Registry(GROUP)
 register_family, register = _shared.register_family, _shared.register
 entries, families, family = _shared.entries, _shared.families, _shared.family
-locate, build = _shared.locate, _shared.build
+locate, build, recommended = _shared.locate, _shared.build, _shared.recommended
 
 register_family("star", "star.generator:StarGenerator")
 register("star-emoji", Entry(family="star", weights=Weights(location="package:star/weights/star-emoji")))

@@ -28,7 +28,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,7 +64,7 @@ class RunConfig:
     sample_every: int = 1000  # 0: never
     checkpoint_every: int = 1000
     keep: int = 2  # checkpoints
-    trackers: tuple[str, ...] = ("tensorboard",)  # beside metrics.jsonl; any name that accelerate knows
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)  # beside metrics.jsonl
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
@@ -94,8 +94,7 @@ class Run:
         """
         self.out, self.config = Path(out), config
         self.full_config: dict[str, Any] = json.loads(json.dumps(full_config))  # as it will read from the disk
-        trackers = [name for name in config.trackers if _installed(name)]
-        self.accelerator = Accelerator(log_with=trackers or None, project_dir=self.out)
+        self.accelerator = Accelerator(log_with=_trackers(config.trackers), project_dir=self.out)
         self.device: torch.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
@@ -372,6 +371,11 @@ class Run:
         return int(self.accelerator.gather(torch.tensor([mine], device=self.device)).max())
 
 
-def _installed(tracker: str) -> bool:
-    # TensorBoard is on unless switched off, so it may be missing; a tracker asked for by name may not.
-    return tracker != "tensorboard" or find_spec("tensorboard") is not None
+def _trackers(names: Sequence[str]) -> list[str] | None:
+    """The trackers for accelerate, which skips a missing one in silence; only TensorBoard, on by default, may be."""
+    missing = [name for name in names if find_spec(name) is None]
+    if set(missing) - {"tensorboard"}:
+        raise InputError(
+            f"run.trackers names {', '.join(missing)}, which is not installed: install star-t2i[track], or leave it out"
+        )
+    return [name for name in names if name not in missing] or None

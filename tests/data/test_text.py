@@ -288,6 +288,9 @@ def test_the_digest_knows_weights_and_tokenizer_but_not_the_dtype(tmp_path: Path
     assert rounded.tower.dtype == torch.float32
     assert rounded.digest != digest
     assert rounded.digest == TextEncoder.from_pretrained(tmp_path / "b", dtype=torch.bfloat16).digest
+    rounded.tower.save_pretrained(tmp_path / "c")  # the same values, now stored as float32
+    rounded.tokenizer.save_pretrained(tmp_path / "c")
+    assert TextEncoder.from_pretrained(tmp_path / "c").digest == rounded.digest
 
     fewer = CLIPTokenizer(vocab={token: index for index, token in enumerate(TOKENS)}, merges=MERGES[:2])  # type: ignore[arg-type]
     assert TextEncoder(clip_tower(), fewer).digest != clip_encoder().digest

@@ -254,6 +254,13 @@ def test_indivisible_batch_is_refused(tmp_path: Path) -> None:
         Run(tmp_path, config(accumulate=3), {}, False)
 
 
+def test_missing_tracker_asked_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generators.run.find_spec", lambda name: None)
+    Run(tmp_path, config(trackers=("tensorboard",)), {}, False)
+    with pytest.raises(InputError, match=r"names wandb, which is not installed"):
+        Run(tmp_path, config(trackers=("wandb",)), {}, False)
+
+
 def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

@@ -1,0 +1,160 @@
+"""`star sample`: prompts to PNG files, each with what made it in its metadata, and a grid where there are several."""
+
+import argparse
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from generators.protocol import Generator, SampleOptions
+
+OPTIONS = ("guidance", "top_k", "top_p", "truncation", "temperature")
+LONGEST_NAME = 100  # bytes of a file name that come from the prompt
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "sample",
+        help="draw pictures from prompts",
+        description="Draws each prompt COUNT times, with the seeds SEED, SEED + 1, ..., and prints the paths of the "
+        "pictures, and of a grid of all where there are several. An empty prompt draws without a condition. The same "
+        "prompt, seed, model and options give the same picture.",
+    )
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT")
+    parser.add_argument("--model", default="star-emoji", help="name, folder or hub id (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, help="how closely to follow the prompt; 1 is neutral")
+    parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest codes; 0 keeps all")
+    parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest codes that reach this share")
+    parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 more varied")
+    parser.add_argument("--truncation", type=float, help="of GANs: 1 draws from all, 0 the mean picture")
+    parser.add_argument("--out", default="pictures", metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    parser.set_defaults(work=work)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One picture to draw."""
+
+    prompt: str
+    seed: int
+
+
+def work(args: argparse.Namespace) -> int:
+    _check(args)
+    from data.progress import Progress
+    from generators import registry
+
+    recommended = registry.recommended(args.model)  # before the slow part: a missing model is told at once
+    options = replace(recommended, **{name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None})
+    generator = registry.build(args.model, device=args.device or _device())
+    wishes = _wishes(args.prompts, generator.conditioning, range(args.seed, args.seed + args.count))
+    out = _folder(args.out)
+    paths, pictures = [], []
+    with Progress(len(wishes), unit="pictures", enabled=len(wishes) > args.batch) as progress:
+        for wish, pixels_3HW in draw(generator, wishes, options, args.batch):
+            paths.append(_save(out, wish, pixels_3HW, args.model, options))
+            pictures.append(pixels_3HW)
+            progress.update()
+    if len(pictures) > 1:
+        paths.append(_save_grid(out, pictures, args.count))
+    print("\n".join(str(path) for path in paths))
+    return 0
+
+
+def draw(
+    generator: "Generator", wishes: Sequence[Wish], options: "SampleOptions", batch: int
+) -> "Iterator[tuple[Wish, Tensor]]":
+    """Each wish with its pixels_3HW, drawn `batch` at a time."""
+    for first in range(0, len(wishes), batch):
+        part = wishes[first : first + batch]
+        prompts, seeds = [wish.prompt for wish in part], [wish.seed for wish in part]
+        pixels_B3HW = generator.generate(prompts, seeds=seeds, options=options)
+        yield from zip(part, pixels_B3HW, strict=True)
+
+
+def slug(prompt: str) -> str:
+    """The words of a prompt, in any script, as part of a file name."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFC", prompt).lower())
+    name = "-".join(words).encode()[:LONGEST_NAME].decode(errors="ignore").rstrip("-")
+    return name or ("picture" if prompt.strip() else "unconditional")
+
+
+def free_path(folder: Path, stem: str) -> Path:
+    """A path in the folder at which there is nothing yet: stem.png, stem-2.png, ..."""
+    path, number = folder / f"{stem}.png", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}.png"
+    return path
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("count", "batch"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} is {getattr(args, name)}, expected at least 1: correct it")
+    if args.seed < 0:
+        raise InputError(f"--seed is {args.seed}, expected at least 0: correct it")
+
+
+def _wishes(prompts: Sequence[str], conditioning: str, seeds: range) -> list[Wish]:
+    if not prompts:
+        if conditioning != "none":
+            raise InputError('no prompt was given, expected at least one: put it in quotes, or give "" to draw without')
+        prompts = [""]
+    elif conditioning == "text" and not all(prompt.strip() for prompt in prompts):
+        print("star: an empty prompt draws without a condition", file=sys.stderr)
+    return [Wish(prompt, seed) for prompt in prompts for seed in seeds]
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".star-probe"  # permissions and full disks are found before drawing, not after
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}), expected a folder for pictures: give another --out"
+        ) from error
+    return folder
+
+
+def _save(folder: Path, wish: Wish, pixels_3HW: "Tensor", model: str, options: "SampleOptions") -> Path:
+    from data.images import save_png
+
+    path = free_path(folder, f"{slug(wish.prompt)}-{wish.seed}")
+    made_from: dict[str, Any] = {"prompt": wish.prompt, "seed": wish.seed, "model": model}
+    text = {name: str(value) for name, value in made_from.items()} | {"options": json.dumps(asdict(options))}
+    save_png(pixels_3HW, path, text)
+    return path
+
+
+def _save_grid(folder: Path, pictures: "Sequence[Tensor]", count: int) -> Path:
+    import torch
+
+    from data.images import grid, save_png
+
+    columns = count if count > 1 else round(len(pictures) ** 0.5 + 0.49)  # a row per prompt, else about a square
+    path = free_path(folder, "grid")
+    save_png(grid(torch.stack(list(pictures)), columns), path)
+    return path

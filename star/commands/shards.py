@@ -1,0 +1,92 @@
+"""`star data pack | check | synthetic`: captioned pictures to shards, and what is wrong with shards."""
+
+import argparse
+
+# As data.sources and data.shards have them; not imported from there, since help must be instant.
+KINDS = ("folder", "table", "shards", "mjhq")
+FORMATS = ("keep", "png", "webp", "jpg")
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("data", help="pack pictures into shards, check shards, make synthetic ones")
+    actions = parser.add_subparsers(metavar="ACTION", title="actions", required=True)
+
+    pack = actions.add_parser(
+        "pack",
+        help="a folder, table, webdataset or MJHQ layout to shards",
+        description="Packs captioned pictures into tar shards with an index. SOURCE is a folder of pictures with .txt "
+        "captions beside them, a CSV, JSONL or parquet table, existing shards, or a folder of the MJHQ-30k layout.",
+    )
+    pack.add_argument("source", metavar="SOURCE")
+    pack.add_argument("out", metavar="OUT", help="folder for the shards")
+    pack.add_argument("--kind", choices=KINDS, help="what SOURCE is (default: found out)")
+    pack.add_argument("--image-column", default="image", help="of a table (default: %(default)s)")
+    pack.add_argument("--caption-column", default="caption", help="of a table (default: %(default)s)")
+    pack.add_argument("--per-shard", type=int, default=1000, metavar="N", help="samples (default: %(default)s)")
+    pack.add_argument(
+        "--shorter-side", type=int, metavar="PIXELS", help="reduce larger pictures to this (default: keep)"
+    )
+    pack.add_argument("--format", choices=FORMATS, default="keep", help="of the stored pictures (default: %(default)s)")
+    pack.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
+    pack.set_defaults(work=pack_work)
+
+    check = actions.add_parser(
+        "check",
+        help="an integrity report on shards",
+        description="Reads every shard to its end and names truncated tars, unreadable pictures, missing captions, "
+        "duplicates and what disagrees with the index. Exit code 1 if anything is wrong.",
+    )
+    check.add_argument("shards", nargs="+", metavar="SHARDS", help="folders, tars, patterns or lists")
+    check.add_argument("--fast", action="store_true", help="do not decode pictures")
+    check.set_defaults(work=check_work)
+
+    synthetic = actions.add_parser(
+        "synthetic",
+        help="small captioned shards made on the spot",
+        description="Writes coloured shapes with captions to OUT/train and OUT/test, so that every training command "
+        "can be tried anywhere.",
+    )
+    synthetic.add_argument("out", metavar="OUT")
+    synthetic.add_argument(
+        "--count", type=int, default=512, metavar="N", help="training samples (default: %(default)s)"
+    )
+    synthetic.add_argument("--test", type=int, default=64, metavar="N", help="test samples (default: %(default)s)")
+    synthetic.add_argument("--size", type=int, default=64, metavar="PIXELS", help="(default: %(default)s)")
+    synthetic.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    synthetic.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
+    synthetic.set_defaults(work=synthetic_work)
+
+
+def pack_work(args: argparse.Namespace) -> int:
+    from data.shards import pack
+
+    report = pack(
+        args.source,
+        args.out,
+        kind=args.kind,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+        samples_per_shard=args.per_shard,
+        shorter_side=args.shorter_side,
+        image_format=args.format,
+        overwrite=args.overwrite,
+        progress=True,
+    )
+    print(report.text())
+    return 0
+
+
+def check_work(args: argparse.Namespace) -> int:
+    from data.check import check
+
+    report = check(args.shards, decode_images=not args.fast, progress=True)
+    print(report.text())
+    return 0 if report.ok else 1
+
+
+def synthetic_work(args: argparse.Namespace) -> int:
+    from data.synthetic import write
+
+    out = write(args.out, args.count, args.size, args.seed, args.test, overwrite=args.overwrite)
+    print(f"{args.count} training and {args.test} test samples of {args.size} pixels in {out}")
+    return 0

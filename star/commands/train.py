@@ -1,0 +1,92 @@
+"""`star train NETWORK`: a preset, changed field by field on the command line, handed to its trainer."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.errors import InputError
+
+# What can be trained: where its presets and its trainer are, and in one phrase what it is.
+TRAINERS = {
+    "tokenizer": ("tokenizer.presets:PRESETS", "tokenizer.train:train", "pictures to codes of every scale and back"),
+    "star": ("star.presets:PRESETS", "star.train:train", "the next-scale transformer, on a trained tokenizer"),
+    "clip": ("star.clip:CLIP_PRESETS", "star.clip:train", "a small CLIP, whose text tower reads the prompts"),
+}
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("train", help="train a network on shards")
+    networks = parser.add_subparsers(metavar="NETWORK", title="networks", required=True)
+    for name, (_, _, phrase) in TRAINERS.items():
+        network = networks.add_parser(
+            name,
+            help=phrase,
+            add_help=False,  # with a preset, help goes on to its fields
+            description=f"Trains {phrase}. Every field of the preset can be changed by its dotted name, as in "
+            "--run.steps=2000; a preset together with --help lists them.",
+        )
+        network.add_argument("-h", "--help", action="store_true", help="show this, and the fields of a given preset")
+        network.add_argument("--preset", metavar="P", help="a recipe; an unknown one is answered with the list")
+        network.add_argument("--data", nargs="+", metavar="SHARDS", help="folders, tars, patterns, URLs or lists")
+        network.add_argument("--out", metavar="RUN", help=f"folder of the run (default: runs/{name})")
+        network.add_argument("--resume", action="store_true", help="continue the run in that folder")
+        network.add_argument("--show", action="store_true", help="print the config as JSON and train nothing")
+        network.set_defaults(work=work, network=name, overrides=[], parser=network)
+
+
+def work(args: argparse.Namespace) -> int:
+    if args.help:
+        args.parser.print_help()
+        if args.preset is None:
+            return 0
+    if args.preset is None:
+        raise InputError(f"no preset was given, expected --preset with one of {', '.join(presets(args.network))}")
+    config = configure(args.network, args.preset, ["--help"] if args.help else args.overrides)
+    if args.show:
+        from generators.config import to_dict
+
+        print(json.dumps(to_dict(config), indent=1))
+        return 0
+    if not args.data:
+        raise InputError("no shards were given, expected --data with folders or tars; `star data synthetic` makes some")
+    train = _load(TRAINERS[args.network][1])
+    print(train(config, data=args.data, out=args.out or f"runs/{args.network}", resume=args.resume))
+    return 0
+
+
+def presets(network: str) -> Mapping[str, Any]:
+    """The recipes of a network by name."""
+    return _load(TRAINERS[network][0])
+
+
+def configure(network: str, preset: str, overrides: Sequence[str] = ()) -> Any:
+    """A preset with fields changed by `--dotted.name=value`.
+
+    Raises InputError for an unknown preset; SystemExit with code 2, after one message, for an unknown field, a wrong
+    type or an impossible value.
+    """
+    known = presets(network)
+    if preset not in known:
+        raise InputError(f"there is no preset {preset!r} of {network}, expected one of {', '.join(known)}: choose one")
+    import tyro
+
+    config = known[preset]
+    assert dataclasses.is_dataclass(config)
+    spelt = [_spell(override) for override in overrides]
+    plain = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+    name = f"star train {network} --preset {preset}"
+    return tyro.cli(type(config), default=config, args=spelt, prog=name, config=plain, description="")
+
+
+def _spell(override: str) -> str:
+    """Booleans as Python spells them."""
+    name, equals, value = override.partition("=")
+    return f"{name}={value.capitalize()}" if equals and value in ("true", "false") else override
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
