@@ -5,6 +5,7 @@ Shapes: B batch, H W pixels, 3 RGB. `image` is float32 in [-1, 1], `pixels` is u
 
 import contextlib
 import io
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -186,7 +187,8 @@ def labelled_grid(
     width = max(int(picture.shape[2]) for row in rows for picture in row)
     font = ImageFont.load_default(size=11)
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    label_width = 160 if any(row_labels) else 0
+    longest = max(draw.textlength(label, font=font) for label in row_labels)
+    label_width = min(160, math.ceil(longest) + pad) if longest else 0
     left_texts = [_wrap(draw, label, font, label_width - pad) for label in row_labels]
     top_texts = [_wrap(draw, label, font, width) for label in column_labels]
     top = max(_text_height(draw, text, font) for text in top_texts) + pad

@@ -41,7 +41,7 @@ class Settings(NamedTuple):
 
 
 class Sample(NamedTuple):
-    pixels_3HW: Tensor  # noqa: N815
+    pixels_3HW: Tensor
     prompt: str
     key: str
     captions: tuple[str, ...]
@@ -52,7 +52,7 @@ class Sample(NamedTuple):
 class Chunk(NamedTuple):
     """Samples of one lane, stacked for travel between processes, and the faults met on the way to them."""
 
-    pixels_B3HW: Tensor  # noqa: N815
+    pixels_B3HW: Tensor
     prompts: list[str]
     keys: list[str]
     captions: list[tuple[str, ...]]

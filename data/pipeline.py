@@ -75,7 +75,7 @@ class DataConfig:
 class Batch:
     """B captioned pictures. `prompts` are the captions chosen for this epoch, `captions` all there are."""
 
-    image_B3HW: Tensor  # noqa: N815
+    image_B3HW: Tensor
     prompts: list[str]
     keys: list[str]
     captions: list[tuple[str, ...]]
@@ -213,16 +213,23 @@ class Pipeline:
 
     @staticmethod
     def _loader(dataset: "_Chunks", workers: int) -> "DataLoader[Chunk | str]":
-        # Not fork: a training process has threads, and a fork of one may deadlock.
+        # Not fork: a training process has threads, and a fork of one may deadlock. The server imports torch once.
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context = multiprocessing.get_context(method)
+        context.set_forkserver_preload(["torch", "webdataset", "data.pipeline"])
         return DataLoader(
             dataset,
             batch_size=None,
             num_workers=workers,
-            multiprocessing_context=method,
+            multiprocessing_context=context,
+            collate_fn=_as_it_is,  # the default would turn tuples of captions into lists
             worker_init_fn=_ignore_interrupt,
             generator=torch.Generator(),  # its own, or the loader would draw from the one that training uses
         )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _ignore_interrupt(worker: int) -> None:

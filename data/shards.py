@@ -74,6 +74,8 @@ def pack(
     if image_format != "keep" and image_format not in SAVE_OPTIONS:
         raise InputError(f"Unknown image format {image_format!r}; choose keep, {', '.join(SAVE_OPTIONS)}.")
     kind = kind or kind_of(source)
+    if kind == "shards" and Path(out).resolve() in {Path(shard).resolve().parent for shard in list_shards([source])}:
+        raise InputError(f"{out} holds the shards that are to be packed; give another folder to pack them into.")
     skipped, faults = SkipReport(), list[Fault]()
     keys = _UniqueKeys()
     stream = entries(source, kind, faults, image_column=image_column, caption_column=caption_column)

@@ -151,7 +151,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                row = json.loads(line)
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} is a {type(row).__name__}, expected an object")
                 yield row

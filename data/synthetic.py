@@ -136,7 +136,7 @@ def draw(scene: Scene, size: int, random: Random) -> Image.Image:
     alone = scene.relation is None
     across, down = RELATIONS[scene.relation] if scene.relation is not None else (0, 0)
     for thing, sign in zip(scene.things, (1, -1), strict=False):
-        radius = side * random.uniform(0.34, 0.42) if alone else side * random.uniform(0.17, 0.21)
+        radius = side * random.uniform(0.32, 0.4) if alone else side * random.uniform(0.17, 0.21)
         x = side * (0.5 + 0.24 * sign * across + random.uniform(-0.03, 0.03))
         y = side * (0.5 + 0.24 * sign * down + random.uniform(-0.03, 0.03))
         _paint(canvas, thing, scene.style, x, y, radius)
@@ -152,7 +152,7 @@ def _paint(canvas: Image.Image, thing: Thing, style: str, x: float, y: float, ra
     colour = COLOURS[thing.colour]
     if style == "outline":
         inner = Image.new("L", canvas.size)
-        _stencil(ImageDraw.Draw(inner), thing.shape, x, y, radius * 0.84, hole=1.25)
+        _stencil(ImageDraw.Draw(inner), thing.shape, x, y, radius * 0.84, hole=1.57)
         canvas.paste(colour, mask=mask)
         canvas.paste("white", mask=inner)
         return

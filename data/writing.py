@@ -6,6 +6,7 @@
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +24,8 @@ class ShardWriter:
     """Fills `<prefix>-00000.tar`, `-00001.tar`, ... in `out` and writes the index on leaving without an error.
 
     A shard is closed when it holds `per_shard` samples, or before its file would pass `max_bytes` (a single larger
-    sample still gets a shard of its own). Raises InputError if `out` cannot be written or is not empty; `overwrite`
-    removes the shards that an index there lists, and nothing else.
+    sample still gets a shard of its own). After an error whole shards stay, but no index. Raises InputError if `out`
+    cannot be written or is not empty; `overwrite` removes its index, the shards listed there, and those of this prefix.
     """
 
     def __init__(
@@ -93,9 +94,11 @@ class ShardWriter:
                 "give an empty folder, or ask for its shards to be overwritten."
             )
         if overwrite:
-            for name in read_index(self.out) or ():
-                (self.out / Path(name).name).unlink(missing_ok=True)
-            (self.out / INDEX_NAME).unlink(missing_ok=True)
+            listed = {Path(name).name for name in read_index(self.out) or ()}
+            ours = re.compile(re.escape(self.prefix) + r"-\d{5,}\.tar")
+            for name in present:
+                if name in listed or name == INDEX_NAME or ours.fullmatch(name):
+                    (self.out / name).unlink()
 
     def _close_shard(self) -> None:
         if self._tar is None:
@@ -136,12 +139,14 @@ class ShardWriter:
 
 
 def read_index(folder: str | Path) -> dict[str, dict[str, Any]] | None:
-    """The shards of a folder's index by name, None if it has no index. Raises InputError if the index is unreadable."""
+    """The shards of a folder's index by name, None if it has no index of ours. Raises InputError if it is damaged."""
     path = Path(folder) / INDEX_NAME
     if not path.is_file():
         return None
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
+        if "format" not in index:
+            return None  # another tool's
         if index["format"] != INDEX_FORMAT:
             raise ValueError(f"format {index['format']}, expected {INDEX_FORMAT}")
         return {

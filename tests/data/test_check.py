@@ -1,0 +1,147 @@
+"""The integrity report names every fault there is, and nothing else."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.check import check
+from data.errors import InputError
+from data.shards import pack
+
+MakeShard = Callable[..., Path]
+
+
+@pytest.fixture
+def packed(tmp_path: Path, make_shard: MakeShard) -> Path:
+    """Twelve sound samples in shards of four, with their index."""
+    pack(make_shard("source.tar", range(12)), tmp_path / "packed", samples_per_shard=4)
+    return tmp_path / "packed"
+
+
+def found(folder: Path) -> set[tuple[str, str, str]]:
+    report = check(folder)
+    assert report.ok == (not report.faults)
+    for fault in report.faults:
+        assert fault.reason in report.text()
+    return {(Path(fault.shard).name, fault.reason, fault.key) for fault in report.faults}
+
+
+def test_sound_shards_are_found_sound(packed: Path) -> None:
+    report = check(packed)
+    assert report.ok
+    assert not report.notes
+    assert (report.shards, report.samples, report.usable) == (3, 12, 12)
+    assert report.bytes == sum(path.stat().st_size for path in packed.glob("*.tar"))
+    assert "no faults" in report.text()
+
+
+def test_every_fault_of_a_sample_is_named(tmp_path: Path, make_shard: MakeShard, picture: Callable[..., bytes]) -> None:
+    change = {
+        "k000.png": b"broken",
+        "k001.png": picture(1)[:100],
+        "k002.json": None,
+        "k003.json": b'{"caption": " "}',
+        "k004.json": b"{",
+        "k005.png": None,
+    }
+    shard = make_shard("a.tar", range(8), change)
+    report = check(shard)
+    assert {(fault.reason, fault.key) for fault in report.faults} == {
+        ("broken picture", "k000"),
+        ("broken picture", "k001"),
+        ("missing caption", "k002"),
+        ("empty caption", "k003"),
+        ("broken json", "k004"),
+        ("no picture", "k005"),
+    }
+    assert (report.samples, report.usable) == (8, 2)
+    hurried = check(shard, decode_images=False)
+    assert {fault.reason for fault in report.faults} - {fault.reason for fault in hurried.faults} == {"broken picture"}
+
+
+def test_keys_and_pictures_that_come_twice_are_named(
+    tmp_path: Path, make_shard: MakeShard, picture: Callable[..., bytes]
+) -> None:
+    make_shard("a.tar", [0, 1, 2, 1])
+    make_shard("b.tar", [2, 3])
+    make_shard("c.tar", [4, 5], {"k005.png": picture(0)})
+    report = check([str(tmp_path / f"{name}.tar") for name in "abc"])
+    assert {(Path(fault.shard).name, fault.reason, fault.key) for fault in report.faults} == {
+        ("a.tar", "duplicate key", "k001"),
+        ("b.tar", "duplicate key", "k002"),
+    }
+    assert {(Path(note.shard).name, note.reason, note.key) for note in report.notes} == {
+        ("b.tar", "duplicate picture", "k002"),
+        ("c.tar", "duplicate picture", "k005"),
+    }
+    assert "k000 in" in report.text()
+    assert report.usable == 7
+
+
+def test_pictures_alone_twice_are_a_note_and_no_fault(make_shard: MakeShard, picture: Callable[..., bytes]) -> None:
+    report = check(make_shard("a.tar", range(3), {"k002.png": picture(0)}))
+    assert report.ok
+    assert len(report.notes) == 1
+    assert "a note, not a fault" in report.text()
+
+
+def test_a_truncated_shard_contradicts_tar_and_index(packed: Path) -> None:
+    shard = packed / "shard-00001.tar"
+    shard.write_bytes(shard.read_bytes()[:4000])
+    assert found(packed) == {
+        (shard.name, "truncated or damaged tar", ""),
+        (shard.name, "index mismatch", "bytes"),
+        (shard.name, "index mismatch", "samples"),
+        (shard.name, "index mismatch", "sha256"),
+    }
+
+
+def test_one_changed_byte_is_found_by_its_sum(packed: Path) -> None:
+    shard = packed / "shard-00002.tar"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # behind the end of the archive, where nothing else would notice
+    shard.write_bytes(data)
+    assert found(packed) == {(shard.name, "index mismatch", "sha256")}
+
+
+def test_missing_and_unlisted_shards_are_named(packed: Path, make_shard: MakeShard) -> None:
+    (packed / "shard-00000.tar").unlink()
+    make_shard("packed/other.tar", range(20, 22))
+    assert found(packed) == {("shard-00000.tar", "index mismatch", ""), ("other.tar", "index mismatch", "")}
+
+
+def test_looking_at_one_shard_of_a_folder_does_not_miss_the_others(packed: Path) -> None:
+    assert check(packed / "shard-00001.tar").ok
+
+
+def test_damaged_indexes_are_told_and_those_of_others_ignored(packed: Path) -> None:
+    (packed / "index.json").write_text(json.dumps({"format": 1, "shards": {"shard-00000.tar": 4}}))
+    assert found(packed) == {("packed", "index mismatch", "")}
+    (packed / "index.json").write_text(json.dumps({"shardlist": []}))
+    assert found(packed) == set()
+
+
+def test_an_empty_shard_and_a_vanished_one(tmp_path: Path, make_shard: MakeShard) -> None:
+    make_shard("a0.tar", [])
+    make_shard("a2.tar", range(2))
+    report = check(str(tmp_path / "a{0..2}.tar"))
+    assert (report.shards, report.samples) == (3, 2)
+    assert [(Path(fault.shard).name, fault.reason) for fault in report.faults] == [("a1.tar", "cannot be opened")]
+    with pytest.raises(InputError, match="No shards"):
+        check(tmp_path / "nowhere")
+
+
+def test_the_text_names_a_few_of_each_and_counts_the_rest(make_shard: MakeShard) -> None:
+    shard = make_shard("a.tar", range(30), {f"k{number:03d}.png": b"" for number in range(30)})
+    text = check(shard).text(names=4)
+    assert "30 x broken picture" in text
+    assert "... and 26 more" in text
+    assert len(text.splitlines()) == 1 + 1 + 4 + 1
+
+
+def test_the_real_shards_are_sound(shared: Path) -> None:
+    report = check([str(shared / "data/emoji/emoji-test-*.tar"), str(shared / "data/emoji-extra/*test*")])
+    assert report.ok
+    assert report.samples == 1094 + 129
