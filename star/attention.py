@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star.rope import Rotation, rotate
+from star.rope import Rotation, rotate, rotate_to_unit
 
 BACKENDS = ("sdpa", "eager")
 MAX_LOG_SCALE = math.log(100.0)
@@ -82,17 +82,16 @@ class _Heads(nn.Module):
 
     def shape_queries(self, queries: Tensor, rotation: Rotation | None) -> Tensor:
         """Rotation, normalisation and temperature; computed in float32, returned in the type given."""
-        shaped = queries if rotation is None else rotate(queries, rotation)
-        if self.log_scale is not None:
-            shaped = F.normalize(shaped.float(), dim=-1) * self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
-        return shaped.to(queries.dtype)
+        if self.log_scale is None:
+            return queries if rotation is None else rotate(queries, rotation).to(queries.dtype)
+        temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
+        return (rotate_to_unit(queries, rotation) * temperature).to(queries.dtype)
 
     def shape_keys(self, keys: Tensor, rotation: Rotation | None) -> Tensor:
         """Rotation and normalisation; computed in float32, returned in the type given."""
-        shaped = keys if rotation is None else rotate(keys, rotation)
-        if self.log_scale is not None:
-            shaped = F.normalize(shaped.float(), dim=-1)
-        return shaped.to(keys.dtype)
+        if self.log_scale is None:
+            return keys if rotation is None else rotate(keys, rotation).to(keys.dtype)
+        return rotate_to_unit(keys, rotation).to(keys.dtype)
 
 
 class SelfAttention(_Heads):

@@ -5,9 +5,10 @@ A token in column c and row r of a p x p grid stands at (c, r) / (p - 1) * norm,
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -56,3 +57,42 @@ def rotate(heads_BNld: Tensor, rotation: Rotation) -> Tensor:
     even, odd = heads_BNld.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rotation
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def rotate_to_unit(heads_BNld: Tensor, rotation: Rotation | None) -> Tensor:
+    """Turns every token and brings it to length 1; computed and returned in float32, whatever autocast says.
+
+    The gradient is written out, which on a CPU makes both ways three times as fast as what autograd derives; a compiler
+    gets the plain formula, which it fuses by itself.
+    """
+    if torch.compiler.is_compiling():
+        return F.normalize(heads_BNld.float() if rotation is None else rotate(heads_BNld, rotation), dim=-1)
+    turn_lP = None if rotation is None else torch.complex(*rotation)
+    return _RotateToUnit.apply(heads_BNld, turn_lP)
+
+
+class _RotateToUnit(torch.autograd.Function):
+    """y = R x / |x| with a rotation R, which keeps lengths; dx = R' (g - y (y . g)) / |x|."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, turn_lP: Tensor | None) -> Tensor:
+        heads = heads.float()
+        inverse = torch.linalg.vector_norm(heads, dim=-1, keepdim=True).clamp_min_(1e-12).reciprocal_()
+        unit = heads * inverse if turn_lP is None else _turned(heads, turn_lP).mul_(inverse)
+        ctx.save_for_backward(unit, inverse, turn_lP)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        unit, inverse, turn_lP = ctx.saved_tensors
+        along = (gradients[0] * unit).sum(dim=-1, keepdim=True)
+        across = torch.addcmul(gradients[0], unit, along, value=-1).mul_(inverse)
+        return across if turn_lP is None else _turned(across, turn_lP.conj()), None
+
+
+def _turned(heads: Tensor, turn_lP: Tensor) -> Tensor:
+    """Pairs of channels as complex numbers, times the turns."""
+    if heads.stride(-1) != 1:  # gradients of a transposed product come with channels far apart
+        heads = heads.contiguous()
+    pairs = torch.view_as_complex(heads.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn_lP).flatten(-2)

@@ -102,12 +102,12 @@ class TrainConfig:
         )
 
 
-def train(config: TrainConfig, *, data: Sequence[str], out: Path, resume: bool = False) -> Path:
+def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
     """Trains on shards and returns the model directory written at the end, `out/model`.
 
     Raises InputError for anything wrong with data, config or folder; see generators.run for what a run leaves behind.
     """
-    shards = list_shards(data)
+    out, shards = Path(out), list_shards(data)
     tokenizer = MultiScaleTokenizer.from_directory(config.tokenizer)
     text_encoder = TextEncoder.from_pretrained(config.text_encoder)
     network = config.network(tokenizer, text_encoder)

@@ -17,7 +17,9 @@ from star.rope import Rotation, rotate, scale_rotation
 from star.sampler import draw_codes, draw_pass, filter_logits, join
 from star.transformer import NextScaleTransformer, TransformerConfig
 from tests.golden.cases import Case, cases, close
-from tokenizer.quantizer import Quantizer, QuantizerConfig
+from tokenizer.released import config_of
+from tokenizer.released import rename as rename_tokenizer
+from tokenizer.tokenizer import MultiScaleTokenizer
 
 
 def text_rows(case: Case, *rows: int) -> TextFeatures:
@@ -73,25 +75,12 @@ def transformer(case: Case, **changes: Any) -> NextScaleTransformer:
     return model.eval()
 
 
-def quantizer(case: Case) -> Quantizer:
-    """The quantizer of the tokenizer that the case names."""
-    source = case.sibling(case.json["tokenizer_case"].split()[0])
-    given = source.config
-    model = Quantizer(
-        QuantizerConfig(
-            vocabulary=given["vocab_size"],
-            code_width=given["z_channels"],
-            sizes=tuple(case.config["patch_nums"]),
-            phi_count=given["share_quant_resi"],
-            phi_ratio=given["quant_resi"],
-        )
-    )
-    weights = {}
-    for key, tensor in source.weights().items():
-        if key.startswith("quantize.quant_resi"):
-            *_, number, part = key.split(".")
-            weights[f"phis.{number if number.isdigit() else 0}.{part}"] = tensor
-    model.load_state_dict(weights | {"codebook.weight": source.weights()["quantize.embedding.weight"]}, strict=True)
+def tokenizer(case: Case) -> MultiScaleTokenizer:
+    """The tokenizer that the case names, with the case's own scales."""
+    weights = case.sibling(case.json["tokenizer_case"].split()[0]).weights()
+    config = config_of({key: tensor.shape for key, tensor in weights.items()}, tuple(case.config["patch_nums"]))
+    model = MultiScaleTokenizer(config)
+    model.load_state_dict(rename_tokenizer(weights), strict=True)
     return model.eval()
 
 
@@ -114,6 +103,9 @@ def compare_drawing(case: Case, prefix: str, drawn: tuple[list[Tensor], Tensor],
         close(logits[k], case[f"{prefix}guided_logits_{k}"], 3e-4)
     assert f"{prefix}idx_{len(codes)}" not in case.tensors
     close(latent_BEhw, case[f"{prefix}f_hat"], 1e-5)
+    with torch.no_grad():
+        image_B3HW = tokenizer(case).latent_to_image(latent_BEhw)
+    close((image_B3HW + 1) / 2, case[f"{prefix}image"], 1e-4)
 
 
 @pytest.mark.parametrize("path", cases("star", "rope"))
@@ -163,7 +155,7 @@ class TestVar:
         label = case["in/ar_label"]
         drawn = draw_codes(
             transformer(case),
-            quantizer(case),
+            tokenizer(case).quantizer,
             label,
             torch.tensor([case.config["num_classes"]]),
             seeds=range(len(label)),
@@ -226,7 +218,7 @@ class TestStar:
         case, logits = Case(path), []
         drawn = draw_pass(
             transformer(case),
-            quantizer(case),
+            tokenizer(case).quantizer,
             join(text_rows(case, *range(prompts)), text_rows(case, 2)),
             seeds=range(prompts),
             options=options(case),
@@ -240,7 +232,7 @@ class TestStar:
         case = Case(path)
         codes, _ = draw_codes(
             transformer(case),
-            quantizer(case),
+            tokenizer(case).quantizer,
             text_rows(case, 1, 0),
             text_rows(case, 2),
             seeds=(0, 1),
