@@ -8,9 +8,11 @@ running mean of the vectors that chose it (van den Oord et al. 2017, App. A.1), 
 best-known failure of multi-scale tokenizers, coarse scales that use a handful of codes:
 
 - Votes are balanced over scales. Scale k has l_k votes per picture, so the finest grid would outvote the 1x1 grid 64 to
-  one; a vote of scale k weighs l_k ** -balance instead.
-- Dead codes are reborn where diversity is missing: a code that nobody chooses is moved onto a vector of the batch,
-  drawn from a scale chosen uniformly, not from all tokens pooled.
+  one and drag every code that both use to its own needs; a vote of scale k weighs l_k ** -balance instead.
+- Codes are reborn where diversity is missing. A code is dead when no scale uses it, measured by each scale's own
+  share, so a code that only the 1x1 grid uses is not dead. Dead codes move onto vectors of the batch, drawn from a
+  scale chosen uniformly, not from all tokens pooled. And as long as a scale uses fewer than `scale_floor` of the
+  codebook, the codes that are used least move to that scale's vectors, a few in each step.
 """
 
 from collections.abc import Sequence
@@ -26,14 +28,17 @@ from tokenizer.quantizer import Pyramid, Quantizer
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodebookConfig:
     """rule: "ema" or "gradient". decay: of the running means, per step. balance: 0 counts votes equally, 1 gives every
-    scale the same weight. reborn_below: a code whose running number of votes per step (before balancing) is below this
-    is dead. reborn_fraction: at most this share of the codebook moves in one step."""
+    scale the same weight. reborn_below: a code is dead if its share of the votes is below this part of an equal share
+    at every scale. reborn_fraction: at most this part of the codebook is reborn in one step. scale_floor: part of the
+    codebook that every scale should use; 0 asks for nothing. floor_moves: codes moved per step and starving scale."""
 
     rule: str = "ema"
     decay: float = 0.99
     balance: float = 0.5
-    reborn_below: float = 0.5
+    reborn_below: float = 0.02
     reborn_fraction: float = 0.05
+    scale_floor: float = 0.2
+    floor_moves: int = 1
 
     def __post_init__(self) -> None:
         if self.rule not in ("ema", "gradient"):
@@ -49,6 +54,7 @@ class CodebookTrainer(nn.Module):
     hits_KV: Tensor
     votes_V: Tensor
     sums_VE: Tensor
+    grace_V: Tensor
     steps: Tensor
 
     def __init__(self, quantizer: Quantizer, config: CodebookConfig) -> None:
@@ -58,6 +64,7 @@ class CodebookTrainer(nn.Module):
         self.register_buffer("hits_KV", torch.zeros(quantizer.schedule.count, V))
         self.register_buffer("votes_V", torch.zeros(V))
         self.register_buffer("sums_VE", torch.zeros(V, E))
+        self.register_buffer("grace_V", torch.zeros(V, dtype=torch.int64))  # steps until a reborn code may be moved
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -79,6 +86,7 @@ class CodebookTrainer(nn.Module):
         first = int(self.steps) == 0
         decay = 0.0 if first else self.config.decay
         self.steps += 1
+        self.grace_V.sub_(1).clamp_min_(0)
         self.hits_KV.lerp_(counts_KV, 1 - decay)
         if self.config.rule == "gradient":
             return 0
@@ -89,28 +97,46 @@ class CodebookTrainer(nn.Module):
         book_VE = quantizer.codebook.weight
         book_VE.copy_(torch.where(alive_V[:, None], means_VE.to(book_VE.dtype), book_VE))
 
-        dead = (self.hits_KV.sum(0) < self.config.reborn_below).nonzero()[:, 0]
+        share_KV = self.hits_KV * V / self.hits_KV.sum(1, keepdim=True).clamp_min(1e-12)  # 1: an equal share
+        dead = (share_KV.amax(0) < self.config.reborn_below).nonzero()[:, 0]
         if not first:
             dead = dead[torch.randperm(len(dead), device=dead.device)[: max(1, int(self.config.reborn_fraction * V))]]
+        scale_of = torch.randint(len(counts_KV), (len(dead),), device=dead.device)
+        if not first and self.config.scale_floor > 0:
+            starving = ((share_KV > self.config.reborn_below).sum(1) < self.config.scale_floor * V).nonzero()[:, 0]
+            moved = self._least_used(dead, len(starving) * self.config.floor_moves)
+            dead = torch.cat([dead, moved])
+            scale_of = torch.cat([scale_of, starving.repeat_interleave(self.config.floor_moves)[: len(moved)]])
         if len(dead):
-            self._rebirth(quantizer, dead, pyramid.targets)
+            self._rebirth(quantizer, dead, scale_of, pyramid.targets)
         return len(dead)
 
-    def _rebirth(self, quantizer: Quantizer, dead: Tensor, targets: Sequence[Tensor]) -> None:
-        """Moves dead codes onto vectors of this batch, the scale of each drawn uniformly."""
-        flat = [target_BlE.flatten(0, 1).float() for target_BlE in targets]
-        scale_of = torch.randint(len(flat), (len(dead),), device=dead.device)
+    def _least_used(self, dead: Tensor, count: int) -> Tensor:
+        """The `count` living codes with the fewest votes in all, among those that are old enough to be judged."""
+        votes_V = self.votes_V.clone()
+        votes_V[dead] = torch.inf
+        votes_V[self.grace_V > 0] = torch.inf
+        order = votes_V.argsort()[:count]
+        return order[votes_V[order] < torch.inf]
+
+    def _rebirth(self, quantizer: Quantizer, dead: Tensor, scale_of: Tensor, targets: Sequence[Tensor]) -> None:
+        """Moves each of the codes onto a vector of this batch, at the scale given for it."""
         new_VE = torch.empty(len(dead), self.sums_VE.shape[1], device=dead.device)
-        for k, vectors in enumerate(flat):
+        for k, target_BlE in enumerate(targets):
             chosen = (scale_of == k).nonzero()[:, 0]
+            vectors = target_BlE.flatten(0, 1).float()
             new_VE[chosen] = vectors[torch.randint(len(vectors), (len(chosen),), device=dead.device)]
         _broadcast(dead)
+        _broadcast(scale_of)
         _broadcast(new_VE)
         quantizer.codebook.weight[dead] = new_VE.to(quantizer.codebook.weight.dtype)
-        votes = float(self.votes_V.mean())
+        votes = float(self.votes_V.median())
         self.votes_V[dead] = votes
         self.sums_VE[dead] = new_VE * votes
-        self.hits_KV[:, dead] = self.config.reborn_below * 4 / len(flat)  # a grace period before it may die again
+        # a fresh code counts as used a little where it was born, until its own record decides
+        self.hits_KV[:, dead] = 0
+        self.hits_KV[scale_of, dead] = 4 * self.config.reborn_below * self.hits_KV.sum(1)[scale_of] / len(self.votes_V)
+        self.grace_V[dead] = round(2 / max(1 - self.config.decay, 1e-3))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,15 +24,34 @@ _CPU_NETWORK = TokenizerConfig(
 )
 
 _EMOJI_CPU = TokenizerTrainConfig(
-    run=RunConfig(steps=5500, batch_size=32, precision="bf16", log_every=50, sample_every=500, checkpoint_every=500),
+    run=RunConfig(steps=2560, batch_size=32, precision="bf16", log_every=50, sample_every=500, checkpoint_every=500),
     network=_CPU_NETWORK,
     ema=0.998,
     cut=0.1,
+    lr_steps=5500,
 )
 
 PRESETS: dict[str, TokenizerTrainConfig] = {
     # 64 px on 2 CPU cores with bf16 matrix units
     "emoji-cpu": _EMOJI_CPU,
+    # its second half, with --init-from the first half's model
+    "emoji-cpu-finish": replace(
+        _EMOJI_CPU,
+        run=replace(_EMOJI_CPU.run, steps=2600, seed=1),
+        codebook=CodebookConfig(scale_floor=0.25, floor_moves=2),
+        lr=8e-4,
+        lr_steps=0,
+        cut=0.05,
+    ),
+    # the decoder alone, on codes that stay as they are
+    "emoji-cpu-decoder": replace(
+        _EMOJI_CPU,
+        run=replace(_EMOJI_CPU.run, steps=2000, seed=2),
+        freeze_codes=True,
+        lr=6e-4,
+        lr_steps=0,
+        cut=0.05,
+    ),
     # 128 px on one GPU: 16x16 latents, the released scales
     "emoji": replace(
         _EMOJI_CPU,

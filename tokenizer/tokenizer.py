@@ -109,8 +109,14 @@ class MultiScaleTokenizer(nn.Module):
 
     @property
     def digest(self) -> str:
-        """sha256 of config and weights: what a transformer remembers of the tokenizer it was trained with."""
-        return digest(to_dict(self.config), self.state_dict())
+        """sha256 of what the codes mean: config, encoder and quantizer, without the decoder.
+
+        This is what a transformer remembers of the tokenizer it was trained with; a decoder that was tuned further on
+        the same codes still belongs to it.
+        """
+        state = self.state_dict()
+        meaning = {name: t for name, t in state.items() if not name.startswith(("decoder.", "post_quant_conv."))}
+        return digest(to_dict(self.config), meaning)
 
     def save(self, path: str | Path, *, card: str, dtype: torch.dtype | None = None) -> ModelDirectory:
         """Writes a model directory; dtype torch.bfloat16 halves it."""

@@ -49,6 +49,7 @@ class TokenizerTrainConfig:
     network: TokenizerConfig = field(default_factory=TokenizerConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     lr: float = 1e-3
+    lr_steps: int = 0  # length of the schedule; 0: the run's steps
     lr_floor: float = 0.02  # share of lr at the last step
     warmup: int = 100  # steps
     weight_decay: float = 1e-4
@@ -64,6 +65,9 @@ class TokenizerTrainConfig:
     perceptual_weight: float = 1.0
     adversary_weight: float = 0.0  # times the adaptive weight
     adversary_start: int = 0  # steps
+    init_from: str = ""  # a tokenizer's model directory to start from
+    freeze_encoder: bool = False  # only quantizer and decoder learn
+    freeze_codes: bool = False  # encoder and quantizer stay, only the decoder learns: the codes keep their meaning
     crop: str = "center"
     cache: bool = True  # keep the decoded pictures in memory
     workers: int = 0
@@ -105,10 +109,11 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
     pipeline = _pipeline(config, shards, run.micro_batch_size, run.rank, run.world, shuffle=True)
     held_out = held_out_shards(data)
 
-    tokenizer = MultiScaleTokenizer(network)
+    tokenizer = _initial(config)
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     codebook = CodebookTrainer(tokenizer.quantizer, config.codebook).to(run.device)
-    tokenizer.quantizer.codebook.weight.requires_grad_(config.codebook.rule == "gradient")
+    for part in _frozen(tokenizer, config):
+        part.requires_grad_(False)
     averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True).to(run.device)
     ema: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
     step_module = run.prepare(TokenizerStep(tokenizer))
@@ -124,7 +129,9 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
 
     batches = pipeline.batches(start=run.first_batch)
     for step in run.steps():
-        lr = lr_at(step, peak=config.lr, steps=config.run.steps, warmup=config.warmup, floor=config.lr_floor)
+        lr = lr_at(
+            step, peak=config.lr, steps=config.lr_steps or config.run.steps, warmup=config.warmup, floor=config.lr_floor
+        )
         set_lr(optimizer, lr)
         judged = adversary is not None and step >= config.adversary_start
         scales = _scales(config, network.quantizer.schedule.count, step)
@@ -134,7 +141,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
             image_B3HW = batch.image_B3HW.to(run.device).contiguous(memory_format=torch.channels_last)
             with run.autocast():
                 decoded_B3HW, latent_BEhw, pyramid = step_module(image_B3HW, scales)
-            reborn = codebook.update(tokenizer.quantizer, pyramid)
+            reborn = 0 if config.freeze_codes else codebook.update(tokenizer.quantizer, pyramid)
             reconstruction = config.reconstruction * reconstruction_loss(decoded_B3HW, image_B3HW, config.l1)
             quantisation = quantisation_loss(
                 latent_BEhw, pyramid.latents, beta=config.beta, commit_to=config.commit_to, relative=config.relative
@@ -146,7 +153,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
             if perceptual is not None:
                 values["loss_perceptual"] = perceptual(decoded_B3HW, image_B3HW)
                 reconstruction = reconstruction + config.perceptual_weight * values["loss_perceptual"]
-            loss = reconstruction + quantisation
+            loss = reconstruction if config.freeze_codes else reconstruction + quantisation
             if judged and adversary is not None:
                 adversarial, weight = adversary.judge(decoded_B3HW, reconstruction, tokenizer.decoder.last_layer)
                 loss = loss + config.adversary_weight * weight * adversarial
@@ -167,6 +174,29 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
     if run.is_main:
         return _finish(run, ema, config, held_out, pipeline)
     return out / "model"
+
+
+def _initial(config: TokenizerTrainConfig) -> MultiScaleTokenizer:
+    """A new network, or the one to start from, which must have the same configuration."""
+    tokenizer = MultiScaleTokenizer(config.network)
+    if config.init_from:
+        start = MultiScaleTokenizer.from_directory(config.init_from)
+        if start.config != config.network:
+            raise InputError(f"{config.init_from} has another network than this preset; give one of the same shape")
+        tokenizer.load_state_dict(start.state_dict())
+    return tokenizer
+
+
+def _frozen(tokenizer: MultiScaleTokenizer, config: TokenizerTrainConfig) -> list[nn.Module]:
+    """The parts that gradients do not move; under the "ema" rule the codebook moves by its own rule."""
+    parts: list[nn.Module] = []
+    if config.freeze_encoder or config.freeze_codes:
+        parts += [tokenizer.encoder, tokenizer.quant_conv]
+    if config.freeze_codes:
+        parts.append(tokenizer.quantizer)
+    elif config.codebook.rule == "ema":
+        parts.append(tokenizer.quantizer.codebook)
+    return parts
 
 
 class _Adversary:

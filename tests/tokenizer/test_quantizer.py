@@ -114,7 +114,7 @@ def test_wrong_shapes_are_refused(quantizer: Quantizer) -> None:
 
 
 def test_ema_codes_become_the_means_of_what_chose_them(quantizer: Quantizer) -> None:
-    trainer = CodebookTrainer(quantizer, CodebookConfig(decay=0.9, balance=1.0, reborn_below=0.0))
+    trainer = CodebookTrainer(quantizer, CodebookConfig(decay=0.9, balance=1.0, reborn_below=0.0, scale_floor=0.0))
     pyramid = quantizer.encode(latent(8))
     trainer.update(quantizer, pyramid)  # the first step takes the batch as it is
     weights = [1 / n for n in quantizer.schedule.lengths]
@@ -133,17 +133,19 @@ def test_a_collapsed_codebook_comes_back_to_life_at_every_scale() -> None:
     torch.manual_seed(0)
     config = QuantizerConfig(vocabulary=64, code_width=6, sizes=(1, 2, 3, 5))
     alive = {}
-    for reborn_below in (0.0, 0.5):
+    for reborn_below in (0.0, 0.02):
         quantizer = Quantizer(config)
         with torch.no_grad():
             quantizer.codebook.weight.fill_(5.0)  # all codes in one far place
-        trainer = CodebookTrainer(quantizer, CodebookConfig(decay=0.9, reborn_below=reborn_below, reborn_fraction=0.2))
+        trainer = CodebookTrainer(
+            quantizer, CodebookConfig(decay=0.9, reborn_below=reborn_below, reborn_fraction=0.2, scale_floor=0.0)
+        )
         for step in range(60):
             batch = torch.randn(32, 6, 5, 5, generator=torch.Generator().manual_seed(step))
             trainer.update(quantizer, quantizer.encode(batch))
         alive[reborn_below] = usage_from_counts(trainer.hits_KV, threshold=0.01).distinct
     assert max(alive[0.0]) <= 4
-    assert min(alive[0.5]) >= 16
+    assert min(alive[0.02]) >= 16
 
 
 def test_perplexity_of_uniform_use_is_the_number_of_codes() -> None:
@@ -151,3 +153,20 @@ def test_perplexity_of_uniform_use_is_the_number_of_codes() -> None:
     assert usage.distinct == [4, 1]
     assert usage.distinct_overall == 4
     assert usage.perplexity == pytest.approx([4.0, 1.0])
+
+
+def test_a_starving_scale_is_given_codes_of_its_own() -> None:
+    config = QuantizerConfig(vocabulary=64, code_width=6, sizes=(1, 2, 3, 5))
+    first_scale = {}
+    for floor in (0.0, 0.5):
+        torch.manual_seed(0)
+        quantizer = Quantizer(config)
+        trainer = CodebookTrainer(quantizer, CodebookConfig(decay=0.95, scale_floor=floor))
+        for step in range(150):
+            generator = torch.Generator().manual_seed(step)
+            # the mean of a picture varies little, its cells vary much: what starves the 1x1 grid
+            batch = torch.randn(32, 6, 5, 5, generator=generator) + 0.02 * torch.randn(32, 6, 1, 1, generator=generator)
+            trainer.update(quantizer, quantizer.encode(batch - batch.mean((2, 3), keepdim=True) * 0.9))
+        first_scale[floor] = usage_from_counts(trainer.hits_KV, threshold=0.05).distinct[0]
+    assert first_scale[0.5] >= 1.5 * first_scale[0.0]
+    assert first_scale[0.5] >= 20
