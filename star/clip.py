@@ -1,7 +1,7 @@
 """Training of clip-emoji: captioned shards to a directory in transformers' CLIP format.
 
-    train_clip(CLIP_PRESETS["emoji-cpu"], ["shards/"], "run/")      # writes run/model
-    data.text.TextEncoder.from_pretrained("run/model")              # its text tower, as STAR is fed by it
+    star train clip --preset emoji-cpu --data SHARDS --out RUN      # writes RUN/model
+    data.text.TextEncoder.from_pretrained("RUN/model")              # its text tower, as STAR is fed by it
 
 Every step: a batch of pictures, one caption variant of each (`star.clip_captions`), a symmetric contrastive loss in
 which pairs that happen to be true do not count. With several processes each contrasts within its own part of a batch.
@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from data.errors import InputError
 from data.pipeline import Batch, DataConfig, Pipeline
-from data.tars import list_shards
+from data.splits import held_out_shards, training_shards
 from generators.config import to_dict
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
@@ -38,7 +38,7 @@ from star.clip_tokenizer import learn_tokenizer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipTrainConfig:
-    """A whole training of a CLIP; the shards and the folder are given beside it."""
+    """A whole training of a CLIP; the shards to learn from and the folder are given beside it."""
 
     run: RunConfig
     network: ClipConfig = field(default_factory=ClipConfig)
@@ -51,6 +51,7 @@ class ClipTrainConfig:
     whole_pictures: float = 0.1  # until this last share of the steps, which see all of them
     shift: float = 0.06  # of the side
     zoom: float = 0.1
+    validation: tuple[str, ...] = ()  # shards to measure on; if none, those of the data that are named as held out
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class ClipTrainConfig:
 CLIP_PRESETS: dict[str, ClipTrainConfig] = {
     "emoji-cpu": ClipTrainConfig(
         run=RunConfig(
-            steps=1200, batch_size=256, precision="bf16", log_every=20, sample_every=200, checkpoint_every=200
+            steps=1200, batch_size=256, precision="bf16", log_every=20, sample_every=400, checkpoint_every=100
         )
     ),
     "emoji": ClipTrainConfig(
@@ -92,34 +93,27 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
 }
 
 
-def train_clip(
-    config: ClipTrainConfig,
-    shards: Sequence[str],
-    out: str | Path,
-    *,
-    resume: bool = False,
-    validation: Sequence[str] = (),
-) -> Path:
-    """Trains on the training shards among `shards`, measures on `validation`, and returns the model's directory.
+def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
+    """Trains on the training shards among `data` and returns the model's directory, `out/model`.
 
-    validation: shards that are only measured, at every `run.sample_every` steps. Raises InputError for shards without
-    usable pictures or an unusable folder, and Stopped where a signal ended the run early.
+    What is held out is measured every `run.sample_every` steps, and never learnt from. Raises InputError for shards
+    without usable pictures or an unusable folder, and Stopped where a signal ended the run early.
     """
     out = Path(out)
-    data = DataConfig(
-        shards=training_shards(shards),
+    settings = DataConfig(
+        shards=training_shards(data),
         resolution=config.network.image_size,
         seed=config.run.seed,
         workers=config.workers,
         cache=True,
     )
-    run = Run(out, config.run, {"train": to_dict(config), "shards": [Path(name).name for name in data.shards]}, resume)
-    pipeline = Pipeline(data, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
-    tokenizer = _tokenizer(out / "model", pipeline, config.network, resume)
-    measured = _measured(validation, config, run)
+    run = Run(out, config.run, to_dict(config) | {"shards": [Path(name).name for name in settings.shards]}, resume)
+    pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
+    tokenizer = _tokenizer(out / "model", pipeline, config.network, run, resume)
+    measured = _measured(config.validation or held_out_shards(data), config)
 
     model = build_clip(config.network, tokenizer)
-    # SDPA's backward pass on the CPU is six times slower than plain products at these lengths.
+    # At these lengths SDPA's backward pass on the CPU is several times slower than plain products.
     model.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
     pair = run.prepare(ClipPair(model))
     optimizer = torch.optim.AdamW(
@@ -138,8 +132,9 @@ def train_clip(
         run.log({"grad_norm": run.clip(pair.parameters()), "lr": rate})
         optimizer.step()
         optimizer.zero_grad()
-        if measured is not None and run.sample_due(step) and run.is_main:
-            scores = retrieval(run.unwrap(pair).model, tokenizer, measured)
+        if measured is not None and run.sample_due(step):
+            with run.autocast():
+                scores = retrieval(run.unwrap(pair).model, tokenizer, measured)
             run.log({f"validation/{name}": value for name, value in scores.items()})
     if run.is_main:
         save_clip(out / "model", run.unwrap(pair).model, tokenizer, config.network)
@@ -173,12 +168,6 @@ def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], max_tokens: int) -
     return tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt").input_ids
 
 
-def training_shards(specs: Sequence[str]) -> tuple[str, ...]:
-    """The shards whose name contains "train"; all of them where none does, since then there is no split."""
-    found = list_shards(specs)
-    return tuple(shard for shard in found if "train" in Path(shard).name) or tuple(found)
-
-
 def save_clip(path: Path, model: CLIPModel, tokenizer: CLIPTokenizer, config: ClipConfig) -> None:
     """Writes weights (bfloat16), tokenizer and image processor in transformers' format; leaves the model as it is."""
     half = build_clip(config, tokenizer)
@@ -188,18 +177,19 @@ def save_clip(path: Path, model: CLIPModel, tokenizer: CLIPTokenizer, config: Cl
     image_processor(config).save_pretrained(path)
 
 
-def _tokenizer(path: Path, pipeline: Pipeline, config: ClipConfig, resume: bool) -> CLIPTokenizer:
+def _tokenizer(path: Path, pipeline: Pipeline, config: ClipConfig, run: Run, resume: bool) -> CLIPTokenizer:
     """Learned from the training captions, every process alike; a continued run reads what it wrote."""
     if resume and (path / "tokenizer.json").is_file():
         return CLIPTokenizer.from_pretrained(path, local_files_only=True)
     captions = [caption for several in pipeline.cached().captions for caption in several]
     tokenizer = learn_tokenizer(captions, config.vocabulary, config.max_tokens)
-    tokenizer.save_pretrained(path)
+    if run.is_main:
+        tokenizer.save_pretrained(path)
     return tokenizer
 
 
-def _measured(validation: Sequence[str], config: ClipTrainConfig, run: Run) -> Pipeline | None:
-    if not validation:
+def _measured(shards: Sequence[str], config: ClipTrainConfig) -> Pipeline | None:
+    if not shards:
         return None
-    data = DataConfig(shards=tuple(validation), resolution=config.network.image_size, cache=True)
-    return Pipeline(data, batch_size=256)
+    settings = DataConfig(shards=tuple(shards), resolution=config.network.image_size, cache=True)
+    return Pipeline(settings, batch_size=256)

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPToken
 from data.errors import InputError
 from data.images import pil_to_image
 from data.text import TextEncoder
-from star.clip import CLIP_PRESETS, ClipTrainConfig, save_clip, token_ids, train_clip, training_shards
+from star.clip import CLIP_PRESETS, ClipTrainConfig, save_clip, token_ids, train
 from star.clip_captions import CaptionConfig, PictureText, false_negatives, misspell
 from star.clip_network import (
     ClipConfig,
@@ -260,15 +260,9 @@ def quick(**fields: object) -> ClipTrainConfig:
     return replace(CLIP_PRESETS["test"], **fields)  # type: ignore[arg-type]
 
 
-def test_training_shards_are_those_named_so(shards: Path) -> None:
-    assert [Path(name).name for name in training_shards([str(shards)])] == ["shapes-train-0000.tar"]
-    alone = str(shards / "shapes-test-0000.tar")
-    assert list(training_shards([alone])) == [alone]
-
-
 def test_a_killed_run_ends_as_the_whole_one(shards: Path, tmp_path: Path) -> None:
     config = quick()
-    whole = load_file(train_clip(config, [str(shards)], tmp_path / "whole") / "model.safetensors")
+    whole = load_file(train(config, data=[str(shards)], out=tmp_path / "whole") / "model.safetensors")
 
     class KilledError(Exception):
         pass
@@ -286,8 +280,8 @@ def test_a_killed_run_ends_as_the_whole_one(shards: Path, tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "contrastive_loss", failing)
         with pytest.raises(KilledError):
-            train_clip(config, [str(shards)], tmp_path / "cut")
-    resumed = load_file(train_clip(config, [str(shards)], tmp_path / "cut", resume=True) / "model.safetensors")
+            train(config, data=[str(shards)], out=tmp_path / "cut")
+    resumed = load_file(train(config, data=[str(shards)], out=tmp_path / "cut", resume=True) / "model.safetensors")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
     losses = [[json.loads(line)["loss"] for line in several] for several in lines]
@@ -301,7 +295,7 @@ def test_it_learns_and_what_it_writes_is_a_clip(shards: Path, tmp_path: Path) ->
         whole_pictures=0.5,
         warmup=5,
     )
-    path = train_clip(config, [str(shards)], tmp_path, validation=[str(shards / "shapes-test-0000.tar")])
+    path = train(config, data=[str(shards)], out=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 1.0 < 2.0 < lines[0]["loss"]
     assert lines[-1]["validation/image_to_text"] >= 0.6  # chance: 1 in 16
