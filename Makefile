@@ -7,7 +7,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Compiling every file of torch takes longer than installing it; Python compiles what is imported.
+PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 # torch alone and first: asking a second index for every package would be slow, and wrong where names collide.
 TORCH := $(PIP) --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 SOURCES := pyproject.toml constraints.txt
