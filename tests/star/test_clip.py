@@ -53,10 +53,10 @@ def records() -> list[dict]:
 def draw(record: dict, shift: int) -> Image.Image:
     picture = Image.new("RGB", (32, 32), "white")
     colour, shape = record["subject"].split()
-    options = {"fill" if record["style"] == "solid" else "outline": COLOURS[colour], "width": 3}
+    fill, outline = (COLOURS[colour], None) if record["style"] == "solid" else (None, COLOURS[colour])
     box = (6 + shift, 6, 25 + shift, 25)
     pencil = ImageDraw.Draw(picture)
-    (pencil.ellipse if shape == "circle" else pencil.rectangle)(box, **options)
+    (pencil.ellipse if shape == "circle" else pencil.rectangle)(box, fill=fill, outline=outline, width=3)
     return picture
 
 
@@ -303,7 +303,7 @@ def test_it_learns_and_what_it_writes_is_a_clip(shards: Path, tmp_path: Path) ->
 
     model = CLIPModel.from_pretrained(path, dtype="auto")
     assert model.dtype == torch.bfloat16
-    processor, loaded = AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    processor, loaded = AutoImageProcessor.from_pretrained(path), CLIPTokenizer.from_pretrained(path)
     model.float().eval()
     prompts = [record["caption"] for record in records()]
     pictures = [draw(record, 0) for record in records()]
@@ -347,6 +347,6 @@ def test_every_preset_builds(name: str, tokenizer: CLIPTokenizer) -> None:
     config = CLIP_PRESETS[name].network
     with torch.device("meta"):
         model = build_clip(config, tokenizer)
-    assert model.config.text_config.max_position_embeddings == config.max_tokens
-    assert model.config.text_config.eos_token_id == tokenizer.eos_token_id
+    assert model.text_model.config.max_position_embeddings == config.max_tokens
+    assert model.text_model.config.eos_token_id == tokenizer.eos_token_id
     assert model.vision_model.embeddings.num_patches == config.patches
