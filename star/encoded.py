@@ -5,7 +5,9 @@ The tokenizer and the text encoder are frozen, so for a data set that fits into 
 distinct caption's features are computed once and looked up afterwards.
 """
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from data.pipeline import Batch
 from data.progress import Progress
 from data.text import TextEncoder, TextFeatures
 from tokenizer.tokenizer import MultiScaleTokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class Encoder:
@@ -67,9 +71,18 @@ class EncodedSet(Encoder):
         self.latent_NEhw = torch.cat(latents)
         self.row_of_caption = captions
         prompts, parts = list(captions), []
+        cut = sum(lost > 0 for lost in text_encoder.truncated(prompts))
+        if cut:
+            logger.warning(
+                "%d of %d captions are longer than %d tokens and lose their end.",
+                cut,
+                len(prompts),
+                text_encoder.max_tokens,
+            )
         with Progress(len(prompts), unit="captions", title="text features") as progress:
             for start in range(0, len(prompts), 256):
-                part = text_encoder.encode(prompts[start : start + 256], chunk=256)
+                with _each_caption_unmentioned():
+                    part = text_encoder.encode(prompts[start : start + 256], chunk=256)
                 parts.append(part.to("cpu", text_dtype))
                 progress.update(len(part))
         self.text_N = TextFeatures.cat(parts)
@@ -82,3 +95,15 @@ class EncodedSet(Encoder):
         """The features of captions of the set; an empty one is the null condition."""
         rows = torch.tensor([self.row_of_caption[prompt] for prompt in prompts])
         return self.text_N[rows].to(self.device, torch.float32)
+
+
+@contextmanager
+def _each_caption_unmentioned() -> Iterator[None]:
+    """No warning for each caption that is cut; how many are is said once."""
+    encoder_logger = logging.getLogger("data.text")
+    level = encoder_logger.level
+    encoder_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        encoder_logger.setLevel(level)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from data.images import image_to_pixels
 from data.text import TextEncoder
@@ -180,5 +181,11 @@ class StarGenerator:
         self.tokenizer.save(path, card="# The tokenizer of the STAR generator in the folder above\n")
 
     def _save_text_encoder(self, path: Path) -> None:
-        self.text_encoder.tower.save_pretrained(path)
+        shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()  # it would announce one file
+        try:
+            self.text_encoder.tower.save_pretrained(path)
+        finally:
+            if shown:
+                transformers_logging.enable_progress_bar()
         self.text_encoder.tokenizer.save_pretrained(path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from star.generator import StarGenerator
 from star.presets import PRESETS
 from star.teaching import make_lesson, token_losses
 from star.tiny import tiny_text_encoder, tiny_tokenizer, tiny_transformer
-from star.train import TrainConfig, drop_captions, is_held_out, parameter_groups, train
+from star.train import TrainConfig, compile_blocks, drop_captions, is_held_out, parameter_groups, train
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +241,28 @@ def test_every_preset_is_a_network() -> None:
         network = preset.network(tiny_tokenizer(), tiny_text_encoder())
         assert network.width == preset.width, name
         assert network.vocabulary == 32
+
+
+def test_compiling_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
+        compile_blocks(tiny_transformer(), torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_blocks_compute_the_same() -> None:
+    tokenizer, encoder = tiny_tokenizer(), tiny_text_encoder()
+    lesson = make_lesson(tokenizer.quantizer, torch.randn(2, 4, 4, 4))
+    text = encoder.encode(["one", "two"])
+    plain, compiled = tiny_transformer(attention="eager"), tiny_transformer(attention="eager")
+    compile_blocks(compiled, torch.device("cpu"))
+    gradients = []
+    for model in (plain, compiled):
+        token_losses(model(lesson.teacher_input_BlE, text), lesson.codes_BL).mean().backward()
+        gradients.append(
+            {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        )
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-5), name
