@@ -31,7 +31,7 @@ class ClipScorer:
                 f"{name} cannot be loaded as a CLIP ({str(error).splitlines()[0]}); give a folder or hub id in "
                 "transformers' CLIP format"
             ) from error
-        self.model.to(device)  # type: ignore[arg-type]
+        self.model.to(device)
         self.device = torch.device(device)
 
     @property
