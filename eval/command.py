@@ -27,7 +27,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--out", required=True, metavar="RECORD", help="the JSON file to write")
     parser.add_argument("--pictures", type=int, default=256, metavar="N", help="prompts, evenly spread (default: 256)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all pictures (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, help="how closely to follow the prompt; 1 is neutral")
+    parser.add_argument("--guidance", type=float, help="how much further than the prompt alone to go; 0 is neutral")
     parser.add_argument("--scorer", metavar="CLIP", help="folder or hub id (default: the clip-emoji that ships)")
     parser.add_argument("--sheet", type=int, default=32, metavar="N", help="pictures on the sheet (default: 32)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")

@@ -23,7 +23,7 @@ LARGEST_SEED = 2**63 - 1
 class SampleOptions:
     """How to draw; saved with every result. A family uses what applies to it and ignores the rest."""
 
-    guidance: float = 4.0  # classifier-free guidance; 1 is the plain conditional model, 0 the unconditional one
+    guidance: float = 4.0  # strength t of (1 + t) conditional - t unconditional; 0 is the plain conditional model
     top_k: int = 0  # keep the k likeliest codes; 0 keeps all
     top_p: float = 0.0  # keep the likeliest codes that together reach p; 0 and 1 keep all
     truncation: float = 1.0  # GANs: 1 draws from the whole distribution, 0 its mean

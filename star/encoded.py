@@ -24,14 +24,19 @@ logger = logging.getLogger(__name__)
 class Encoder:
     """Encodes each batch when it comes: for data that do not fit into memory."""
 
-    def __init__(self, tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder, device: torch.device) -> None:
+    def __init__(
+        self, tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder, device: torch.device, *, half: bool = False
+    ) -> None:
+        """half: pictures are encoded under bfloat16 autocast, text always in full precision."""
+        self.half = half
         self.tokenizer, self.text_encoder, self.device = tokenizer, text_encoder, device
         self.null_text = text_encoder.encode([""]).to(device)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         """latent_BEhw, float32, before quantisation."""
-        return self.tokenizer.image_to_latent(batch.image_B3HW.to(self.device))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            return self.tokenizer.image_to_latent(batch.image_B3HW.to(self.device))
 
     def text(self, prompts: Sequence[str]) -> TextFeatures:
         """The features of prompts; an empty one is the null condition."""
@@ -48,10 +53,11 @@ class EncodedSet(Encoder):
         device: torch.device,
         batches: Iterable[Batch],
         *,
+        half: bool = False,
         text_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         """batches: every picture once, with all its captions."""
-        super().__init__(tokenizer, text_encoder, device)
+        super().__init__(tokenizer, text_encoder, device, half=half)
         self.row_of_key: dict[str, int] = {}
         captions: dict[str, int] = {"": 0}
         latents = []

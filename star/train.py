@@ -23,6 +23,7 @@ from data.errors import InputError
 from data.images import Crop, grid
 from data.pipeline import Batch, DataConfig, Pipeline
 from data.shards import list_shards
+from data.splits import held_out_shards, training_shards
 from data.text import TextEncoder
 from generators.config import to_dict
 from generators.protocol import SampleOptions
@@ -72,7 +73,7 @@ class TrainConfig:
     precompute: bool = True  # latents and text features once, in memory; False: batch by batch
     workers: int = 0
     held_out: float = 0.02  # share of the pictures never trained on, where no validation shards are given
-    validation: tuple[str, ...] = ()  # shards
+    validation: tuple[str, ...] = ()  # shards; empty: those of the data that are named as held out
     validation_pictures: int = 1024  # at most
     validate_every: int = 500  # steps
     sample_prompts: tuple[str, ...] = ()
@@ -110,7 +111,8 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
 
     Raises InputError for anything wrong with data, config or folder; see generators.run for what a run leaves behind.
     """
-    out, shards = Path(out), list_shards(data)
+    out, shards = Path(out), training_shards(data)
+    config = replace(config, validation=config.validation or held_out_shards(data))
     tokenizer = MultiScaleTokenizer.from_directory(config.tokenizer)
     text_encoder = TextEncoder.from_pretrained(config.text_encoder)
     network = config.network(tokenizer, text_encoder)
@@ -219,11 +221,12 @@ def prepare_data(
         cache=config.precompute,
     )
     pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
+    half = config.run.precision == "bf16"
     every = Pipeline(replace(settings, workers=0), batch_size=64)  # every rank needs all of it
     if config.precompute:
-        encoder: Encoder = EncodedSet(tokenizer, text_encoder, run.device, every.one_pass())
+        encoder: Encoder = EncodedSet(tokenizer, text_encoder, run.device, every.one_pass(), half=half)
     else:
-        encoder = Encoder(tokenizer, text_encoder, run.device)
+        encoder = Encoder(tokenizer, text_encoder, run.device, half=half)
     if config.validation:
         source = Pipeline(
             replace(settings, shards=tuple(list_shards(config.validation)), workers=0, cache=False), batch_size=64
@@ -249,7 +252,7 @@ class Validation:
         """skip: the held-out pictures are among the training shards, to be left out there by `without_held_out`."""
         self.share = config.held_out if skip else 0.0
         tokenizer, text_encoder = encoder.tokenizer, encoder.text_encoder
-        plain = Encoder(tokenizer, text_encoder, encoder.device)
+        plain = Encoder(tokenizer, text_encoder, encoder.device, half=encoder.half)
         self.lessons, self.texts, self.pictures = [], [], 0
         for batch in batches:
             self.lessons.append(make_lesson(tokenizer.quantizer, plain.latents(batch)))

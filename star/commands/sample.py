@@ -33,7 +33,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--model", default="star-emoji", help="name, folder or hub id (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, help="how closely to follow the prompt; 1 is neutral")
+    parser.add_argument("--guidance", type=float, help="how much further than the prompt alone to go; 0 is neutral")
     parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest codes; 0 keeps all")
     parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest codes that reach this share")
     parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 more varied")
