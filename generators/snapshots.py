@@ -71,13 +71,14 @@ def write(folder: Path, step: int, state: Mapping[str, Any], about: Mapping[str,
             shutil.rmtree(final)
         unfinished.rename(final)
         _flush(folder)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError about file positions
+        free = f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free" if folder.is_dir() else "no such folder"
         shutil.rmtree(unfinished, ignore_errors=True)
         kept = snapshots(folder)
         last = f"the last good one is {kept[-1].path}" if kept else "there is none before it"
         raise InputError(
-            f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}), {last}: make room "
-            "or permit writing, then continue with --resume"
+            f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}; {free}), {last}: make "
+            "room or permit writing, then continue with --resume"
         ) from error
     for old in snapshots(folder)[:-keep]:
         shutil.rmtree(old.path, ignore_errors=True)
