@@ -77,8 +77,8 @@ def write(folder: Path, step: int, state: Mapping[str, Any], about: Mapping[str,
         kept = snapshots(folder)
         last = f"the last good one is {kept[-1].path}" if kept else "there is none before it"
         raise InputError(
-            f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}; {free}), {last}: make "
-            "room or permit writing, then continue with --resume"
+            f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}; {free}), {last}: "
+            "make room or permit writing, then continue with --resume"
         ) from error
     for old in snapshots(folder)[:-keep]:
         shutil.rmtree(old.path, ignore_errors=True)
