@@ -10,6 +10,7 @@ different numbers of rows, so there each picture is drawn in a pass of its own, 
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -21,6 +22,7 @@ from tokenizer.quantizer import Quantizer
 if TYPE_CHECKING:
     from data.text import TextFeatures
     from generators.protocol import SampleOptions
+    from star.stable_sampler import StableSampler
 
 CrossAttentionMode = Literal["per-sample", "released"]
 Watcher = Callable[[int, Tensor, Tensor], None]
@@ -59,7 +61,7 @@ def filter_logits(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -> Ten
     return logits_BlV
 
 
-def uniforms(seeds: Sequence[int], k: int, length: int) -> Tensor:
+def uniforms(seeds: Sequence[int], k: int | str, length: int) -> Tensor:
     """One float64 in [0, 1) per token of scale k for every seed: (B, l), on the CPU.
 
     Each (seed, scale) has a generator of its own, seeded with the first 8 bytes of SHA-256 of "seed/scale": the same on
@@ -81,12 +83,34 @@ def pick(logits_BlV: Tensor, uniforms_Bl: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
 
 
+@dataclass(frozen=True, slots=True)
+class Dice:
+    """The randomness of one pass: it comes from the seeds of its pictures alone."""
+
+    seeds: Sequence[int]
+    options: "SampleOptions"
+
+    def keep(self, logits_BlV: Tensor) -> Tensor:
+        """The logits to draw from: after temperature, top-k and top-p; of the likeliest alone if top_k is 1."""
+        if self.options.top_k == 1:
+            return filter_logits(logits_BlV, top_k=1)
+        return filter_logits(logits_BlV / self.options.temperature, self.options.top_k, self.options.top_p)
+
+    def pick(self, kept_BlV: Tensor, k: int, step: int | None = None) -> Tensor:
+        """Codes (B, l) of scale k; `step` where a scale is drawn several times."""
+        if self.options.top_k == 1:
+            return kept_BlV.argmax(dim=-1)
+        return pick(kept_BlV, uniforms(self.seeds, k if step is None else f"{k}/{step}", kept_BlV.shape[1]))
+
+    def order(self, k: int, step: int, length: int) -> Tensor:
+        """Random numbers (B, l) that say in which order tokens come."""
+        return uniforms(self.seeds, f"{k}/{step}/order", length)
+
+
 def choose(logits_BlV: Tensor, seeds: Sequence[int], k: int, options: "SampleOptions") -> Tensor:
     """Codes (B, l) of scale k: the likeliest if top_k is 1, else drawn after temperature, top-k and top-p."""
-    if options.top_k == 1:
-        return logits_BlV.argmax(dim=-1)
-    kept = filter_logits(logits_BlV / options.temperature, options.top_k, options.top_p)
-    return pick(kept, uniforms(seeds, k, kept.shape[1]))
+    dice = Dice(seeds, options)
+    return dice.pick(dice.keep(logits_BlV), k)
 
 
 def join(text: "TextFeatures | Tensor", null_text: "TextFeatures | Tensor") -> "TextFeatures | Tensor":
@@ -114,6 +138,7 @@ def draw_codes(
     options: "SampleOptions",
     cross_attention: CrossAttentionMode = "per-sample",
     unguided_last: int = 0,
+    stable: "StableSampler | None" = None,
     batch: int | None = None,
     watch: Watcher | None = None,
 ) -> tuple[list[Tensor], Tensor]:
@@ -121,7 +146,8 @@ def draw_codes(
 
     text: B prompts, null_text: the empty prompt, one row. cross_attention: "per-sample" reads every row's own words;
     "released" gives the unconditional row what the conditional row of the same prompt read, which is what the official
-    STAR code does for one prompt. batch: pictures per pass; by default one on a CPU (see above) and all elsewhere.
+    STAR code does for one prompt. stable: reveals the scales it covers step by step. batch: pictures per pass; by
+    default one on a CPU (see above) and all elsewhere.
     watch(k, logits_BlV, codes_Bl) sees every scale of every pass.
     """
     if len(text) != len(seeds):
@@ -146,6 +172,7 @@ def draw_codes(
                 options=options,
                 source_B=source_B,
                 unguided_last=unguided_last,
+                stable=stable,
                 watch=watch,
             )
         )
@@ -163,13 +190,17 @@ def draw_pass(
     options: "SampleOptions",
     source_B: Tensor | None = None,
     unguided_last: int = 0,
+    stable: "StableSampler | None" = None,
+    dice: Dice | None = None,
     watch: Watcher | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """One pass of `draw_codes`. rows: the prompts and, unless guidance is 0, as many unconditional rows after them.
 
-    source_B chooses whose cross-attention output a row receives; only the golden tests give one of their own.
+    source_B chooses whose cross-attention output a row receives, dice where chance comes from; only the golden tests
+    give some of their own.
     """
     schedule, count = transformer.schedule, len(seeds)
+    dice = dice or Dice(seeds, options)
     state = transformer.begin(rows, source_B)
     latent_BEhw = quantizer.empty_latent(count)
     input_BlE: Tensor | None = None
@@ -182,7 +213,10 @@ def draw_pass(
         hidden_RlC = transformer.step(None if input_BlE is None else input_BlE.repeat(twin, 1, 1), k, state)
         logits_RlV = transformer.logits(hidden_RlC, state.condition_BC)
         logits_BlV = guide(logits_RlV, strength) if twin == 2 else logits_RlV
-        codes_Bl = choose(logits_BlV, seeds, k, options)
+        if stable is not None and stable.covers(k):
+            codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, 0.0 if twin == 1 else options.guidance, dice)
+        else:
+            codes_Bl = dice.pick(dice.keep(logits_BlV), k)
         if watch is not None:
             watch(k, logits_BlV, codes_Bl)
         latent_BEhw, input_BlE = quantizer.accumulate(latent_BEhw, codes_Bl, k)

@@ -33,6 +33,7 @@ from star.encoded import EncodedSet, Encoder
 from star.generator import StarGenerator
 from star.teaching import make_lesson, scale_weights, token_losses, unigram_nats
 from star.transformer import NextScaleTransformer, TransformerConfig
+from star.warm_start import continued, start_from
 from tokenizer.tokenizer import MultiScaleTokenizer
 
 # Weight decay pulls towards zero what should be: matrices. Not biases, nor what is added or multiplied as it stands.
@@ -46,6 +47,7 @@ class TrainConfig:
     run: RunConfig
     tokenizer: str  # model directory
     text_encoder: str  # directory or hub id
+    init_from: str = ""  # a STAR model directory to start from; width, depth and heads are then its own
     width: int = 512
     depth: int = 8
     heads: int = 8
@@ -90,7 +92,7 @@ class TrainConfig:
 
     def network(self, tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder) -> TransformerConfig:
         """The transformer that fits the frozen networks."""
-        return TransformerConfig(
+        fresh = TransformerConfig(
             sizes=tokenizer.schedule.sizes,
             vocabulary=tokenizer.vocabulary,
             code_width=tokenizer.code_width,
@@ -104,6 +106,7 @@ class TrainConfig:
             attention=self.attention,
             head_float32=self.head_float32,
         )
+        return continued(self.init_from, fresh) if self.init_from else fresh
 
 
 def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
@@ -121,6 +124,8 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     run = Run(out, config.run, to_dict(config) | names, resume)
 
     model = NextScaleTransformer(network)
+    if config.init_from:
+        run.say(start_from(model, config.init_from, tokenizer))
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     model, ema = run.prepare(model), ema.to(run.device)
     optimizer = torch.optim.AdamW(

@@ -188,6 +188,13 @@ class NextScaleTransformer(nn.Module):
         labels (B,) int64 for conditioning "class". source_B: see TextKeys; rows of other samples, so only the golden
         tests pass it here. Returns float32 (B, L, V).
         """
+        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B)
+        return self.logits(hidden_BLC, condition_BC)
+
+    def hidden(
+        self, teacher_input_BlE: Tensor, text: "TextFeatures | Tensor", source_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Before the classifier: states (B, L, C), not yet normalised, and the vector that modulates; see `forward`."""
         expected = (self.schedule.length - self.schedule.lengths[0], self.config.code_width)
         if tuple(teacher_input_BlE.shape[1:]) != expected:
             raise ValueError(
@@ -197,10 +204,8 @@ class NextScaleTransformer(nn.Module):
         condition_BC, start_BlC = self.encode_condition(text)
         tokens_BlC = self.input_projection(teacher_input_BlE)
         x_BLC = torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1)
-        hidden_BLC = self.run_blocks(
-            x_BLC, slice(None), condition_BC, self.encode_text(text, source_B), self.causal_mask(x_BLC), None
-        )
-        return self.logits(hidden_BLC, condition_BC)
+        text_keys = self.encode_text(text, source_B)
+        return self.run_blocks(x_BLC, slice(None), condition_BC, text_keys, self.causal_mask(x_BLC), None), condition_BC
 
     def begin(self, text: "TextFeatures | Tensor", source_B: Tensor | None = None) -> DrawingState:
         """Everything that depends on the prompts alone, and empty caches for all L tokens."""

@@ -7,8 +7,8 @@ B batch, E code width, V codebook, H W pixels, h w latent grid, l tokens of one 
     image_B3HW = tokenizer.decode(codes)
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -43,6 +43,10 @@ class TokenizerConfig:
     def resolution(self) -> int:
         """Side of the square pictures, in pixels."""
         return self.quantizer.schedule.finest * self.autoencoder.downsampling
+
+    def at(self, sizes: tuple[int, ...]) -> "TokenizerConfig":
+        """The same networks on another pyramid, which shared phi convolutions allow: another resolution."""
+        return replace(self, quantizer=replace(self.quantizer, sizes=sizes))
 
 
 class MultiScaleTokenizer(nn.Module):
@@ -114,9 +118,7 @@ class MultiScaleTokenizer(nn.Module):
         This is what a transformer remembers of the tokenizer it was trained with; a decoder that was tuned further on
         the same codes still belongs to it.
         """
-        state = self.state_dict()
-        meaning = {name: t for name, t in state.items() if not name.startswith(("decoder.", "post_quant_conv."))}
-        return digest(to_dict(self.config), meaning)
+        return codes_digest(self.config, self.state_dict())
 
     def save(self, path: str | Path, *, card: str, dtype: torch.dtype | None = None) -> ModelDirectory:
         """Writes a model directory; dtype torch.bfloat16 halves it."""
@@ -143,3 +145,9 @@ class MultiScaleTokenizer(nn.Module):
         tokenizer = cls(from_dict(TokenizerConfig, directory.config))
         load_into(tokenizer, directory.tensors(), path)
         return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def codes_digest(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:
+    """`MultiScaleTokenizer.digest` of a tokenizer that need not be built for it."""
+    meaning = {name: tensors[name] for name in tensors if not name.startswith(("decoder.", "post_quant_conv."))}
+    return digest(to_dict(config), meaning)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from generators.protocol import Generator, SampleOptions
 
-OPTIONS = ("guidance", "top_k", "top_p", "truncation", "temperature")
+OPTIONS = ("guidance", "top_k", "top_p", "truncation", "temperature", "cross_attention", "refine")
 LONGEST_NAME = 100  # bytes of a file name that come from the prompt
 
 
@@ -38,6 +38,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest codes that reach this share")
     parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 more varied")
     parser.add_argument("--truncation", type=float, help="of GANs: 1 draws from all, 0 the mean picture")
+    parser.add_argument(
+        "--cross-attention",
+        choices=("released", "per-sample"),
+        help="whose words the unconditional half reads: the prompt's, as released, or its own (default: the model's)",
+    )
+    parser.add_argument(
+        "--no-refine", dest="refine", action="store_const", const=False, help="leave a checkpoint's refiner unused"
+    )
     parser.add_argument("--out", default="pictures", metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
