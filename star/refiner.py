@@ -1,6 +1,6 @@
 """The refiner: codes of a fine scale, given those of the same scale that are known already.
 
-B batch, l tokens of one scale or of several, C model width, D text width, E code width, V codebook, S of the text token.
+B batch, l tokens of one scale or of several, C model width, D text width, E code width, V codebook, S text token.
 The transformer draws all tokens of a scale at once, each unaware of what its neighbours become. The refiner is a small
 network behind it: it reads the transformer's last hidden states and the codes revealed so far, and so lets a scale be
 drawn step by step (Ma et al. 2024, causal-driven stable sampling). `stable_sampler.py` does the steps.
@@ -143,12 +143,13 @@ class Refiner(nn.Module):
             yield block
 
 
-def masked_loss(logits_BlV: Tensor, codes_Bl: Tensor, known_Bl: Tensor) -> Tensor:
-    """The published training objective, nats per token: hidden codes cost what they cost, known ones hardly anything.
+def masked_loss(logits_BlV: Tensor, codes_Bl: Tensor, known_Bl: Tensor, length: int) -> Tensor:
+    """The published training objective: hidden codes cost what they cost, known ones hardly anything.
 
     An extra class V is the answer for known positions, where it has the logit 10 and all others 0; elsewhere its
-    logit is 0.
+    logit is 0. Nats, the mean over pictures of the sum over tokens divided by `length`, the L of the whole pyramid.
     """
     vocabulary, known_Bl1 = logits_BlV.shape[-1], known_Bl.unsqueeze(-1)
     extended = torch.cat((logits_BlV.masked_fill(known_Bl1, 0.0), known_Bl1 * 10.0), dim=-1)
-    return F.cross_entropy(extended.flatten(0, 1), codes_Bl.masked_fill(known_Bl, vocabulary).flatten())
+    answers_Bl = codes_Bl.masked_fill(known_Bl, vocabulary)
+    return F.cross_entropy(extended.flatten(0, 1), answers_Bl.flatten()) * codes_Bl.shape[1] / length

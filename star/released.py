@@ -41,19 +41,30 @@ _OUTSIDE: tuple[tuple[str, str | None], ...] = (
     (r"lvl_1L", None),
     (r"attn_bias_for_masking", None),
 )
-_IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_REFINER: tuple[tuple[str, str | None], ...] = (
+    (r"pos_start_last", "start_position"),
+    (r"word_embed_head\.(weight|bias)", r"code_projection.\1"),
+    (r"lvl_embed_2\.weight", "level_embedding.weight"),
+    (r"encoder_proj2\.(weight|bias)", r"text_projection.\1"),
+    (r"head_proj\.(weight|bias)", r"merge.\1"),
+    (r"head_logits2\.(weight|bias)", r"head.\1"),
+)
+_IN_BLOCK = re.compile(r"(blocks|feat_extract_blocks)\.(\d+)\.(.+)")
+REFINER = "refiner."  # what our names of the stable sampler's network begin with
 
 
 def our_key(released_key: str, config: TransformerConfig) -> str | None:
     """Our name of a released tensor; None for one that is not needed. Raises ValueError for a name never seen."""
     if released_key == "class_emb.weight":
         return "class_embedding.weight" if config.conditioning == "class" else None
-    prefix, rest, table = "", released_key, _OUTSIDE
+    places = [("", released_key, _OUTSIDE), (REFINER, released_key, _REFINER)]
     if match := _IN_BLOCK.fullmatch(released_key):
-        prefix, rest, table = f"blocks.{match[1]}.", match[2], _BLOCK
-    for pattern, ours in table:
-        if match := re.fullmatch(pattern, rest):
-            return None if ours is None else prefix + match.expand(ours)
+        owner = REFINER if match[1] != "blocks" else ""
+        places = [(f"{owner}blocks.{match[2]}.", match[3], _BLOCK)]
+    for prefix, rest, table in places:
+        for pattern, ours in table:
+            if match := re.fullmatch(pattern, rest):
+                return None if ours is None else prefix + match.expand(ours)
     raise ValueError(f"'{released_key}' is not a tensor of a released STAR or VAR transformer; is this another file?")
 
 

@@ -20,11 +20,11 @@ from tokenizer.quantizer import Quantizer
 def reveal_counts(length: int, steps: int) -> tuple[int, ...]:
     """How many of `length` tokens each step reveals: few at first, more and more; rounded, and together all of them.
 
-    Step s takes a share of arccos(1 - s / (steps - 1)), at least one token; the last takes what is left.
+    Step s takes a share of arccos(1 - s / (steps - 1)), at least one token; the last takes what is left, if anything.
     """
     share = torch.arccos(torch.linspace(1, 0, steps))
     counts = [max(1, round(float(part))) for part in share / share.sum() * length]
-    return (*counts[:-1], counts[-1] + length - sum(counts))
+    return (*counts[:-1], max(0, counts[-1] + length - sum(counts)))
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ class StableSampler:
                 canvas.reveal(drawn_Bl, worth_Bl, count, step)
             if step < plan.shuffled:
                 worth_Bl = dice.order(k, step, length).to(worth_Bl.device)
-            canvas.reveal(drawn_Bl, worth_Bl * ~canvas.known_Bl, count, step)
+            canvas.reveal(drawn_Bl, worth_Bl.masked_fill(canvas.known_Bl, -1.0), count, step)
             if bool(canvas.known_Bl.all()):
                 break
         return canvas

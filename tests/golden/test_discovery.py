@@ -9,10 +9,8 @@ from star.released import rename, unused_keys
 from star.transformer import NextScaleTransformer, TransformerConfig
 from tests.golden.cases import GOLDEN_DIR, discover, kind
 
-# Kinds that test_star.py compares; test_tokenizer.py takes whatever begins with "tokenizer".
-STAR_KINDS = {"rope", "topk_topp", "var_class", "var_class_shared_aln", "star", "star_grad"}
-# The stable sampler of the 1024 px checkpoint is not built yet.
-PENDING = {"star_sampler"}
+# Kinds that test_star.py and test_star_sampler.py compare; test_tokenizer.py takes whatever begins with "tokenizer".
+STAR_KINDS = {"rope", "topk_topp", "var_class", "var_class_shared_aln", "star", "star_grad", "star_sampler"}
 
 folder = GOLDEN_DIR / "star"
 missing = pytest.mark.skipif(not folder.is_dir(), reason=f"no golden files in {folder}; set GOLDEN_DIR")
@@ -22,8 +20,7 @@ missing = pytest.mark.skipif(not folder.is_dir(), reason=f"no golden files in {f
 def test_no_case_is_of_an_unknown_kind() -> None:
     found = {path.stem: kind(path.stem) for path in discover("star")}
     assert found
-    known = STAR_KINDS | PENDING
-    unknown = {name for name, of in found.items() if of not in known and not of.startswith("tokenizer")}
+    unknown = {name for name, of in found.items() if of not in STAR_KINDS and not of.startswith("tokenizer")}
     assert not unknown, f"no test compares {', '.join(sorted(unknown))}: write one, or correct the name"
 
 
