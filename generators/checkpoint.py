@@ -36,7 +36,7 @@ class Reference:
     """Another model that this one needs: a path relative to the directory, or a hub id; and the digest it must have."""
 
     location: str
-    digest: str
+    digest: str  # "" if it was not at hand when the directory was written: then nothing is checked
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ModelDirectory:
     def check_reference(self, name: str, digest: str) -> None:
         """Raises InputError if the model found for a reference is not the one that this model was trained with."""
         expected = self.references[name].digest
-        if digest != expected:
+        if expected and digest != expected:
             raise InputError(
                 f"{self.path} belongs to a {name} with digest {expected[:12]}..., the one at {self.resolve(name)} has "
                 f"{digest[:12]}...: they were not trained together, give the {name} it was trained with"
@@ -229,16 +229,33 @@ def sha256(path: Path) -> str:
 def _write_tensors(
     folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, shard_size: int
 ) -> dict[str, str]:
-    stored = {
-        name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else None, copy=True).contiguous()
-        for name, tensor in sorted(tensors.items())
+    """One file's tensors at a time, so that a mapping which reads them from elsewhere never has all in memory."""
+    plan = {
+        name: torch.empty(tensors[name].shape, dtype=_stored_type(tensors[name], dtype), device="meta")
+        for name in sorted(tensors)
     }
     split = split_torch_state_dict_into_shards(
-        stored, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_size
+        plan, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_size
     )
     for name, names in split.filename_to_tensors.items():
-        save_file({key: stored[key] for key in names}, folder / name)
+        save_file(_alone({key: tensors[key].to("cpu", plan[key].dtype) for key in names}), folder / name)
     return {name: sha256(folder / name) for name in sorted(split.filename_to_tensors)}
+
+
+def _stored_type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype and tensor.is_floating_point() else tensor.dtype
+
+
+def _alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each with a storage of its own, copied only if it shares one with another name or is a part of a larger one."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        if tensor.data_ptr() in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        tensors[name] = tensor
+    return tensors
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -5,6 +5,7 @@ The directory holds the transformer; the tokenizer and the text encoder are eith
 B pictures, H W pixels.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from data.errors import InputError
 from data.images import image_to_pixels
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory, Reference, load_into, write
 from generators.config import from_dict, to_dict
 from generators.protocol import SampleOptions, check_request
+from star.refiner import Refiner, RefinerConfig
+from star.released import REFINER
 from star.sampler import CrossAttentionMode, draw_codes
+from star.stable_sampler import StableSampler
 from star.transformer import NextScaleTransformer, TransformerConfig
 from tokenizer.tokenizer import MultiScaleTokenizer
 
@@ -28,11 +33,12 @@ FAMILY = "star"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StarConfig:
-    """What a model directory says about its generator; see sampler.draw_codes for the last two."""
+    """What a model directory says about its generator; see sampler.draw_codes for the two in the middle."""
 
     transformer: TransformerConfig
     cross_attention: CrossAttentionMode = "per-sample"
     unguided_last: int = 0
+    refiner: RefinerConfig | None = None
 
 
 class StarGenerator:
@@ -48,8 +54,12 @@ class StarGenerator:
         *,
         cross_attention: CrossAttentionMode = "per-sample",
         unguided_last: int = 0,
+        refiner: Refiner | None = None,
     ) -> None:
-        """cross_attention, unguided_last: see sampler.draw_codes. Raises ValueError where the networks do not fit."""
+        """cross_attention, unguided_last: see sampler.draw_codes. refiner: draws the scales that it has a plan for.
+
+        Raises ValueError where the networks do not fit.
+        """
         config = transformer.config
         pairs = (
             ("scales", config.sizes, tokenizer.schedule.sizes),
@@ -65,6 +75,7 @@ class StarGenerator:
         self.text_encoder = text_encoder
         self.cross_attention: CrossAttentionMode = cross_attention
         self.unguided_last = unguided_last
+        self.refiner = None if refiner is None else refiner.eval()
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -98,8 +109,9 @@ class StarGenerator:
             null_text,
             seeds=seeds,
             options=options,
-            cross_attention=self.cross_attention,
+            cross_attention=options.cross_attention or self.cross_attention,
             unguided_last=self.unguided_last,
+            stable=StableSampler(self.refiner, self.tokenizer.quantizer) if self.refiner and options.refine else None,
         )
         size = 1 if self.device.type == "cpu" else len(prompts)
         return torch.cat(
@@ -117,19 +129,28 @@ class StarGenerator:
         directory = ModelDirectory.read(path, FAMILY)
         tokenizer = MultiScaleTokenizer.from_directory(directory.resolve("tokenizer"), device=device)
         directory.check_reference("tokenizer", tokenizer.digest)
-        text_encoder = TextEncoder.from_pretrained(directory.resolve("text_encoder"), device=device, dtype=dtype)
+        text_encoder = _text_encoder(directory, device, dtype)
         directory.check_reference("text_encoder", text_encoder.digest)
         config = from_dict(StarConfig, directory.config)
         with torch.device("meta"):  # random weights would only be overwritten
             transformer = NextScaleTransformer(config.transformer)
+            refiner = Refiner(config.refiner, config.transformer) if config.refiner else None
         transformer = transformer.to_empty(device="cpu").to(dtype or torch.float32)
-        load_into(transformer, directory.tensors(), path)
+        tensors = directory.tensors()
+        if refiner:
+            names = [name for name in tensors if name.startswith(REFINER)]
+            own = {name.removeprefix(REFINER): tensors.pop(name) for name in names}
+            refiner = refiner.to_empty(device="cpu").to(dtype or torch.float32)
+            load_into(refiner, own, path)
+            refiner = refiner.to(device)
+        load_into(transformer, tensors, path)
         return cls(
             transformer.to(device),
             tokenizer,
             text_encoder,
             cross_attention=config.cross_attention,
             unguided_last=config.unguided_last,
+            refiner=refiner,
         )
 
     def save_pretrained(
@@ -159,9 +180,10 @@ class StarGenerator:
                     transformer=self.transformer.config,
                     cross_attention=self.cross_attention,
                     unguided_last=self.unguided_last,
+                    refiner=self.refiner and self.refiner.config,
                 )
             ),
-            tensors=self.transformer.state_dict(),
+            tensors=self._tensors(),
             card=card
             or f"# A STAR generator\n\nDraws {self.resolution[0]} x {self.resolution[1]} pixels from a prompt.\n",
             about={"resolution": list(self.resolution), "conditioning": self.conditioning, **(about or {})},
@@ -177,6 +199,10 @@ class StarGenerator:
 
         return cls(tiny_transformer(), tiny_tokenizer(), tiny_text_encoder())
 
+    def _tensors(self) -> dict[str, Tensor]:
+        refiner = self.refiner.state_dict() if self.refiner else {}
+        return self.transformer.state_dict() | {f"{REFINER}{name}": tensor for name, tensor in refiner.items()}
+
     def _save_tokenizer(self, path: Path) -> None:
         self.tokenizer.save(path, card="# The tokenizer of the STAR generator in the folder above\n")
 
@@ -189,3 +215,13 @@ class StarGenerator:
             if shown:
                 transformers_logging.enable_progress_bar()
         self.text_encoder.tokenizer.save_pretrained(path)
+
+
+def _text_encoder(directory: ModelDirectory, device: str | torch.device, dtype: torch.dtype | None) -> TextEncoder:
+    place = directory.resolve("text_encoder")
+    try:
+        return TextEncoder.from_pretrained(place, device=device, dtype=dtype)
+    except InputError as error:
+        where = Path(os.path.normpath(directory.path / directory.references["text_encoder"].location))
+        reason = str(error).removesuffix(".")
+        raise InputError(f"{reason}; {directory.path} looks for it at {where} before it asks the hub") from error
