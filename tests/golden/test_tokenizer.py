@@ -82,7 +82,9 @@ def test_a_perturbed_weight_is_noticed() -> None:
     case = Case(next(path for path in discover("star") if kind(path.stem) == "tokenizer"))
     tokenizer = tokenizer_of(case)
     with torch.no_grad():
-        tokenizer.quantizer.phis[0].weight[0, 0, 1, 1] += 1e-3  # type: ignore[index]
+        weight = tokenizer.quantizer.phis[0].weight
+        assert isinstance(weight, torch.Tensor)
+        weight[0, 0, 1, 1] += 1e-3
         decoded = tokenizer.decode([case[f"out/idx_{k}"] for k in range(tokenizer.schedule.count)])
     with pytest.raises(AssertionError, match="largest gap"):
         close(decoded, case["out/rec_last"], 1e-4)
