@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ class Weights:
     location: str  # "package:star/weights/star-emoji", shipped with that package; or a hub id
     licence: str = ""
     source: str = ""  # paper or page
+    # "module:function", called with a name and a folder, makes the model directory of weights that the hub has in
+    # another form; it is kept in `home`.
+    fetch: str = ""
 
     def folder(self) -> Path | None:
         """The folder of shipped weights, found without importing the package; None if they are not on this machine."""
@@ -52,6 +56,11 @@ class Weights:
             if (Path(root) / rest / "config.json").is_file():
                 return Path(root) / rest
         return None
+
+
+def home() -> Path:
+    """Where model directories that were fetched by name are kept: $STAR_HOME, by default ~/.cache/star."""
+    return Path(os.environ.get("STAR_HOME") or "~/.cache/star").expanduser()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +137,12 @@ class Registry:
                         f"the weights of {model} are missing at {entry.weights.location}: install the package anew, or "
                         "train them as EXPERIMENTS.md tells"
                     )
+                return folder
+            if entry.weights.fetch:
+                folder = home() / str(model)
+                if not (folder / "config.json").is_file():
+                    module, _, function = entry.weights.fetch.partition(":")
+                    getattr(importlib.import_module(module), function)(str(model), folder)
                 return folder
             return _from_hub(entry.weights.location, str(model))
         if Path(model).is_dir():
@@ -208,4 +223,23 @@ entries, families, family = _shared.entries, _shared.families, _shared.family
 locate, build, recommended = _shared.locate, _shared.build, _shared.recommended
 
 register_family("star", "star.generator:StarGenerator")
+register_family("var", "star.class_generator:VarGenerator")
 register("star-emoji", Entry(family="star", weights=Weights(location="package:star/weights/star-emoji")))
+
+# What the papers published (star/catalogue.py): fetched from the hub and converted when first asked for.
+_STAR = Weights(
+    location="taocrayon/STAR", licence="MIT", source="https://arxiv.org/abs/2406.10797", fetch="star.fetch:fetch"
+)
+_VAR = Weights(
+    location="FoundationVision/var", licence="MIT", source="https://arxiv.org/abs/2404.02905", fetch="star.fetch:fetch"
+)
+for _name, _side in (
+    ("star-d16-256", 256),
+    ("star-d30-256", 256),
+    ("star-d30-512", 512),
+    ("star-d30-1024", 1024),
+    ("star-d30-1024-refined", 1024),
+):
+    register(_name, Entry(family="star", weights=_STAR, resolution=(_side, _side), conditioning="text"))
+for _name, _side in (("var-d16", 256), ("var-d20", 256), ("var-d24", 256), ("var-d30", 256), ("var-d36-512", 512)):
+    register(_name, Entry(family="var", weights=_VAR, resolution=(_side, _side), conditioning="class"))

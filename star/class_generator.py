@@ -1,0 +1,134 @@
+"""VarGenerator: an ImageNet class to a picture (Tian et al. 2024). The family `var` of the registry.
+
+A prompt is the number of a class in digits: "0" to "999" for ImageNet's thousand in their usual order, where "207" is a
+golden retriever. An empty prompt draws without a class. B pictures, H W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from data.images import image_to_pixels
+from generators.checkpoint import ModelDirectory, Reference, load_into, write
+from generators.config import from_dict, to_dict
+from generators.protocol import SampleOptions, check_request
+from star.sampler import draw_codes
+from star.transformer import NextScaleTransformer, TransformerConfig
+from tokenizer.tokenizer import MultiScaleTokenizer
+
+FAMILY = "var"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VarConfig:
+    """What a model directory says about its generator."""
+
+    transformer: TransformerConfig
+
+
+class VarGenerator:
+    """Class-conditional next-scale transformer and tokenizer as one generator (generators.protocol.Family)."""
+
+    conditioning: Literal["class"] = "class"
+
+    def __init__(self, transformer: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
+        """Raises ValueError where the networks do not fit, or the transformer is not conditioned on classes."""
+        config = transformer.config
+        if config.conditioning != "class":
+            raise ValueError("a VarGenerator needs a transformer with conditioning='class'")
+        own = (config.sizes, config.vocabulary, config.code_width)
+        other = (tokenizer.schedule.sizes, tokenizer.vocabulary, tokenizer.code_width)
+        if own != other:
+            raise ValueError(f"the transformer's scales, vocabulary and code width are {own}, the tokenizer's {other}")
+        self.transformer, self.tokenizer = transformer.eval(), tokenizer.eval()
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return (self.tokenizer.resolution, self.tokenizer.resolution)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return self.transformer.head.weight.device
+
+    def label(self, prompt: str) -> int:
+        """The class that a prompt names; the number of classes for an empty one, which is the unconditional label.
+
+        Raises InputError for anything else.
+        """
+        classes, text = self.transformer.config.classes, prompt.strip()
+        if not text:
+            return classes
+        if not (text.isascii() and text.isdigit() and int(text) < classes):
+            raise InputError(
+                f"the prompt {prompt[:60]!r} was given to a model of classes, expected a number from 0 to "
+                f'{classes - 1}: give one, or "" to draw without a class'
+            )
+        return int(text)
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions = SampleOptions()
+    ) -> Tensor:
+        """pixels_B3HW, uint8. On a CPU a picture is the same to the bit whatever else is asked for beside it."""
+        check_request(self, prompts, seeds)
+        if not prompts:
+            return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
+        labels_B = torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)
+        none_1 = torch.tensor([self.transformer.config.classes], device=self.device)
+        _, latent_BEhw = draw_codes(
+            self.transformer, self.tokenizer.quantizer, labels_B, none_1, seeds=seeds, options=options
+        )
+        size = 1 if self.device.type == "cpu" else len(prompts)
+        return torch.cat(
+            [image_to_pixels(self.tokenizer.latent_to_image(part)).cpu() for part in latent_BEhw.split(size)]
+        )
+
+    @classmethod
+    def from_directory(
+        cls, path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> Self:
+        """Reads a model directory with its tokenizer; float32 unless `dtype` says otherwise.
+
+        Raises InputError where something is missing, damaged, of another shape, or was not trained together.
+        """
+        directory = ModelDirectory.read(path, FAMILY)
+        tokenizer = MultiScaleTokenizer.from_directory(directory.resolve("tokenizer"), device=device)
+        directory.check_reference("tokenizer", tokenizer.digest)
+        config = from_dict(VarConfig, directory.config)
+        with torch.device("meta"):  # random weights would only be overwritten
+            transformer = NextScaleTransformer(config.transformer)
+        transformer = transformer.to_empty(device="cpu").to(dtype or torch.float32)
+        load_into(transformer, directory.tensors(), path)
+        return cls(transformer.to(device), tokenizer)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a model directory that draws the same pictures, the tokenizer inside."""
+        write(
+            path,
+            family=FAMILY,
+            config=to_dict(VarConfig(transformer=self.transformer.config)),
+            tensors=self.transformer.state_dict(),
+            card=f"# A VAR generator\n\nDraws {self.resolution[0]} x {self.resolution[1]} pixels from a class.\n",
+            about={"resolution": list(self.resolution), "conditioning": self.conditioning},
+            references={"tokenizer": Reference(location="tokenizer", digest=self.tokenizer.digest)},
+            parts={
+                "tokenizer": lambda folder: self.tokenizer.save(folder, card="# The tokenizer of the model above\n")
+            },
+        )
+
+    @classmethod
+    def for_test(cls) -> Self:
+        """A network of fewer than a million parameters with fixed random weights, for the contract suite."""
+        from star.tiny import tiny_tokenizer, tiny_transformer
+
+        transformer = tiny_transformer(
+            conditioning="class", cross_attention=False, classes=5, modulation="adaln", positions="absolute"
+        )
+        return cls(transformer, tiny_tokenizer())

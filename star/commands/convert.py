@@ -1,0 +1,44 @@
+"""`star convert KIND FILE OUT`: a released checkpoint to a model directory."""
+
+import argparse
+
+from star.catalogue import KINDS, RELEASED, TOKENIZER_FILE
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="a released checkpoint of VAR or STAR to a model directory",
+        description="Reads a released file without running anything in it, checks every tensor, and writes a model "
+        "directory for --model. The state of an optimiser in the file is not read. What the file cannot tell, such as "
+        "its resolution, a preset says.",
+        epilog=f"presets: {', '.join(RELEASED)}",
+    )
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=f"one of {', '.join(KINDS)}")
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("out", metavar="OUT", help="folder for the model directory")
+    parser.add_argument("--preset", metavar="NAME", help="the release (default: the only one that fits the file)")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help=f"{TOKENIZER_FILE}, or what was made of it (default: the file's own, or that one beside it)",
+    )
+    parser.add_argument(
+        "--text-encoder", metavar="PATH", help="folder or hub id to be remembered by its digest (default: the released)"
+    )
+    parser.set_defaults(work=work)
+
+
+def work(args: argparse.Namespace) -> int:
+    from star.convert import convert
+
+    made = convert(
+        args.kind,
+        args.file,
+        args.out,
+        preset=args.preset,
+        tokenizer=args.tokenizer,
+        text_encoder=args.text_encoder,
+    )
+    print(made.path)
+    return 0
