@@ -1,0 +1,47 @@
+"""`star measure`: how good a tokenizer is on shards it has not seen, and what it makes of them at every cut."""
+
+import argparse
+import json
+from pathlib import Path
+
+from data.errors import InputError
+
+PICTURED = 12  # rows of the sheet
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "measure",
+        help="score a tokenizer on held-out shards",
+        description="Encodes and decodes every picture of the shards named as held out (all shards where none is), "
+        "prints PSNR, SSIM, distinct codes and perplexity per scale, and writes scores.json and a sheet of "
+        "reconstructions.",
+    )
+    parser.add_argument("tokenizer", metavar="TOKENIZER", help="a tokenizer's model directory")
+    parser.add_argument("--data", nargs="+", required=True, metavar="SHARDS", help="folders, tars, patterns or lists")
+    parser.add_argument("--out", default="measured", metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="pictures at once (default: %(default)s)")
+    parser.set_defaults(work=work)
+
+
+def work(args: argparse.Namespace) -> int:
+    """Measures and writes."""
+    if args.batch < 1:
+        raise InputError(f"--batch is {args.batch}, expected at least 1: correct it")
+    from data.images import save_png
+    from data.pipeline import DataConfig, Pipeline
+    from data.splits import held_out_shards
+    from tokenizer.measure import cuts_sheet, measure
+    from tokenizer.tokenizer import MultiScaleTokenizer
+
+    tokenizer = MultiScaleTokenizer.from_directory(args.tokenizer)
+    shards = held_out_shards(args.data) or tuple(args.data)
+    data = DataConfig(shards=shards, resolution=tokenizer.resolution, shuffle=False)
+    pipeline = Pipeline(data, batch_size=args.batch)
+    out = Path(args.out)
+    first = next(iter(Pipeline(data, batch_size=PICTURED).one_pass()))
+    save_png(cuts_sheet(tokenizer, first.image_B3HW, first.prompts), out / "reconstructions.png")
+    scores = measure(tokenizer, pipeline.one_pass())
+    (out / "scores.json").write_text(json.dumps(scores.as_dict(), indent=1) + "\n")
+    print(f"{scores.lines()}\n{pipeline.report.text()}\n{out / 'scores.json'}\n{out / 'reconstructions.png'}")
+    return 0
