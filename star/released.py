@@ -5,7 +5,7 @@ but the network does not need: buffers that follow from the schedule, and STAR's
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -72,8 +72,3 @@ def rename(released: Mapping[str, Tensor], config: TransformerConfig) -> dict[st
     """A released state dict under our names, ready for load_state_dict(strict=True)."""
     renamed = {our_key(key, config): tensor for key, tensor in released.items()}
     return {key: tensor for key, tensor in renamed.items() if key is not None}
-
-
-def unused_keys(released: Iterable[str], config: TransformerConfig) -> list[str]:
-    """The released tensors that are left aside, for the record."""
-    return [key for key in released if our_key(key, config) is None]
