@@ -79,7 +79,10 @@ class TrainConfig:
     validation_pictures: int = 1024  # at most
     validate_every: int = 500  # steps
     sample_prompts: tuple[str, ...] = ()
-    sample_options: SampleOptions = field(default_factory=SampleOptions)
+    sample_options: SampleOptions = field(default_factory=SampleOptions)  # recommended by the model directory
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights
+    bring_along: bool = True  # False: tokenizer and text encoder are expected beside the model directory, by name
+    licence: str = ""
 
     def __post_init__(self) -> None:
         for name in ("dropout", "drop_path", "caption_dropout", "code_noise", "label_smoothing", "held_out", "ema"):
@@ -180,8 +183,20 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
             run.picture("samples", grid(pixels_B3HW, columns=8), step)
     if run.is_main:
         smooth.eval()
-        generator.save_pretrained(out / "model", card=card(config, run, validation))
+        save(config, generator, out / "model", card(config, run, validation))
     return out / "model"
+
+
+def save(config: TrainConfig, generator: StarGenerator, path: Path, text: str) -> None:
+    """Writes the model directory as the config asks for it, with the sampling options that it was shown with."""
+    places = {"tokenizer": config.tokenizer, "text_encoder": config.text_encoder}
+    generator.save_pretrained(
+        path,
+        card=text,
+        about={"options": to_dict(config.sample_options), "licence": config.licence},
+        references=None if config.bring_along else {name: f"../{Path(place).name}" for name, place in places.items()},
+        dtype=getattr(torch, config.dtype),
+    )
 
 
 def compile_blocks(model: NextScaleTransformer, device: torch.device) -> None:
