@@ -132,7 +132,10 @@ class Refiner(nn.Module):
             return self.head(F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=self.norm_eps)).float()[:, first:]
 
     def mask(self, span: slice, dtype: torch.dtype = torch.float32) -> Tensor:
-        """For several scales at once: 0 within a scale, and between the text token and everything, else -inf."""
+        """For several scales at once: 0 within a scale, and between the text token and everything, else -inf.
+
+        So the text token carries something from scale to scale, which it cannot while drawing; that is as released.
+        """
         levels_l = torch.cat((torch.full((self.schedule.lengths[0],), -1), self._levels_L[span].cpu()))
         text_l = levels_l == -1
         return additive((levels_l[:, None] == levels_l) | text_l[:, None] | text_l, dtype).to(self.head.weight.device)
