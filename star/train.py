@@ -173,7 +173,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update_parameters(run.unwrap(model))
-        if run.is_main and run.due(step, config.validate_every):
+        if run.is_main and validation.pictures and run.due(step, config.validate_every):
             losses_K = validation.losses(smooth, run)
             run.log({"validation_loss": losses_K.mean(), "validation_loss_scale": losses_K})
             validation.write(out / "validation.json", losses_K, step)
