@@ -138,11 +138,12 @@ def write(
     parts: Mapping[str, Callable[[Path], object]] | None = None,
     dtype: torch.dtype | None = None,
     shard_size: int = 5 * 10**9,
+    written: Callable[[int], object] | None = None,
 ) -> ModelDirectory:
     """Writes a model directory, in place of one that is already there.
 
     config, about: plain JSON values. card: the text of README.md. parts: functions that write a folder of that name
-    inside. dtype: stores floating tensors in it. shard_size: bytes per file.
+    inside. dtype: stores floating tensors in it. shard_size: bytes per file. written: told the bytes of each file.
     Raises InputError if the place cannot be written or holds anything that is not a model directory's own.
     """
     path = Path(path)
@@ -156,7 +157,7 @@ def write(
         staging.chmod(0o755)
         for name, write_part in (parts or {}).items():
             write_part(staging / name)
-        files = _write_tensors(staging, tensors, dtype, shard_size)
+        files = _write_tensors(staging, tensors, dtype, shard_size, written)
         values = {
             "format": FORMAT,
             "family": family,
@@ -227,7 +228,11 @@ def sha256(path: Path) -> str:
 
 
 def _write_tensors(
-    folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, shard_size: int
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    shard_size: int,
+    written: Callable[[int], object] | None,
 ) -> dict[str, str]:
     """One file's tensors at a time, so that a mapping which reads them from elsewhere never has all in memory."""
     plan = {
@@ -239,6 +244,8 @@ def _write_tensors(
     )
     for name, names in split.filename_to_tensors.items():
         save_file(_alone({key: tensors[key].to("cpu", plan[key].dtype) for key in names}), folder / name)
+        if written is not None:
+            written((folder / name).stat().st_size)
     return {name: sha256(folder / name) for name in sorted(split.filename_to_tensors)}
 
 

@@ -29,6 +29,7 @@ LARGEST_PICKLE = 2**28  # bytes, without the tensors' data; that of a 2-billion-
 WINDOW = 2**28  # bytes of tensors handed out before a file is mapped anew, which lets go of those read before
 
 Way = tuple[str, ...]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class CheckpointFile(Mapping[str, Tensor]):
@@ -161,8 +162,33 @@ def names_in(stream: IO[bytes]) -> Iterator[str]:
                 elif code.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
                     memo[len(memo) if argument is None else argument] = texts[-1] if texts else ""
                 elif code.name in ("GET", "BINGET", "LONG_BINGET"):
-                    texts = [*texts[-1:], memo.get(argument, "")]
+                    texts = [*texts[-1:], memo.get(int(argument or 0), "")]
                 elif isinstance(argument, str):
                     texts = [*texts[-1:], argument]
     except (ValueError, UnicodeDecodeError):  # no pickle any more, or never one: nothing further would run either
         return
+
+
+def check_fit(wanted: Mapping[str, Tensor], names: Mapping[str, str], shapes: Shapes, file: str | Path) -> None:
+    """Raises InputError unless a file has exactly the tensors that a network wants.
+
+    wanted: the network's state. names: for each of our names the file's. shapes: of the file's tensors.
+    """
+    told = []
+    if missing := sorted(wanted.keys() - names.keys()):
+        told.append(f"lacks {_shorten(missing)}")
+    if foreign := sorted(names[name] for name in names.keys() - wanted.keys()):
+        told.append(f"has the unexpected {_shorten(foreign)}")
+    wrong = [
+        f"{names[name]} {shapes[names[name]]} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & names.keys())
+        if shapes[names[name]] != tuple(wanted[name].shape)
+    ]
+    if wrong:
+        told.append(f"has another shape for {_shorten(wrong)}")
+    if told:
+        raise InputError(f"{file} {' and '.join(told)}: give an unaltered file of the release, with its own preset")
+
+
+def _shorten(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

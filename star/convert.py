@@ -7,33 +7,29 @@ device and every tensor held against it before anything is written. Then the ten
 directory a few at a time, so that no more than a part of them is ever in memory.
 """
 
+import math
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from data.errors import InputError
+from data.progress import Progress
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory, Reference, write
-from generators.config import from_dict, to_dict
-from generators.restricted import CheckpointFile, Renamed
-from star.catalogue import RELEASED, TEXT_ENCODER, TOKENIZER_FILE, VAR_HUB, Kind, Released
+from generators.config import to_dict
+from generators.restricted import CheckpointFile, Shapes, check_fit
+from star.catalogue import RELEASED, TEXT_ENCODER, Kind, Released
 from star.class_generator import VarConfig
 from star.generator import StarConfig
 from star.refiner import Refiner, RefinerConfig
 from star.released import REFINER, our_key
+from star.released_codes import OF_TOKENIZER, SHARD, belonging, codes_of
 from star.transformer import NextScaleTransformer, TransformerConfig
-from tokenizer.released import config_of as tokenizer_config_of
-from tokenizer.released import our_key as our_tokenizer_key
-from tokenizer.tokenizer import FAMILY as TOKENIZER_FAMILY
-from tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig, codes_digest
 
-Shapes = Mapping[str, tuple[int, ...]]
-IN_TRAINING, OF_TOKENIZER = ("trainer", "var_wo_ddp"), ("trainer", "vae_local")
+IN_TRAINING = ("trainer", "var_wo_ddp")
 # A tensor by which a kind is known; the first that is there counts.
 SIGNS: dict[Kind, str] = {
     "star-sampler": "head_logits2.weight",
@@ -41,7 +37,6 @@ SIGNS: dict[Kind, str] = {
     "var": "pos_1LC",
     "var-tokenizer": "quantize.embedding.weight",
 }
-SHARD = 2**29  # bytes per file written, which is also what is in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +46,6 @@ class Network:
     transformer: TransformerConfig
     refiner: RefinerConfig | None
     names: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Codes:
-    """A tokenizer: its configuration, its tensors under our names, and the directory they lie in, if they do."""
-
-    config: TokenizerConfig
-    tensors: Mapping[str, Tensor]
-    place: Path
-    directory: Path | None = None
-
-    @property
-    def digest(self) -> str:
-        return codes_digest(self.config, self.tensors)
-
-    def write(self, path: Path) -> ModelDirectory:
-        """As a model directory, see MultiScaleTokenizer.save."""
-        side = self.config.resolution
-        return write(
-            path,
-            family=TOKENIZER_FAMILY,
-            config=to_dict(self.config),
-            tensors=self.tensors,
-            card=f"# The multi-scale tokenizer of VAR at {side} x {side} pixels\n\nConverted from {self.place.name} "
-            f"(Tian et al. 2024, https://huggingface.co/{VAR_HUB}; MIT).\n",
-            about={"resolution": [side, side], "licence": "MIT"},
-            shard_size=SHARD,
-        )
 
 
 def convert(
@@ -108,11 +75,11 @@ def convert(
     _check_kind(kind, source.shapes, file)
     released = _preset(kind, source.shapes, preset, file)
     if kind == "var-tokenizer":
-        return _codes(source, released.sizes).write(out)
+        return codes_of(source, released.sizes).write(out)
     if kind == "var" and text_encoder is not None:
         raise InputError(f"the text encoder {text_encoder} was given to a var, which reads classes: leave it out")
     network = network_of(source.shapes, released, file)
-    codes = _tokenizer(network.transformer, file, tokenizer)
+    codes = belonging(network.transformer, file, tokenizer)
     side, digest = codes.config.resolution, codes.digest
     references = {"tokenizer": Reference(location="tokenizer", digest=digest)}
     parts = {"tokenizer": codes.write}
@@ -125,23 +92,26 @@ def convert(
         config = StarConfig(
             transformer=network.transformer, cross_attention=released.cross_attention, refiner=network.refiner
         )
-    return write(
-        out,
-        family="var" if kind == "var" else "star",
-        config=to_dict(config),
-        tensors=Renamed(source, network.names),
-        card=_card(file, released, side),
-        about={
-            "resolution": [side, side],
-            "conditioning": network.transformer.conditioning,
-            "licence": "MIT",
-            "source": f"https://huggingface.co/{released.hub}",
-            "options": dict(released.options),
-        },
-        references=references,
-        parts=parts,
-        shard_size=SHARD,
-    )
+    size = sum(4 * math.prod(source.shapes[key]) for key in network.names.values())
+    with Progress(size // 10**6, unit="MB", title="convert", enabled=size > SHARD) as progress:
+        return write(
+            out,
+            family="var" if kind == "var" else "star",
+            config=to_dict(config),
+            tensors=source.renamed(network.names),
+            card=_card(file, released, side),
+            about={
+                "resolution": [side, side],
+                "conditioning": network.transformer.conditioning,
+                "licence": "MIT",
+                "source": f"https://huggingface.co/{released.hub}",
+                "options": dict(released.options),
+            },
+            references=references,
+            parts=parts,
+            shard_size=SHARD,
+            written=lambda count: progress.update(count // 10**6),
+        )
 
 
 def network_of(shapes: Shapes, released: Released, file: str | Path = "the file") -> Network:
@@ -156,7 +126,7 @@ def network_of(shapes: Shapes, released: Released, file: str | Path = "the file"
         names = {ours: key for key in shapes if (ours := our_key(key, transformer)) is not None}
     except ValueError as error:
         raise InputError(f"{file} is not what it was given as: {error}") from error
-    _check_fit(wanted, names, shapes, file)
+    check_fit(wanted, names, shapes, file)
     return Network(transformer, refiner, names)
 
 
@@ -210,23 +180,6 @@ def _check_kind(kind: Kind, shapes: Shapes, file: Path) -> None:
             return
 
 
-def _check_fit(wanted: Mapping[str, Tensor], names: Mapping[str, str], shapes: Shapes, file: str | Path) -> None:
-    told = []
-    if missing := sorted(wanted.keys() - names.keys()):
-        told.append(f"lacks {_shorten(missing)}")
-    if foreign := sorted(names[name] for name in names.keys() - wanted.keys()):
-        told.append(f"has the unexpected {_shorten(foreign)}")
-    wrong = [
-        f"{names[name]} {shapes[names[name]]} instead of {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & names.keys())
-        if shapes[names[name]] != tuple(wanted[name].shape)
-    ]
-    if wrong:
-        told.append(f"has another shape for {_shorten(wrong)}")
-    if told:
-        raise InputError(f"{file} {' and '.join(told)}: give an unaltered file of the release, with its own preset")
-
-
 def _preset(kind: Kind, shapes: Shapes, preset: str | None, file: Path) -> Released:
     """The named preset, or the only one that fits the file's kind, number of scales and depth."""
     of_kind = {name: entry for name, entry in RELEASED.items() if kind in ("var-tokenizer", entry.kind)}
@@ -256,59 +209,6 @@ def _preset(kind: Kind, shapes: Shapes, preset: str | None, file: Path) -> Relea
     )
 
 
-def _codes(source: CheckpointFile, sizes: tuple[int, ...]) -> Codes:
-    """A tokenizer in the released layout, held against the network it describes."""
-    shapes = source.shapes
-    config = tokenizer_config_of(shapes, sizes)
-    names = {ours: key for key in shapes if (ours := our_tokenizer_key(key)) is not None}
-    with torch.device("meta"):
-        network: nn.Module = MultiScaleTokenizer(config)
-    _check_fit(network.state_dict(), names, shapes, source.path)
-    return Codes(config, Renamed(source, names), source.path)
-
-
-def _tokenizer(transformer: TransformerConfig, file: Path, given: str | Path | None) -> Codes:
-    """The tokenizer that belongs to a transformer, on its scales."""
-    inside = CheckpointFile.find(file, [OF_TOKENIZER])
-    own = _codes(inside, transformer.sizes) if inside is not None else None
-    beside = file.parent / TOKENIZER_FILE
-    if given is not None:
-        codes = _given_tokenizer(Path(given), transformer.sizes)
-    elif own is not None:
-        codes = own
-    elif beside.is_file():
-        codes = _given_tokenizer(beside, transformer.sizes)
-    else:
-        raise InputError(
-            f"{file} comes without a tokenizer: put {TOKENIZER_FILE} of https://huggingface.co/{VAR_HUB} beside it, or "
-            "give --tokenizer with that file or with what `star convert var-tokenizer` made of it"
-        )
-    quantizer = codes.config.quantizer
-    if (quantizer.vocabulary, quantizer.code_width) != (transformer.vocabulary, transformer.code_width):
-        raise InputError(
-            f"the tokenizer {codes.place} has {quantizer.vocabulary} codes of width {quantizer.code_width}, {file} "
-            f"speaks {transformer.vocabulary} of width {transformer.code_width}: give the tokenizer it was trained with"
-        )
-    if own is not None and codes is not own and codes.digest != own.digest:
-        raise InputError(
-            f"the tokenizer {codes.place} is not the one that {file} was trained with, which it holds: leave "
-            "--tokenizer out, or give the same weights"
-        )
-    return codes
-
-
-def _given_tokenizer(path: Path, sizes: tuple[int, ...]) -> Codes:
-    if not path.is_dir():
-        source = CheckpointFile.find(path, ((), OF_TOKENIZER))
-        if source is None:
-            raise InputError(f"{path} holds no tokenizer: give {TOKENIZER_FILE}, or what was made of it")
-        return _codes(source, sizes)
-    directory = ModelDirectory.read(path, family=TOKENIZER_FAMILY)
-    config = from_dict(TokenizerConfig, directory.config, f"{path} config")
-    at_home = config.quantizer.sizes == sizes
-    return Codes(config.at(sizes), directory.tensors(), path, path if at_home else None)
-
-
 def _text_encoder(transformer: TransformerConfig, given: str | None, out: Path, file: Path) -> Reference:
     if given is None:
         return Reference(location=TEXT_ENCODER, digest="")
@@ -330,7 +230,3 @@ def _card(file: Path, released: Released, side: int) -> str:
         f"Converted from {file.name} ({paper}, https://huggingface.co/{released.hub}; MIT), weights unchanged.\n"
         f"Drawn by its authors with {options}.\n"
     )
-
-
-def _shorten(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

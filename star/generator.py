@@ -180,7 +180,7 @@ class StarGenerator:
                     transformer=self.transformer.config,
                     cross_attention=self.cross_attention,
                     unguided_last=self.unguided_last,
-                    refiner=self.refiner and self.refiner.config,
+                    refiner=None if self.refiner is None else self.refiner.config,
                 )
             ),
             tensors=self._tensors(),

@@ -36,12 +36,12 @@ def tiny_tokenizer(seed: int = 0) -> MultiScaleTokenizer:
     return tokenizer.eval().requires_grad_(False)
 
 
-def tiny_text_encoder(seed: int = 0, max_tokens: int = 16) -> TextEncoder:
-    """A one-layer CLIP text tower, 32 wide, over bytes and hardly a word."""
+def tiny_text_encoder(seed: int = 0, max_tokens: int = 16, width: int = 32) -> TextEncoder:
+    """A one-layer CLIP text tower over bytes and hardly a word."""
     bpe = learn_tokenizer(["a red circle above a blue square"], SMALLEST_VOCABULARY + 8, max_tokens)
     config = CLIPTextConfig(
         vocab_size=len(bpe),
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,

@@ -223,7 +223,10 @@ class NextScaleTransformer(nn.Module):
         """
         if (input_BlE is None) != (k == 0):
             raise ValueError(f"scale 0 takes no input and every other needs one; got k = {k}")
-        x_BlC = state.start_BlC if input_BlE is None else self.input_projection(input_BlE)
+        if input_BlE is None:
+            x_BlC = state.start_BlC
+        else:  # the latent is float32 whatever the network computes in
+            x_BlC = self.input_projection(input_BlE.to(self.input_projection.weight.dtype))
         return self.run_blocks(x_BlC, self.schedule.slices[k], state.condition_BC, state.text, None, state.caches)
 
     def encode_condition(self, text: "TextFeatures | Tensor") -> tuple[Tensor | None, Tensor]:

@@ -29,7 +29,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "pictures, and of a grid of all where there are several. An empty prompt draws without a condition. The same "
         "prompt, seed, model and options give the same picture.",
     )
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw; for a model of classes its number")
     parser.add_argument("--model", default="star-emoji", help="name, folder or hub id (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)")

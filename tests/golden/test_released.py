@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from generators import registry
+from generators.restricted import Shapes
 from star.catalogue import RELEASED, Released
-from star.convert import Shapes, network_of
+from star.convert import network_of
 from star.refiner import Refiner
 from star.transformer import NextScaleTransformer
 from tests.golden.cases import GOLDEN_DIR

@@ -69,7 +69,7 @@ def converted(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_hand(tensors: dict[str, Tensor], tokenizer: dict[str, Tensor], **config: Any) -> tuple[Any, MultiScaleTokenizer]:
     """The networks of a small file, without the code under test."""
     settings = {"depth": 2, "width": 16, "heads": 2, "vocabulary": 32, "code_width": 4, "text_width": 32}
-    transformer = NextScaleTransformer(TransformerConfig(**settings | config))  # type: ignore[arg-type]
+    transformer = NextScaleTransformer(TransformerConfig(**settings | config))
     transformer.load_state_dict(rename(tensors, transformer.config), strict=True)
     shapes = {key: tensor.shape for key, tensor in tokenizer.items()}
     frozen = MultiScaleTokenizer(config_of(shapes, layouts.SCALES[256]))

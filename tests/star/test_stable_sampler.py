@@ -166,6 +166,12 @@ def test_a_refiner_survives_its_directory(tmp_path: Path) -> None:
     assert torch.equal(loaded.generate(PROMPTS, seeds=range(5)), expected)
 
 
+def test_half_precision_draws(tmp_path: Path) -> None:
+    generator().save_pretrained(tmp_path / "model")
+    pixels = build(tmp_path / "model", dtype=torch.bfloat16).generate(PROMPTS[:2], seeds=[0, 1])
+    assert pixels.float().std() > 0
+
+
 @pytest.mark.parametrize("plan", [{"steps": 1}, {"plain": 9}, {"shuffled": -1}])
 def test_impossible_plans_are_refused(plan: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="the plan of scale 1 has"):

@@ -69,7 +69,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(house: Path, **changes: Any) -> TrainConfig:
     run = RunConfig(steps=2, batch_size=4, sample_every=0, checkpoint_every=2, trackers=())
-    given = {"run": run, "tokenizer": str(house / "finer"), "init_from": str(house / "source")}
+    given: dict[str, Any] = {"run": run, "tokenizer": str(house / "finer"), "init_from": str(house / "source")}
     given |= {"text_encoder": str(house / "source/text_encoder"), "held_out": 0.0, "validate_every": 2}
     return replace(PRESETS["test"], **given | changes)
 
