@@ -359,19 +359,22 @@ def test_a_tokenizer_exchanged_later_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+# Of the process itself: getrusage would tell the size of the test's own process, which a child inherits.
 MEASURE = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from star.convert import convert
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
+def resident(what):
+    return int(re.search(rf"{what}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+before = resident("VmRSS")
 convert("star", sys.argv[1], sys.argv[2], preset="star-d16-256")
-print(before, peak())
+print(before, resident("VmHWM"))
 """
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
 
 
 def peak_of_converting(path: Path, out: Path) -> tuple[int, int]:
-    """Bytes: the largest resident size before, which is what the imports take, and at the end."""
+    """Bytes: the resident size before, which is what the imports take, and the largest until the end."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(path), str(out)], capture_output=True, text=True, check=True
     )
@@ -383,17 +386,19 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
+@needs_proc
 def test_memory_is_that_of_the_weights_taken(tmp_path: Path) -> None:
     """With the optimiser the file is three times as large; a second copy of the weights would show, too."""
-    shapes = layouts.star(depth=16, width=256, heads=4)
+    shapes = layouts.star(depth=16, width=320, heads=5)
     tensors = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
     path = layouts.save(layouts.training_state(tensors, layouts.values(layouts.tokenizer())), tmp_path / "star.pth")
     before, after = peak_of_converting(path, tmp_path / "out")
     taken = size(tmp_path / "out")
-    assert path.stat().st_size > 2.9 * taken > 150e6
+    assert path.stat().st_size > 2.9 * taken > 250e6
     assert after - before < 1.3 * taken
 
 
+@needs_proc
 @pytest.mark.slow
 def test_a_whole_d16_converts_in_little_memory_and_draws(tmp_path: Path) -> None:
     """275 million parameters and their optimiser, 3.3 GB; the text tower is as wide as the released one."""
