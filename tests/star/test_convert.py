@@ -165,6 +165,13 @@ def test_sampler_keeps_its_schedule_as_data(files: Path, tmp_path: Path) -> None
     assert torch.equal(generator.transformer.head.weight, expected["head_logits.weight"])
 
 
+def test_help_names_kinds_and_presets(capsys: pytest.CaptureFixture) -> None:
+    assert convert("--help") == 0
+    told = capsys.readouterr().out
+    assert "var-tokenizer, var, star, star-sampler" in told
+    assert "star-d30-1024-refined" in told
+
+
 def test_text_encoder_may_come_later(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert convert("star", files / "star.pth", tmp_path / "star", *PRESET) == 0
     capsys.readouterr()
