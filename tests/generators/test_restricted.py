@@ -54,7 +54,11 @@ def test_what_trainings_commonly_save_is_harmless(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    state = {"model": model.state_dict(), "parameter": nn.Parameter(torch.ones(2)), "optimizer": optimizer.state_dict()}
+    state: dict[str, Any] = {
+        "model": model.state_dict(),
+        "parameter": nn.Parameter(torch.ones(2)),
+        "optimizer": optimizer.state_dict(),
+    }
     state |= {
         "shape": torch.Size((1, 2)),
         "type": torch.float16,
