@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
-from data.images import image_to_pixels
 from generators.checkpoint import ModelDirectory, Reference, load_into, write
 from generators.config import from_dict, to_dict
 from generators.protocol import SampleOptions, check_request
@@ -85,10 +84,7 @@ class VarGenerator:
         _, latent_BEhw = draw_codes(
             self.transformer, self.tokenizer.quantizer, labels_B, none_1, seeds=seeds, options=options
         )
-        size = 1 if self.device.type == "cpu" else len(prompts)
-        return torch.cat(
-            [image_to_pixels(self.tokenizer.latent_to_image(part)).cpu() for part in latent_BEhw.split(size)]
-        )
+        return self.tokenizer.latent_to_pixels(latent_BEhw)
 
     @classmethod
     def from_directory(

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from data.errors import InputError
-from data.images import image_to_pixels
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory, Reference, load_into, write
 from generators.config import from_dict, to_dict
@@ -113,10 +112,7 @@ class StarGenerator:
             unguided_last=self.unguided_last,
             stable=StableSampler(self.refiner, self.tokenizer.quantizer) if self.refiner and options.refine else None,
         )
-        size = 1 if self.device.type == "cpu" else len(prompts)
-        return torch.cat(
-            [image_to_pixels(self.tokenizer.latent_to_image(part)).cpu() for part in latent_BEhw.split(size)]
-        )
+        return self.tokenizer.latent_to_pixels(latent_BEhw)
 
     @classmethod
     def from_directory(

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data.images import image_to_pixels
 from generators.checkpoint import ModelDirectory, digest, load_into, write
 from generators.config import from_dict, to_dict
 from tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
@@ -95,6 +96,12 @@ class MultiScaleTokenizer(nn.Module):
         """Decodes a (partial) sum of scales to an image (B, 3, H, W) float32, clamped to [-1, 1] if asked."""
         image_B3HW = self.decoder(self.post_quant_conv(latent_BEhw)).float()
         return image_B3HW.clamp(-1, 1) if clamp else image_B3HW
+
+    @torch.no_grad()
+    def latent_to_pixels(self, latent_BEhw: Tensor) -> Tensor:
+        """pixels_B3HW, uint8, on the CPU; there each picture is decoded alone, so that its bits depend on no other."""
+        size = 1 if latent_BEhw.device.type == "cpu" else len(latent_BEhw)
+        return torch.cat([image_to_pixels(self.latent_to_image(part)).cpu() for part in latent_BEhw.split(size)])
 
     @torch.no_grad()
     def encode(self, image_B3HW: Tensor) -> list[Tensor]:

@@ -168,7 +168,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
             run.log(adversary.learn(fakes, lr))
         averaged.update_parameters(tokenizer)
         if run.due(step, config.run.log_every):
-            _log_usage(run, codebook, config)
+            _log_usage(run, codebook)
         if run.sample_due(step) and run.is_main:
             _show(run, ema, config, held_out or shards, step)
     if run.is_main:
@@ -262,7 +262,7 @@ def _scales(config: TokenizerTrainConfig, count: int, step: int) -> int:
     return count
 
 
-def _log_usage(run: Run, codebook: CodebookTrainer, config: TokenizerTrainConfig) -> None:
+def _log_usage(run: Run, codebook: CodebookTrainer) -> None:
     """Codes in use: those chosen at least once per 100 steps lately."""
     usage = usage_from_counts(codebook.hits_KV.cpu(), threshold=0.01)
     run.log(
@@ -307,10 +307,7 @@ def _finish(
         scores = measure(tokenizer, batches, config.run.precision)
         run.say(scores.lines())
         (run.out / "scores.json").write_text(json.dumps(scores.as_dict(), indent=1) + "\n")
-    try:
-        tokenizer.save(directory, card=_card(run, config, scores), dtype=dtype)
-    except OSError as error:
-        raise InputError(f"{directory} cannot be written ({error}); make room or choose another folder") from error
+    tokenizer.save(directory, card=_card(run, config, scores), dtype=dtype)
     run.say(f"{pipeline.report.text()}\nwrote {directory}")
     return directory
 
