@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
+from data.clip_tokenizer import learn_tokenizer
 from data.errors import InputError
 from data.pipeline import Batch, DataConfig, Pipeline
 from data.splits import held_out_shards, training_shards
@@ -33,7 +34,6 @@ from star.clip_network import (
     parameter_groups,
 )
 from star.clip_scores import retrieval
-from star.clip_tokenizer import learn_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

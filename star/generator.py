@@ -191,7 +191,8 @@ class StarGenerator:
     @classmethod
     def for_test(cls) -> Self:
         """A network of fewer than a million parameters with fixed random weights, for the contract suite."""
-        from star.tiny import tiny_text_encoder, tiny_tokenizer, tiny_transformer
+        from data.tiny import tiny_text_encoder
+        from star.tiny import tiny_tokenizer, tiny_transformer
 
         return cls(tiny_transformer(), tiny_tokenizer(), tiny_text_encoder())
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.clip_tokenizer import learn_tokenizer
 from data.errors import InputError
 from data.images import read_png, save_png
 from eval.alignment import ClipScorer, bootstrap_interval, prompt_ranks
@@ -13,7 +14,6 @@ from eval.layout import read_layout, spread
 from star.cli import main
 from star.clip import CLIP_PRESETS, save_clip
 from star.clip_network import build_clip
-from star.clip_tokenizer import learn_tokenizer
 
 COUNT = 24
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPTokenizer
 
+from data.clip_tokenizer import BOS, EOS, learn_tokenizer
 from data.errors import InputError
 from data.images import pil_to_image
 from data.text import TextEncoder
@@ -29,7 +30,6 @@ from star.clip_network import (
     parameter_groups,
 )
 from star.clip_scores import Names, recalls
-from star.clip_tokenizer import BOS, EOS, learn_tokenizer
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 40), "blue": (30, 60, 220), "yellow": (230, 200, 20)}
 TAGS = {"red": ["crimson"], "green": ["grassy"], "blue": ["azure"], "yellow": ["lemon"]}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.images import image_to_pixels
 from data.text import TextEncoder
+from data.tiny import tiny_text_encoder
 from generators.checkpoint import ModelDirectory
 from generators.protocol import SampleOptions
 from generators.registry import build, recommended
@@ -24,7 +25,6 @@ from star.cli import main
 from star.generator import StarGenerator
 from star.released import rename
 from star.sampler import draw_codes
-from star.tiny import tiny_text_encoder
 from star.transformer import NextScaleTransformer, TransformerConfig
 from tests.star import layouts
 from tokenizer.released import config_of

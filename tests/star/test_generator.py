@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from data.errors import InputError
+from data.tiny import tiny_text_encoder
 from generators.checkpoint import ModelDirectory
 from generators.protocol import SampleOptions
 from generators.registry import build
 from star.generator import StarGenerator
-from star.tiny import tiny_text_encoder, tiny_tokenizer, tiny_transformer
+from star.tiny import tiny_tokenizer, tiny_transformer
 
 
 @pytest.fixture(scope="module")

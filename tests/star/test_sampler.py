@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from data.text import TextFeatures
+from data.tiny import tiny_text_encoder
 from generators.protocol import SampleOptions
 from star.sampler import choose, draw_codes, draw_pass, filter_logits, guidance_at, guide, join, pick, uniforms
-from star.tiny import tiny_text_encoder, tiny_tokenizer, tiny_transformer
+from star.tiny import tiny_tokenizer, tiny_transformer
 
 INF = float("inf")
 PROMPTS = ["a red circle", "a blue square", "a cat", "", "five", "six words are here for you", "seven"]

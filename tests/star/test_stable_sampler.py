@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.tiny import tiny_text_encoder
 from generators.protocol import SampleOptions
 from generators.registry import build
 from star.generator import StarGenerator
 from star.refiner import RELEASED_PLANS, Refiner, RefinerConfig, ScalePlan
 from star.sampler import Dice
 from star.stable_sampler import Canvas, StableSampler, reveal_counts
-from star.tiny import CODE_WIDTH, VOCABULARY, tiny_text_encoder, tiny_tokenizer, tiny_transformer
+from star.tiny import CODE_WIDTH, VOCABULARY, tiny_tokenizer, tiny_transformer
 
 PLANS = (ScalePlan(scale=2, steps=4, plain=2, shuffled=1), ScalePlan(scale=3, steps=5, plain=0, shuffled=2))
 PROMPTS = ["a red circle", "a blue square", "a cat", "", "five"]

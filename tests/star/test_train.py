@@ -20,12 +20,13 @@ import star.train
 from data.errors import InputError
 from data.pipeline import Batch, DataConfig, Pipeline
 from data.synthetic import write
+from data.tiny import tiny_text_encoder
 from generators.registry import build
 from generators.run import RunConfig
 from star.generator import StarGenerator
 from star.presets import PRESETS
 from star.teaching import make_lesson, token_losses
-from star.tiny import tiny_text_encoder, tiny_tokenizer, tiny_transformer
+from star.tiny import tiny_tokenizer, tiny_transformer
 from star.train import TrainConfig, compile_blocks, drop_captions, is_held_out, parameter_groups, train
 
 

@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from data.errors import InputError
 from data.synthetic import write
 from data.text import TextEncoder
+from data.tiny import tiny_text_encoder
 from generators.registry import build
 from generators.run import RunConfig
 from star.generator import StarGenerator
 from star.presets import PRESETS
 from star.rope import pyramid_rotation
-from star.tiny import SIZES, tiny_text_encoder, tiny_tokenizer, tiny_transformer
+from star.tiny import SIZES, tiny_tokenizer, tiny_transformer
 from star.train import TrainConfig, train
 from star.transformer import NextScaleTransformer
 from star.warm_start import continued, start_from
