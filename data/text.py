@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
@@ -229,6 +229,12 @@ class TextEncoder(nn.Module):
             mask_BT[row, : len(ids)] = True
         return ids_BT, mask_BT
 
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a directory that `from_pretrained` reads: tower and tokenizer in transformers' own format."""
+        with _quiet_transformers():
+            self.tower.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], *, chunk: int | None = None) -> TextFeatures:
         """Encodes prompts; an empty one is valid and means no condition.
@@ -252,6 +258,16 @@ class TextEncoder(nn.Module):
         else:  # T5 has no token to pool at; STAR's ablation averaged padding too, we leave it out
             pooled_BD = tokens_BTD.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
         return TextFeatures(tokens_BTD, mask_BT, pooled_BD)
+
+
+def text_projection(source: str | Path) -> Tensor | None:
+    """CLIP's learned map (P, D) from the pooled state to the space shared with pictures; None without one."""
+    root = Path(source) if Path(source).is_dir() else _snapshot(str(source))
+    for file in sorted((root / "text_encoder" if (root / "text_encoder").is_dir() else root).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if "text_projection.weight" in tensors.keys():  # noqa: SIM118  (no mapping: it has no __contains__)
+                return tensors.get_tensor("text_projection.weight").float()
+    return None
 
 
 def _short(prompt: str, limit: int = 40) -> str:

@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from data.errors import InputError
 from data.text import TextEncoder
@@ -165,7 +164,7 @@ class StarGenerator:
         weights; one narrower than that of the network changes the pictures.
         """
         places = {"tokenizer": "tokenizer", "text_encoder": "text_encoder"} | dict(references or {})
-        writers = {"tokenizer": self._save_tokenizer, "text_encoder": self._save_text_encoder}
+        writers = {"tokenizer": self._save_tokenizer, "text_encoder": self.text_encoder.save_pretrained}
         digests = {"tokenizer": self.tokenizer.digest, "text_encoder": self.text_encoder.digest}
         parts = {name: writer for name, writer in writers.items() if not references or name not in references}
         write(
@@ -202,16 +201,6 @@ class StarGenerator:
 
     def _save_tokenizer(self, path: Path) -> None:
         self.tokenizer.save(path, card="# The tokenizer of the STAR generator in the folder above\n")
-
-    def _save_text_encoder(self, path: Path) -> None:
-        shown = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()  # it would announce one file
-        try:
-            self.text_encoder.tower.save_pretrained(path)
-        finally:
-            if shown:
-                transformers_logging.enable_progress_bar()
-        self.text_encoder.tokenizer.save_pretrained(path)
 
 
 def _text_encoder(directory: ModelDirectory, device: str | torch.device, dtype: torch.dtype | None) -> TextEncoder:

@@ -55,7 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layouts.save(tokenizer, folder / "vae_ch160v4096z32.pth")
     layouts.save(layouts.values(layouts.tokenizer(), seed=1), folder / "other_vae.pth")
     layouts.save(layouts.values(layouts.tokenizer(codes=48)), folder / "larger_vae.pth")
-    StarGenerator.for_test()._save_text_encoder(folder / "text")
+    StarGenerator.for_test().text_encoder.save_pretrained(folder / "text")
     return folder
 
 

@@ -24,7 +24,7 @@ def generator() -> StarGenerator:
 def house(tmp_path: Path, generator: StarGenerator) -> Path:
     """A model that refers to a tokenizer and a text encoder beside it."""
     generator._save_tokenizer(tmp_path / "tokenizer")
-    generator._save_text_encoder(tmp_path / "clip")
+    generator.text_encoder.save_pretrained(tmp_path / "clip")
     generator.save_pretrained(
         tmp_path / "star", references={"tokenizer": "../tokenizer", "text_encoder": "../clip"}, card="# A card\n"
     )

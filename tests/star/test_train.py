@@ -36,7 +36,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("house")
     generator = StarGenerator(tiny_transformer(), tiny_tokenizer(), tiny_text_encoder(max_tokens=64))
     generator._save_tokenizer(root / "tokenizer")
-    generator._save_text_encoder(root / "text")
+    generator.text_encoder.save_pretrained(root / "text")
     write(root / "data", count=24, size=8, test=6)
     return root
 
