@@ -50,7 +50,8 @@ class GanNetwork(nn.Module, ABC):
         cutoff: int | None = None,
         track: bool = False,
     ) -> Tensor:
-        """w_BSW. truncation: 1 leaves styles, 0 gives the mean (of this condition); only slots before `cutoff` if given.
+        """w_BSW. truncation: 1 leaves styles, 0 gives the mean (of this condition); only in slots before
+        `cutoff` if given.
 
         track: moves the running mean of styles, in training.
         """

@@ -5,6 +5,7 @@ k kernel side.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ def leaky(x: Tensor, *, gain: float = SQRT2, slope: float = 0.2, clamp: float | 
 class EqualLinear(nn.Module):
     """A linear layer whose weights are stored with unit variance and scaled when used (Karras et al. 2018, §4.1).
 
-    y = x (m W / sqrt(I))^T + m b with m = `lr_multiplier`; stored W starts at N(0, 1) / m, stored b at `bias_start` / m.
+    y = x (m W / sqrt(I))^T + m b with m = `lr_multiplier`; W is stored from N(0, 1) / m, b from `bias_start` / m.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ def fir_filter(
     pad: tuple[int, int] = (0, 0),
     gain: float = 1.0,
 ) -> Tensor:
-    """Inserts zeros (`up`), pads (before, after; negative cuts) with zeros on both axes, convolves, and thins out (`down`).
+    """Inserts zeros (`up`), pads with zeros (before, after) on both axes, convolves, and thins out (`down`).
 
     A true convolution, i.e. with the kernel turned round; every channel by itself. Karras et al. 2019, §B.
     """
@@ -170,9 +171,7 @@ class MappingNetwork(nn.Module):
         self.activate_last, self.average_decay = activate_last, average_decay
         self.embedding = EqualLinear(condition, width) if condition else None
         widths = [latent + (width if condition else 0), *[width] * layers]
-        self.layers = nn.ModuleList(
-            EqualLinear(a, b, lr_multiplier=lr_multiplier) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(EqualLinear(a, b, lr_multiplier=lr_multiplier) for a, b in pairwise(widths))
         self.register_buffer("average_W", torch.zeros(width))
 
     def forward(self, latent_BZ: Tensor, condition_BP: Tensor | None = None) -> Tensor:
