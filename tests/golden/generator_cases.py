@@ -48,9 +48,14 @@ def discover() -> list[Path]:
     return sorted(path for path in FOLDER.glob("*.json") if "file" in json.loads(path.read_text()))
 
 
-def gan_cases(*prefixes: str) -> list[Any]:
-    """Parameters for pytest: the cases whose names begin so; one skipped parameter if the folder is missing."""
+def kind(path: Path) -> str:
+    """What a case compares, as its json says: "StyleNAT generator", "Styleformer discriminator (StyleGAN2-ADA)", ..."""
+    return json.loads(path.read_text())["model"]
+
+
+def gan_cases(*kinds: str) -> list[Any]:
+    """Parameters for pytest: the cases whose kind begins so; one skipped parameter if the folder is missing."""
     if not FOLDER.is_dir():
         reason = f"no golden files in {FOLDER}; set GOLDEN_DIR"
         return [pytest.param(None, id="missing", marks=pytest.mark.skip(reason=reason))]
-    return [pytest.param(path, id=path.stem) for path in discover() if path.stem.startswith(prefixes)]
+    return [pytest.param(path, id=path.stem) for path in discover() if kind(path).startswith(kinds)]

@@ -2,19 +2,28 @@
 
 import pytest
 
-from tests.golden.generator_cases import FOLDER, discover
+from tests.golden.generator_cases import FOLDER, discover, kind
 
-# How the names of the cases begin that each test file compares.
+# How the kinds of the cases begin that each test file compares.
 KINDS = {
-    "test_stylegan_t.py": ("stylegan_t_g", "stylegan_t_disc_tinyvit", "stylegan_t_dischead", "stylegan_t_losses"),
-    "test_stylenat.py": (
-        "stylenat_g",
-        "stylenat_d",
-        "stylenat_losses",
-        "stylenat_na_core",
-        "stylenat_resample",
+    "test_stylegan_t.py": (
+        "StyleGAN-T generator",
+        "StyleGAN-T ProjectedDiscriminator",
+        "StyleGAN-T DiscHead",
+        "StyleGAN-T losses",
     ),
-    "test_styleformer.py": ("styleformer_g", "styleformer_d", "styleformer_ada"),
+    "test_stylenat.py": (
+        "StyleNAT generator",
+        "StyleNAT discriminator",
+        "StyleNAT losses",
+        "StyleNAT head-partitioned neighbourhood attention",
+        "StyleNAT resamplers",
+    ),
+    "test_styleformer.py": (
+        "Styleformer generator",
+        "Styleformer discriminator",
+        "Styleformer / StyleGAN2-ADA AugmentPipe",
+    ),
 }
 
 
@@ -23,5 +32,5 @@ def test_no_case_is_of_an_unknown_kind() -> None:
     found = discover()
     assert found
     known = tuple(prefix for prefixes in KINDS.values() for prefix in prefixes)
-    unknown = [path.stem for path in found if not path.stem.startswith(known)]
-    assert not unknown, f"no test compares {', '.join(unknown)}: write one, or correct the name"
+    unknown = [path.stem for path in found if not kind(path).startswith(known)]
+    assert not unknown, f"no test compares {', '.join(unknown)}: write one, or correct the case"
