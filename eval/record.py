@@ -1,12 +1,13 @@
 """The record of one evaluation: what was measured, how, on what; one JSON file that `star compare` reads.
 
 Everything but `times` is a function of (model, seed, options, benchmark, protocol): the same evaluation gives the same
-record, in one go or continued after a kill. Scores of single pictures lie beside it in `<record>/pictures.jsonl`, the
-pictures themselves in `<record>/pictures/<key>.png`.
+record, in one go or continued after a kill. Scores of single pictures lie beside it in `<record>/pictures.jsonl` (one
+`Picture` a line, in the order of keys), the pictures themselves in `<record>/pictures/<key>.png`.
 """
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +87,21 @@ class Record:
     times: dict[str, float] = field(default_factory=dict)  # seconds spent; the only part that may differ
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """One line of pictures.jsonl. scores: metric name -> value, of the metrics that judge single pictures."""
+
+    key: str
+    category: str
+    prompt: str
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def folder_of(path: str | Path) -> Path:
+    """The folder beside a record: <record> for <record>.json."""
+    return Path(path).with_suffix("")
+
+
 def read(path: str | Path) -> Record:
     """Reads a record. Raises InputError if there is none, it is damaged, or of another format."""
     try:
@@ -104,14 +120,46 @@ def read(path: str | Path) -> Record:
 
 def write(record: Record, path: str | Path) -> None:
     """Writes a record whole or not at all. Raises InputError if the place cannot be written."""
-    path = Path(path)
+    _write(Path(path), [json.dumps(to_dict(record), indent=1, ensure_ascii=False)])
+
+
+def read_pictures(path: str | Path) -> list[Picture]:
+    """The pictures of the record at `path`; none where the record came without its folder.
+
+    Raises InputError for a damaged line.
+    """
+    lines = folder_of(path) / "pictures.jsonl"
+    try:
+        texts = lines.read_text().rstrip("\n").split("\n")  # a prompt may hold other characters that end lines
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{lines} cannot be read ({error.strerror}): run `star eval` again") from error
+    pictures = []
+    for number, text in enumerate(texts, 1):
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"line {number} of {lines} is no JSON ({error}): run `star eval` again") from error
+        if not isinstance(values, dict):
+            raise InputError(f"line {number} of {lines} is no object: run `star eval` again")
+        pictures.append(from_dict(Picture, values, f"line {number} of {lines}"))
+    return pictures
+
+
+def write_pictures(pictures: Iterable[Picture], path: str | Path) -> None:
+    """Writes pictures.jsonl of the record at `path`, whole or not at all."""
+    _write(folder_of(path) / "pictures.jsonl", [json.dumps(to_dict(p), ensure_ascii=False) for p in pictures])
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
     staging = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with staging.open("w") as file:
-            file.write(json.dumps(to_dict(record), indent=1, ensure_ascii=False) + "\n")
+            file.writelines(f"{line}\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
         staging.replace(path)
     except OSError as error:
-        raise InputError(f"the record {path} cannot be written ({error.strerror}): give another --out") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}): give another --out") from error
