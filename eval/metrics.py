@@ -1,0 +1,112 @@
+"""Which metrics there are, and the one way from features to estimates of them all.
+
+A metric's name is "<kind>/<extractor>": "fd/judge-emoji", "clip_score/clip-emoji", "kid/clip:some/model". How to use it:
+
+    plan = needs(wanted)                             # which networks, and what each of them has to see
+    for name in plan.features:                       # drawn and reference pictures -> (N, D), rows in order of items
+        network = extractor(name); rows = network(pixels_B3HW)
+    for name in plan.texts:                          # the prompts -> (N, D), for kinds that compare with the prompt
+        rows = extractor(name).texts(prompts)
+    for name in plan.rewards:                        # (drawn picture, prompt) -> (N,), e.g. ImageReward
+        rows = eval.reward.reward(name)(pixels_B3HW, prompts)
+    values = alignment(wanted, prompts, drawn, texts, rewards, seed=0)           # one number per picture: (N,)
+    metrics = score(reference, drawn, categories, wanted, values=values, bootstrap=200, seed=0)
+
+Features are float32 tensors and may lie in files: torch.from_numpy(numpy.load(path, mmap_mode="c")) is read in chunks.
+A metric is left out of a group with too few pictures for it, never set to a made-up number.
+N pictures, D feature width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from eval.record import Estimate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """What a kind of metric is called and which way is up."""
+
+    title: str
+    better: Literal["lower", "higher"]
+    per_picture: bool  # a mean over pictures, each of which has its own score
+    digits: int  # behind the point, in tables
+
+
+METRICS: dict[str, Metric] = {
+    "fid": Metric(title="FID", better="lower", per_picture=False, digits=2),
+    "fd": Metric(title="FD", better="lower", per_picture=False, digits=2),
+    "fd_infinity": Metric(title="FD∞", better="lower", per_picture=False, digits=2),
+    "kid": Metric(title="KID × 1000", better="lower", per_picture=False, digits=2),
+    "cmmd": Metric(title="CMMD", better="lower", per_picture=False, digits=3),
+    "precision": Metric(title="precision", better="higher", per_picture=False, digits=3),
+    "recall": Metric(title="recall", better="higher", per_picture=False, digits=3),
+    "density": Metric(title="density", better="higher", per_picture=False, digits=3),
+    "coverage": Metric(title="coverage", better="higher", per_picture=False, digits=3),
+    "clip_score": Metric(title="CLIP score", better="higher", per_picture=True, digits=4),
+    "clip_score_100": Metric(title="CLIP score × 100", better="higher", per_picture=True, digits=2),
+    "prompt_rank_20": Metric(title="true prompt first of 20", better="higher", per_picture=True, digits=3),
+    "image_reward": Metric(title="ImageReward", better="higher", per_picture=True, digits=3),
+    "pick_score": Metric(title="PickScore", better="higher", per_picture=True, digits=2),
+    "hps_v2": Metric(title="HPS v2", better="higher", per_picture=True, digits=4),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """Names of the networks that metrics are computed with: each once, in the order first asked for."""
+
+    features: tuple[str, ...]  # extractors that see the drawn pictures
+    references: tuple[str, ...]  # those of them that see the reference pictures too
+    texts: tuple[str, ...]  # those of them that see the prompts too
+    rewards: tuple[str, ...]  # networks that see a drawn picture together with its prompt
+
+
+def metric(name: str) -> Metric:
+    """Of "<kind>/<extractor>". Raises InputError for an unknown kind, naming near misses, or a missing extractor."""
+    raise NotImplementedError
+
+
+def needs(wanted: Sequence[str]) -> Needs:
+    """What has to be computed before `alignment` and `score` can run. Raises InputError as `metric` does."""
+    raise NotImplementedError
+
+
+def alignment(
+    wanted: Sequence[str],
+    prompts: Sequence[str],
+    drawn: Mapping[str, Tensor],
+    texts: Mapping[str, Tensor],
+    rewards: Mapping[str, Tensor],
+    *,
+    seed: int,
+) -> dict[str, Tensor]:
+    """metric name -> values_N float32 for every wanted metric that has a score per picture; others are passed over.
+
+    drawn, texts: extractor name -> (N, D). rewards: network name -> (N,). seed: of the prompts that compete in a rank.
+    "prompt_rank_20" is 1 where the picture's own prompt is the first of 20, else 0.
+    """
+    raise NotImplementedError
+
+
+def score(
+    reference: Mapping[str, Tensor],
+    drawn: Mapping[str, Tensor],
+    categories: Sequence[str],
+    wanted: Sequence[str],
+    *,
+    values: Mapping[str, Tensor] | None = None,
+    reference_categories: Sequence[str] | None = None,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, dict[str, Estimate]]:
+    """group ("overall", then each category in order of name) -> metric name, in the order wanted -> estimate.
+
+    reference, drawn: extractor name -> (M, D) and (N, D). categories: of the N drawn pictures; reference_categories:
+    of the M references, if they are not the same. values: from `alignment`. bootstrap: resamples behind each interval,
+    0 for none.
+    """
+    raise NotImplementedError
