@@ -65,17 +65,16 @@ class GanNetwork(nn.Module, ABC):
         latent_BZ: Tensor,
         condition_BP: Tensor | None = None,
         noise: NoiseMode = "random",
-        mix: Tensor | None = None,
+        mix: tuple[Tensor, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """raw_B3HW and w_BSW, as in training: untruncated, running mean tracked.
+        """raw_B3HW and w_BSW, as in training: untruncated, the running mean of styles tracked.
 
-        mix: a second latent_BZ whose styles take over from a random slot on, drawn from torch's global generator
-        (style mixing, Karras et al. 2019, §3.1).
+        mix: a second latent_BZ, and the slot from which on its styles take over (Karras et al. 2019, §3.1).
         """
         w_BSW = self.styles(latent_BZ, condition_BP, track=self.training)
         if mix is not None:
-            first = int(torch.randint(1, self.slots, ()))
-            w_BSW = torch.cat([w_BSW[:, :first], self.styles(mix, condition_BP)[:, first:]], dim=1)
+            other_BZ, first = mix
+            w_BSW = torch.cat([w_BSW[:, :first], self.styles(other_BZ, condition_BP)[:, first:]], dim=1)
         return self.synthesis(w_BSW, noise), w_BSW
 
     def normalise(self, image_B3HW: Tensor) -> Tensor:
