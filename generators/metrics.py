@@ -37,8 +37,9 @@ class Means:
         self._sums = {name: (mean(total), count) for name, (total, count) in sorted(self._sums.items())}
 
     def not_finite(self) -> list[str]:
-        """Names of the losses that are no longer finite."""
-        return [name for name, (total, _) in self._sums.items() if "loss" in name and not bool(total.isfinite().all())]
+        """Names of the losses and gradient norms that are no longer finite."""
+        watched = {name: total for name, (total, _) in self._sums.items() if "loss" in name or "norm" in name}
+        return [name for name, total in watched.items() if not bool(total.isfinite().all())]
 
     def take(self) -> dict[str, float]:
         """The means since the last take, vectors spread out; starts over."""

@@ -206,6 +206,19 @@ class Run:
         """Gradients of the loss, a mean over its micro-batch; accumulated micro-batches weigh equally."""
         self.accelerator.backward(loss / self.config.accumulate)
 
+    def average(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes, in every one of them."""
+        return self.accelerator.reduce(value, "mean") if self.world > 1 else value
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gradients of networks that were not given to `prepare`, averaged over all processes."""
+        if self.world == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = self.average(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
     def clip(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Scales gradients down to `grad_clip` and returns their norm before that, a scalar on the device."""
         return self.accelerator.clip_grad_norm_(list(parameters), self.config.grad_clip or math.inf)
