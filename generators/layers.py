@@ -168,7 +168,7 @@ class MappingNetwork(nn.Module):
         average_decay: float = 0.995,
     ) -> None:
         super().__init__()
-        self.activate_last, self.average_decay = activate_last, average_decay
+        self.latent, self.activate_last, self.average_decay = latent, activate_last, average_decay
         self.embedding = EqualLinear(condition, width) if condition else None
         widths = [latent + (width if condition else 0), *[width] * layers]
         self.layers = nn.ModuleList(EqualLinear(a, b, lr_multiplier=lr_multiplier) for a, b in pairwise(widths))
@@ -191,6 +191,16 @@ class MappingNetwork(nn.Module):
     def track(self, w_BW: Tensor) -> None:
         """Moves the running mean towards a batch; trainers call it, a forward pass alone changes nothing."""
         self.average_W.lerp_(w_BW.detach().float().mean(dim=0), 1 - self.average_decay)
+
+    @torch.no_grad()
+    def mean_given(self, condition_BP: Tensor, latents: int = 256) -> Tensor:
+        """mean_BW: of the styles under each condition, over latents that are always the same.
+
+        What text is truncated towards: the running mean over all prompts would drop what a prompt says.
+        """
+        latent_NZ = torch.randn(latents, self.latent, generator=torch.Generator().manual_seed(0)).to(condition_BP)
+        means = [self(latent_NZ, row_P.expand(latents, -1)).mean(dim=0) for row_P in condition_BP]
+        return torch.stack(means)
 
     def truncate(self, w_BW: Tensor, truncation: float, towards_BW: Tensor | None = None) -> Tensor:
         """mean + truncation (w - mean), about the running mean or another one (Karras et al. 2019, §B)."""
