@@ -12,7 +12,7 @@ import logging
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
@@ -73,7 +73,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """B captioned pictures. `prompts` are the captions chosen for this epoch, `captions` all there are."""
+    """B captioned pictures. `prompts` are the captions chosen for this epoch, `captions` all there are.
+
+    Samples that are not pictures have their tensors (B, ...) by name in `extra`, and an image_B3HW without pixels.
+    """
 
     image_B3HW: Tensor
     prompts: list[str]
@@ -81,9 +84,23 @@ class Batch:
     captions: list[tuple[str, ...]]
     info: list[dict[str, Any]]
     epochs: list[int]
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def pick(self, places: Sequence[int]) -> "Batch":
+        """The samples at these places, in this order; a place may come more than once."""
+        index = torch.tensor(places, dtype=torch.int64)
+        return Batch(
+            image_B3HW=self.image_B3HW[index],
+            prompts=[self.prompts[place] for place in places],
+            keys=[self.keys[place] for place in places],
+            captions=[self.captions[place] for place in places],
+            info=[self.info[place] for place in places],
+            epochs=[self.epochs[place] for place in places],
+            extra={name: tensor[index] for name, tensor in self.extra.items()},
+        )
 
 
 class Pipeline:

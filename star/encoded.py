@@ -16,6 +16,7 @@ from data.errors import InputError
 from data.pipeline import Batch
 from data.progress import Progress
 from data.text import TextEncoder, TextFeatures
+from star.teaching import Lesson, make_lesson
 from tokenizer.tokenizer import MultiScaleTokenizer
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,21 @@ class Encoder:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             return self.tokenizer.image_to_latent(batch.image_B3HW.to(self.device))
 
+    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0) -> Lesson:
+        """What is taught of a batch, see teaching.make_lesson."""
+        return make_lesson(self.tokenizer.quantizer, self.latents(batch), noise=noise, neighbours=neighbours)
+
     def text(self, prompts: Sequence[str]) -> TextFeatures:
         """The features of prompts; an empty one is the null condition."""
         return self.text_encoder.encode(prompts, chunk=64).to(self.device, torch.float32)
+
+    def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:
+        """The features of a batch's prompts, some of which may have been emptied."""
+        return self.text(prompts)
+
+    def unprepared(self) -> "Encoder":
+        """One that also encodes what was not prepared for training: held-out pictures and their captions."""
+        return Encoder(self.tokenizer, self.text_encoder, self.device, half=self.half)
 
 
 class EncodedSet(Encoder):

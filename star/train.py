@@ -31,7 +31,7 @@ from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
 from star.encoded import EncodedSet, Encoder
 from star.generator import StarGenerator
-from star.teaching import make_lesson, scale_weights, token_losses, unigram_nats
+from star.teaching import scale_weights, token_losses, unigram_nats
 from star.transformer import NextScaleTransformer, TransformerConfig
 from star.warm_start import continued, start_from
 from tokenizer.tokenizer import MultiScaleTokenizer
@@ -159,10 +159,8 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         set_lr(optimizer, lr)
         for _ in run.micro_steps(model):
             batch = validation.without_held_out(next(batches))
-            lesson = make_lesson(
-                tokenizer.quantizer, encoder.latents(batch), noise=config.code_noise, neighbours=config.noise_neighbours
-            )
-            text = encoder.text(drop_captions(batch.prompts, config.caption_dropout))
+            lesson = encoder.lesson(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
+            text = encoder.batch_text(batch, drop_captions(batch.prompts, config.caption_dropout))
             with run.autocast():
                 logits_BLV = model(lesson.teacher_input_BlE, text)
                 loss_BL = token_losses(logits_BLV, lesson.codes_BL, config.label_smoothing)
@@ -271,14 +269,13 @@ class Validation:
     def __init__(self, config: TrainConfig, encoder: Encoder, batches: Iterator[Batch], *, skip: bool) -> None:
         """skip: the held-out pictures are among the training shards, to be left out there by `without_held_out`."""
         self.share = config.held_out if skip else 0.0
-        tokenizer, text_encoder = encoder.tokenizer, encoder.text_encoder
-        plain = Encoder(tokenizer, text_encoder, encoder.device, half=encoder.half)
+        plain = encoder.unprepared()
         self.lessons, self.texts, self.pictures = [], [], 0
         for batch in batches:
-            self.lessons.append(make_lesson(tokenizer.quantizer, plain.latents(batch)))
-            self.texts.append(plain.text(batch.prompts))
+            self.lessons.append(plain.lesson(batch))
+            self.texts.append(plain.batch_text(batch, batch.prompts))
             self.pictures += len(batch)
-        self.schedule, self.vocabulary = tokenizer.schedule, tokenizer.vocabulary
+        self.schedule, self.vocabulary = encoder.tokenizer.schedule, encoder.tokenizer.vocabulary
         self.unigram_K = torch.full((self.schedule.count,), float("nan"))
 
     def without_held_out(self, batch: Batch) -> Batch:
@@ -293,7 +290,7 @@ class Validation:
                 f"all {len(batch)} pictures of a batch are held out for validation: lower held_out from {self.share}"
             )
         places = [row if row in set(good) else good[row % len(good)] for row in range(len(batch))]
-        return _pick(batch, places)
+        return batch.pick(places)
 
     @torch.no_grad()
     def count_codes(self, encoder: Encoder, every: Pipeline, most: int = 20000) -> None:
@@ -304,7 +301,7 @@ class Validation:
         for batch in every.one_pass():
             batch = _rows(batch, [not is_held_out(key, self.share) for key in batch.keys])
             if len(batch):
-                codes.append(make_lesson(encoder.tokenizer.quantizer, encoder.latents(batch)).codes_BL)
+                codes.append(encoder.lesson(batch).codes_BL)
             seen += len(batch)
             if seen >= most:
                 break
@@ -333,18 +330,7 @@ class Validation:
 
 
 def _rows(batch: Batch, chosen: Sequence[bool]) -> Batch:
-    return _pick(batch, [row for row, good in enumerate(chosen) if good])
-
-
-def _pick(batch: Batch, places: list[int]) -> Batch:
-    return Batch(
-        image_B3HW=batch.image_B3HW[places],
-        prompts=[batch.prompts[row] for row in places],
-        keys=[batch.keys[row] for row in places],
-        captions=[batch.captions[row] for row in places],
-        info=[batch.info[row] for row in places],
-        epochs=[batch.epochs[row] for row in places],
-    )
+    return batch.pick([row for row, good in enumerate(chosen) if good])
 
 
 def _some(batches: Iterator[Batch], most: int) -> Iterator[Batch]:
@@ -352,7 +338,7 @@ def _some(batches: Iterator[Batch], most: int) -> Iterator[Batch]:
     for batch in batches:
         if seen >= most:
             return
-        batch = _pick(batch, list(range(min(len(batch), most - seen))))
+        batch = batch.pick(range(min(len(batch), most - seen)))
         seen += len(batch)
         if len(batch):
             yield batch
