@@ -1,6 +1,6 @@
 """Which metrics there are, and the one way from features to estimates of them all.
 
-A metric's name is "<kind>/<extractor>": "fd/judge-emoji", "clip_score/clip-emoji", "kid/clip:some/model". How to use it:
+A metric's name is "<kind>/<extractor>": "fd/judge-emoji", "clip_score/clip-emoji", "kid/clip:some/model". In order:
 
     plan = needs(wanted)                             # which networks, and what each of them has to see
     for name in plan.features:                       # drawn and reference pictures -> (N, D), rows in order of items

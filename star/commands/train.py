@@ -14,6 +14,7 @@ TRAINERS = {
     "tokenizer": ("tokenizer.presets:PRESETS", "tokenizer.train:train", "pictures to codes of every scale and back"),
     "star": ("star.presets:PRESETS", "star.train:train", "the next-scale transformer, on a trained tokenizer"),
     "clip": ("star.clip:CLIP_PRESETS", "star.clip:train", "a small CLIP, whose text tower reads the prompts"),
+    "judge": ("eval.judge:PRESETS", "eval.judge:train", "a classifier, whose features the metrics compare"),
 }
 
 
