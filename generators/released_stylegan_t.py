@@ -1,0 +1,113 @@
+"""The names that the released StyleGAN-T code gives its tensors, and ours: generator and discriminator heads.
+
+Read strictly: a key without a counterpart is refused by name. `None` marks what our networks do not store: the low-pass
+filter, which is a constant, and the frozen towers (CLIP's text, DINO's image tower), which come as models of their own.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+_Table = tuple[tuple[str, str | None], ...]
+
+_CONV: _Table = (
+    (r"weight", "weight"),
+    (r"bias", "bias"),
+    (r"noise_strength", "noise_strength"),
+    (r"noise_const", "noise_HW"),
+    (r"affine\.proj\.(weight|bias)", r"style.affine.\1"),
+    (r"resample_filter", None),
+)
+_RESIDUAL: _Table = (
+    (r"norm\.(weight|bias)", r"norm.\1"),
+    (r"gamma", "layer_scale_1C11"),
+    *((theirs, None if ours is None else f"conv.{ours}") for theirs, ours in _CONV),
+)
+_INPUT: _Table = (
+    (r"weight", "weight"),
+    (r"affine\.(weight|bias)", r"affine.\1"),
+    (r"freqs", "frequencies_C2"),
+    (r"phases", "phases_C"),
+    (r"transform", "transform_33"),
+)
+_RGB: _Table = (
+    (r"weight", "weight"),
+    (r"bias", "bias"),
+    (r"affine\.proj\.(weight|bias)", r"style.affine.\1"),
+)
+_BLOCK: _Table = (
+    *((rf"input\.{theirs}", f"first.{ours}") for theirs, ours in _INPUT),
+    *((rf"conv0\.{theirs}", None if ours is None else f"first.{ours}") for theirs, ours in _CONV),
+    *((rf"torgb\.{theirs}", f"to_rgb.{ours}") for theirs, ours in _RGB),
+    (r"resample_filter", None),
+)
+_MAPPING: _Table = (
+    (r"mapping\.mlp\.fc(\d+)\.(weight|bias)", r"mapping.layers.\1.\2"),
+    (r"mapping\.x_avg", "mapping.average_W"),
+    (r"mapping\.clip\..+", None),
+)
+_NORMED: _Table = (
+    (r"0\.bias", "conv.bias"),
+    (r"0\.weight_orig", "conv.weight"),
+    (r"0\.weight_u", "conv.left_O"),
+    (r"0\.weight_v", "conv.right_I"),
+    (r"1\.(weight|bias)", r"norm.\1"),
+)
+_HEAD: _Table = (
+    *((rf"main\.0\.{theirs}", f"first.{ours}") for theirs, ours in _NORMED),
+    *((rf"main\.1\.fn\.{theirs}", f"second.{ours}") for theirs, ours in _NORMED),
+    (r"cls\.bias", "classify.bias"),
+    (r"cls\.weight_orig", "classify.weight"),
+    (r"cls\.weight_u", "classify.left_O"),
+    (r"cls\.weight_v", "classify.right_I"),
+    (r"cmapper\.(weight|bias)", r"projection.\1"),
+)
+
+
+def rename_generator(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A released generator's state dict under our names, ready for load_state_dict(strict=True).
+
+    Raises ValueError for a name never seen.
+    """
+    return _rename(released, _generator_key)
+
+
+def rename_head(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same for one head of the discriminator."""
+    return _rename(released, lambda key: _find(key, _HEAD, "", key))
+
+
+def rename_discriminator(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same for the discriminator: its heads alone, under `heads.`; the features are frozen."""
+    return _rename(released, _discriminator_key)
+
+
+def _generator_key(key: str) -> str | None:
+    if not (match := re.fullmatch(r"synthesis\.b(\d+)\.(.+)", key)):
+        return _find(key, _MAPPING, "", key)
+    block, rest = f"blocks.{match[1]}.", match[2]
+    if match := re.fullmatch(r"convs1\.(\d+)\.(.+)", rest):
+        table = _RESIDUAL if int(match[1]) % 2 else _CONV  # plain and residual ones take turns
+        return _find(match[2], table, f"{block}layers.{match[1]}.", key)
+    return _find(rest, _BLOCK, block, key)
+
+
+def _discriminator_key(key: str) -> str | None:
+    if re.fullmatch(r"dino\..+", key):
+        return None
+    if match := re.fullmatch(r"(heads\.\d+\.)(.+)", key):
+        return _find(match[2], _HEAD, match[1], key)
+    return _find(key, (), "", key)
+
+
+def _find(rest: str, table: _Table, prefix: str, key: str) -> str | None:
+    for theirs, ours in table:
+        if match := re.fullmatch(theirs, rest):
+            return None if ours is None else prefix + match.expand(ours)
+    raise ValueError(f"'{key}' is not a tensor of the released StyleGAN-T; is this another file?")
+
+
+def _rename(released: Mapping[str, Tensor], our_key: Callable[[str], str | None]) -> dict[str, Tensor]:
+    renamed = {our_key(key): tensor for key, tensor in released.items()}
+    return {key: tensor for key, tensor in renamed.items() if key is not None}
