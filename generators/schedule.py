@@ -14,14 +14,17 @@ def lr_at(
     warmup: int = 0,
     shape: Literal["cosine", "linear", "constant"] = "cosine",
     floor: float = 0.0,
+    hold: float = 0.0,
 ) -> float:
     """The learning rate of step 0 <= step < steps: linear up to `peak` over `warmup` steps, then down to floor * peak.
 
-    The first step already learns (peak / warmup), and the floor is reached in the last one.
+    The first step already learns (peak / warmup), and the floor is reached in the last one. hold: share of the steps
+    after the warm-up that stay at `peak` before it falls.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
     passed = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    passed = max(0.0, (passed - hold) / (1 - hold))
     fall = {"cosine": 0.5 * (1 + math.cos(math.pi * passed)), "linear": 1 - passed, "constant": 1.0}[shape]
     return peak * (floor + (1 - floor) * fall)
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from star.backends import BACKENDS, ScaleCausality, attend
 from star.rope import Rotation, rotate, rotate_to_unit
 
-BACKENDS = ("sdpa", "eager")
 MAX_LOG_SCALE = math.log(100.0)
 
 
@@ -41,16 +41,6 @@ class KeyValueCache:
     def rows(self, span: slice) -> "KeyValueCache":
         """A view of some rows of the batch."""
         return KeyValueCache(self.keys_BNLd[span], self.values_BNLd[span], self.length)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, backend: str) -> Tensor:
-    """softmax(scale * q k + mask) v for (B, N, l, d) tensors; mask is additive in the queries' type."""
-    if backend == "sdpa":
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-    scores = queries @ keys.transpose(-2, -1) * scale
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(dim=-1) @ values
 
 
 class _Heads(nn.Module):
@@ -95,7 +85,7 @@ class _Heads(nn.Module):
 
 
 class SelfAttention(_Heads):
-    """Tokens attend to tokens: under a mask while training, to everything in the cache while drawing."""
+    """Tokens attend to tokens: to scales so far while training, to everything in the cache while drawing."""
 
     def __init__(self, width: int, heads: int, *, qk_norm: bool = True, backend: str = "sdpa") -> None:
         super().__init__(width, heads, qk_norm=qk_norm, backend=backend)
@@ -105,17 +95,22 @@ class SelfAttention(_Heads):
         self,
         x_BlC: Tensor,
         rotation: Rotation | None = None,
-        mask_lL: Tensor | None = None,
+        sight: ScaleCausality | Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """(B, l, C) -> (B, l, C). Cached keys are already rotated and normalised."""
+        """(B, l, C) -> (B, l, C). Cached keys are already rotated and normalised.
+
+        sight: what a token may look at, all if None; a Tensor is an additive mask (l, L).
+        """
         bias = torch.cat((self.query_bias, self.key_bias, self.value_bias))
         fused = F.linear(x_BlC, self.query_key_value.weight, bias)
         queries, keys, values = (self.split(part) for part in fused.chunk(3, dim=-1))  # each (B, N, l, d)
         queries, keys = self.shape_queries(queries, rotation), self.shape_keys(keys, rotation)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        return self.merge(attend(queries, keys, values, mask_lL, self.scale, self.backend))
+        if isinstance(sight, ScaleCausality):
+            return self.merge(sight.attend(queries, keys, values, self.scale))
+        return self.merge(attend(queries, keys, values, sight, self.scale, self.backend))
 
 
 class CrossAttention(_Heads):
@@ -138,8 +133,3 @@ class CrossAttention(_Heads):
         return self.merge(
             attend(self.shape_queries(queries, None), keys_BNTd, values_BNTd, mask_B11T, self.scale, self.backend)
         )
-
-
-def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask (True: may look) as 0 and -inf."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))

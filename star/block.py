@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.attention import CrossAttention, KeyValueCache, SelfAttention
+from star.backends import ScaleCausality
 from star.rope import Rotation
 
 if TYPE_CHECKING:
@@ -79,17 +80,17 @@ class Block(nn.Module):
         x_BlC: Tensor,
         gains: tuple[Tensor, ...] | None,
         rotation: Rotation | None,
-        mask_lL: Tensor | None,
+        sight: ScaleCausality | Tensor | None,
         words: tuple[Tensor, Tensor, Tensor, Tensor | None] | None,
         cache: KeyValueCache | None,
     ) -> Tensor:
-        """(B, l, C) -> (B, l, C). words: text keys, values, mask and source rows."""
+        """(B, l, C) -> (B, l, C). sight: see SelfAttention. words: text keys, values, mask and source rows."""
         normed = self.norm(x_BlC)
         if gains is None:
-            x_BlC = x_BlC + self.drop(self.attention(normed, rotation, mask_lL, cache))
+            x_BlC = x_BlC + self.drop(self.attention(normed, rotation, sight, cache))
         else:
             gain1, gain2, scale1, scale2, shift1, shift2 = gains
-            x_BlC = x_BlC + self.drop(gain1 * self.attention(normed * (1 + scale1) + shift1, rotation, mask_lL, cache))
+            x_BlC = x_BlC + self.drop(gain1 * self.attention(normed * (1 + scale1) + shift1, rotation, sight, cache))
         if self.cross_attention is not None and words is not None:
             keys, values, mask, source_B = words
             read_BlC = self.cross_attention(self.norm(x_BlC), keys, values, mask)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star.attention import additive
+from star.backends import additive
 from star.block import Block
 from star.rope import Rotation, pyramid_rotation
 from star.transformer import TransformerConfig

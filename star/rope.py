@@ -18,8 +18,8 @@ class Rotation(NamedTuple):
     cos_lP: Tensor
     sin_lP: Tensor
 
-    def part(self, span: slice) -> "Rotation":
-        """The rows of some tokens."""
+    def part(self, span: slice | Tensor) -> "Rotation":
+        """The rows of some tokens, a slice or their numbers."""
         return Rotation(self.cos_lP[span], self.sin_lP[span])
 
     def to(self, device: torch.device) -> "Rotation":

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizer.quantizer import Quantizer
+from tokenizer.scales import ScaleSchedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,22 @@ def _replacements(quantizer: Quantizer, codes_Bl: Tensor, neighbours: int) -> Te
     distance_VV.fill_diagonal_(float("inf"))
     near_Vn = distance_VV.topk(min(neighbours, len(book_VE) - 1), largest=False).indices
     return near_Vn[codes_Bl, torch.randint_like(codes_Bl, near_Vn.shape[1])]
+
+
+def draw_taught(schedule: ScaleSchedule, keep_last: float) -> Tensor | None:
+    """The tokens that take part in a step, int64, ascending: all coarser scales and a random share of the finest.
+
+    None if that is all of them. Ma et al. 2024 train 1024 px so, with 3445 of the finest 4096: memory and time go with
+    the tokens. Coarser scales never see the finest, so their losses stay. A token of the finest
+    scale misses the neighbours that are left out: its loss is what a full pass would give if nobody saw those, and that
+    is the approximation. One draw serves the whole batch (torch's global generator).
+    """
+    length = schedule.lengths[-1]
+    kept = max(1, round(keep_last * length))
+    if kept == length:
+        return None
+    start = schedule.length - length
+    return torch.cat((torch.arange(start), start + torch.randperm(length)[:kept].sort().values))
 
 
 def token_losses(logits_BLV: Tensor, codes_BL: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from star.attention import KeyValueCache, additive
+from star.attention import KeyValueCache
+from star.backends import ScaleCausality, additive
 from star.block import Block
 from star.rope import pyramid_rotation
 from tokenizer.scales import ScaleSchedule
@@ -48,7 +50,10 @@ class TransformerConfig:
     norm_eps: float = 1e-6
     dropout: float = 0.0  # on what every branch adds; ours, for small data
     drop_path: float = 0.0  # of the last block, rising linearly from 0 (Huang et al. 2016); not on cross-attention
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see star/backends.py
+    checkpointing: bool = (
+        False  # training keeps each block's input alone and computes the rest twice (Chen et al. 2016)
+    )
     head_float32: bool = True  # False lets autocast lower the precision of the last matrix product
 
     def __post_init__(self) -> None:
@@ -142,7 +147,7 @@ class NextScaleTransformer(nn.Module):
         )
         with torch.device("cpu"):  # also where the network itself is being built on the meta device
             self._levels_L = self.schedule.level_ids_L()
-            self._mask_LL = torch.empty(0)
+        self._causality: ScaleCausality | None = None
         self.init_weights()
 
     @torch.no_grad()
@@ -180,19 +185,28 @@ class NextScaleTransformer(nn.Module):
             self.head_modulation.weight.mul_(0.5)
 
     def forward(
-        self, teacher_input_BlE: Tensor, text: "TextFeatures | Tensor", source_B: Tensor | None = None
+        self,
+        teacher_input_BlE: Tensor,
+        text: "TextFeatures | Tensor",
+        source_B: Tensor | None = None,
+        taught_L: Tensor | None = None,
     ) -> Tensor:
         """Logits of all scales at once, each scale seeing only coarser ones (teacher forcing).
 
         teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives. text: TextFeatures, or class
         labels (B,) int64 for conditioning "class". source_B: see TextKeys; rows of other samples, so only the golden
-        tests pass it here. Returns float32 (B, L, V).
+        tests pass it here. taught_L: the tokens that take part, see teaching.draw_taught; all if None. Returns float32
+        (B, L, V), with as many L as take part.
         """
-        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B)
+        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B, taught_L)
         return self.logits(hidden_BLC, condition_BC)
 
     def hidden(
-        self, teacher_input_BlE: Tensor, text: "TextFeatures | Tensor", source_B: Tensor | None = None
+        self,
+        teacher_input_BlE: Tensor,
+        text: "TextFeatures | Tensor",
+        source_B: Tensor | None = None,
+        taught_L: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Before the classifier: states (B, L, C), not yet normalised, and the vector that modulates; see `forward`."""
         expected = (self.schedule.length - self.schedule.lengths[0], self.config.code_width)
@@ -202,10 +216,14 @@ class NextScaleTransformer(nn.Module):
                 f"got {tuple(teacher_input_BlE.shape)}; does the tokenizer have the same scales?"
             )
         condition_BC, start_BlC = self.encode_condition(text)
+        if taught_L is not None:
+            first = self.schedule.lengths[0]
+            teacher_input_BlE = teacher_input_BlE[:, taught_L[first:] - first]
         tokens_BlC = self.input_projection(teacher_input_BlE)
         x_BLC = torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1)
-        text_keys = self.encode_text(text, source_B)
-        return self.run_blocks(x_BLC, slice(None), condition_BC, text_keys, self.causal_mask(x_BLC), None), condition_BC
+        text_keys, sight = self.encode_text(text, source_B), self.causality(x_BLC)
+        span = slice(None) if taught_L is None else taught_L
+        return self.run_blocks(x_BLC, span, condition_BC, text_keys, sight, None), condition_BC
 
     def begin(self, text: "TextFeatures | Tensor", source_B: Tensor | None = None) -> DrawingState:
         """Everything that depends on the prompts alone, and empty caches for all L tokens."""
@@ -254,10 +272,10 @@ class NextScaleTransformer(nn.Module):
     def run_blocks(
         self,
         x_BlC: Tensor,
-        span: slice,
+        span: slice | Tensor,
         condition_BC: Tensor | None,
         text: TextKeys | None,
-        mask_lL: Tensor | None,
+        sight: ScaleCausality | None,
         caches: list[KeyValueCache] | None,
     ) -> Tensor:
         """Adds what tells tokens apart (scale, place) and passes them through all blocks."""
@@ -272,7 +290,11 @@ class NextScaleTransformer(nn.Module):
         for i, block in enumerate(self._blocks()):
             words = None if text is None else (*text.keys_values[i], text.mask_B11T, text.source_B)
             cache = None if caches is None else caches[i]
-            x_BlC = block(x_BlC, block.gains(condition_BC, shared_B6C), rotation, mask_lL, words, cache)
+            given = (x_BlC, block.gains(condition_BC, shared_B6C), rotation, sight, words, cache)
+            if self.config.checkpointing and self.training and torch.is_grad_enabled():
+                x_BlC = checkpoint(block, *given, use_reentrant=False)
+            else:
+                x_BlC = block(*given)
         return x_BlC
 
     def logits(self, hidden_BlC: Tensor, condition_BC: Tensor | None = None) -> Tensor:
@@ -289,13 +311,17 @@ class NextScaleTransformer(nn.Module):
                 hidden_BlC = hidden_BlC * (1 + scale) + shift
             return self.head(hidden_BlC).float()
 
-    def causal_mask(self, x_BLC: Tensor) -> Tensor:
-        """0 where a token may look (its own scale and coarser ones), -inf elsewhere: (L, L), kept between calls."""
+    def causality(self, x_BLC: Tensor) -> ScaleCausality:
+        """Who sees whom: a token its own scale and coarser ones. Kept between calls.
+
+        Where tokens are missing they are of the finest scale, and which ones makes no difference to what is seen.
+        """
+        lengths = self.schedule.lengths
+        lengths = (*lengths[:-1], lengths[-1] - self.schedule.length + x_BLC.shape[1])
         dtype = self._compute_dtype()
-        if self._mask_LL.dtype != dtype or self._mask_LL.device != x_BLC.device or not self._mask_LL.numel():
-            levels_L = self._on(x_BLC.device, "_levels_L")
-            self._mask_LL = additive(levels_L[:, None] >= levels_L[None, :], dtype)
-        return self._mask_LL
+        if self._causality is None or not self._causality.fits(lengths, dtype, x_BLC.device):
+            self._causality = ScaleCausality(lengths, self.config.attention, dtype, x_BLC.device)
+        return self._causality
 
     def _compute_dtype(self) -> torch.dtype:
         """The type that matrix products run in: autocast's, or that of the weights."""

@@ -16,6 +16,7 @@ CLASS = {"conditioning": "class", "cross_attention": False, "classes": 5}
 KINDS: dict[str, dict[str, Any]] = {
     "star": {},
     "eager": {"attention": "eager"},
+    "scalewise": {"attention": "scalewise"},
     "plain attention": {"qk_norm": False, "logit_norm": False},
     "no cross-attention": {"cross_attention": False},
     "var": {**CLASS, "modulation": "adaln", "positions": "absolute"},
