@@ -224,6 +224,7 @@ locate, build, recommended = _shared.locate, _shared.build, _shared.recommended
 
 register_family("star", "star.generator:StarGenerator")
 register_family("var", "star.class_generator:VarGenerator")
+register_family("styleformer", "generators.styleformer:StyleformerGenerator")
 register_family("stylegan-t", "generators.stylegan_t:StyleGanTGenerator")
 register("star-emoji", Entry(family="star", weights=Weights(location="package:star/weights/star-emoji")))
 
