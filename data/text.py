@@ -152,7 +152,7 @@ class TextEncoder(nn.Module):
             raise InputError(
                 f"{source} holds no text encoder: no config.json there, nor a text_encoder folder with one."
             )
-        with _quiet_transformers():
+        with quiet_transformers():
             try:
                 config = AutoConfig.from_pretrained(tower_at, local_files_only=True)
                 kind = config.model_type
@@ -231,7 +231,7 @@ class TextEncoder(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a directory that `from_pretrained` reads: tower and tokenizer in transformers' own format."""
-        with _quiet_transformers():
+        with quiet_transformers():
             self.tower.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
@@ -286,7 +286,7 @@ def _snapshot(name: str) -> Path:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no list of unused weights while loading; what matters of it is checked and raised here."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
