@@ -7,7 +7,7 @@ from eval.tables import Cell, Table
 
 def to_markdown(table: Table) -> str:
     """A heading, the note, and a pipe table; bold is the best, ≈ what cannot be told from it."""
-    numbers = [cell.number for cell in table.rows[0]] if table.rows else [False] * len(table.head)
+    numbers = [cell.number for cell in table.rows[0]]
     lines = [
         _line(table.head),
         _line(["---:" if number else "---" for number in numbers], escape=False),

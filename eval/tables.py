@@ -4,7 +4,7 @@ Metrics stand in rows and models in columns: an estimate and its interval take m
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from eval.compare import SHORT, Comparison, Entry, Mark, brief
 from eval.metrics import metric
@@ -41,14 +41,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """name: where links lead. The first cell of a row names it. folded: shown on demand, where that is possible."""
+    """name: where links lead. The first cell of a row names it. fold: to be hidden behind its title on a page."""
 
     name: str
     title: str
     note: str = ""
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    folded: bool = False
+    fold: Literal["none", "open", "closed"] = "none"
     warning: str = ""
 
 
@@ -80,18 +80,23 @@ def summary(comparison: Comparison) -> Table:
         title="Results",
         note="Each figure with its 95 % bootstrap interval. Bold is the best of its row; ≈ marks what cannot be told "
         "from the best, because one of the two lies inside the other's interval. The arrow points to better.",
-        head=("metric", "by", *(entry.label for entry in comparison.entries)),
-        rows=tuple(_metric_row(comparison, name) for name in comparison.names()),
+        head=("metric", *(entry.label for entry in comparison.entries)),
+        rows=(
+            (Cell(text="pictures (N)"), *(_count(entry) for entry in comparison.entries)),
+            *((_name_cell(name), *_estimates(comparison, OVERALL, name)) for name in comparison.names()),
+        ),
         warning=MIXED if comparison.mixed else "",
     )
 
 
-def _metric_row(comparison: Comparison, name: str) -> tuple[Cell, ...]:
-    return (
-        Cell(text=label_of(name)),
-        Cell(text=name.partition("/")[2]),
-        *_estimates(comparison, OVERALL, name),
-    )
+def _name_cell(name: str) -> Cell:
+    return Cell(text=label_of(name), detail=name.partition("/")[2])
+
+
+def _count(entry: Entry) -> Cell:
+    """Drawn pictures behind the figures, where one can tell; a metric may have left some out."""
+    counts = sorted({estimate.pictures for estimate in entry.record.metrics.get(OVERALL, {}).values()})
+    return Cell(text=" to ".join(f"{count:,}" for count in (counts[:1] + counts[1:][-1:])) or "–", number=True)
 
 
 def _estimates(comparison: Comparison, group: str, name: str) -> list[Cell]:
@@ -117,7 +122,7 @@ def by_category(comparison: Comparison) -> list[Table]:
                     title=f"{label_of(name)} by {name.partition('/')[2]}",
                     head=("category", "N", *(entry.label for entry in comparison.entries)),
                     rows=tuple(rows),
-                    folded=True,
+                    fold="closed" if tables else "open",
                     warning=MIXED if comparison.mixed else "",
                 )
             )

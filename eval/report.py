@@ -1,0 +1,127 @@
+"""A comparison as two files: comparison.html, a page that stands alone, and comparison.md with the same figures."""
+
+import shlex
+from pathlib import Path
+
+from data.errors import InputError
+from eval import gallery, page, plots, tables
+from eval.compare import Comparison
+from eval.markdown import to_markdown
+
+TITLE = "Text to image, measured side by side"
+ROWS = 24  # prompts of the gallery
+
+
+def write_report(
+    comparison: Comparison, out: str | Path, rows: int = ROWS, benchmark: str | Path | None = None
+) -> tuple[Path, Path]:
+    """Writes both files into the folder `out` and returns their paths. rows: prompts of the gallery.
+
+    benchmark: where the real pictures of the gallery come from. Raises InputError if `out` cannot be written, or the
+    benchmark is not that of the records.
+    """
+    files = {
+        "comparison.html": html(comparison, rows, benchmark),
+        "comparison.md": markdown(comparison),
+    }
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            staging = folder / f".{name}"
+            staging.write_text(text)
+            staging.replace(folder / name)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): give another --out") from error
+    return folder / "comparison.html", folder / "comparison.md"
+
+
+def markdown(comparison: Comparison) -> str:
+    """All tables, and how to make them again."""
+    parts = [f"# {TITLE}\n\n{_lead(comparison)}\n", *map(to_markdown, tables.all_tables(comparison))]
+    lines = "\n".join(f"    {line}" for line in reproduction(comparison))
+    return "\n".join([*parts, f"## How to reproduce\n\n{lines}\n"])
+
+
+def html(comparison: Comparison, rows: int = ROWS, benchmark: str | Path | None = None) -> str:
+    """The page. It is a function of the records and their pictures: no date, no host."""
+    named = [
+        (table.name, table.title, page.table(table))
+        for table in (tables.summary(comparison), tables.models(comparison), tables.protocol(comparison))
+    ]
+    sections = [
+        *named,
+        _categories(comparison),
+        _speed(comparison),
+        _gallery(comparison, rows, benchmark),
+        _extremes(comparison),
+        ("reported", tables.reported().title, page.table(tables.reported())),
+        ("reproduce", "How to reproduce", page.commands(reproduction(comparison))),
+    ]
+    return page.document(TITLE, _lead(comparison), [section for section in sections if section[2]])
+
+
+def reproduction(comparison: Comparison) -> list[str]:
+    """The commands behind a comparison, with the options that differ from what a model recommends left to the table."""
+    lines = []
+    for entry in comparison.entries:
+        protocol, measured = entry.record.protocol, entry.record.measured
+        lines.append(
+            shlex.join(
+                [
+                    *("star", "eval", measured.name),
+                    *("--benchmark", protocol.benchmark),
+                    *("--out", entry.path.name),
+                ]
+            )
+        )
+    mixing = ["--mix-protocols"] if comparison.mixed else []
+    names = [entry.path.name for entry in comparison.entries]
+    return [*lines, shlex.join(["star", "compare", *names, "--out", "comparison", *mixing])]
+
+
+def _lead(comparison: Comparison) -> str:
+    protocols = [entry.record.protocol for entry in comparison.entries]
+    names, benchmarks, counts = (
+        " and ".join(dict.fromkeys(texts))
+        for texts in (
+            (protocol.name for protocol in protocols),
+            (protocol.benchmark for protocol in protocols),
+            (f"{protocol.pictures:,}" for protocol in protocols),
+        )
+    )
+    models = "One model" if len(protocols) == 1 else f"{len(protocols)} models"
+    return f"{models} on {benchmarks}, {counts} pictures each, by the protocol {names}."
+
+
+def _categories(comparison: Comparison) -> tuple[str, str, str]:
+    found = tables.by_category(comparison)
+    drawings = plots.radars(comparison)
+    labels = [entry.label for entry in comparison.entries]
+    body = page.key(labels) + page.figures(drawings) if drawings else ""
+    return ("categories", "By category", body + "".join(map(page.table, found)))
+
+
+def _speed(comparison: Comparison) -> tuple[str, str, str]:
+    timed = tables.speed(comparison)
+    if timed is None:
+        return ("speed", "", "")
+    labels = [entry.label for entry in comparison.entries]
+    drawings = plots.scatters(comparison)
+    return (timed.name, timed.title, page.key(labels) + page.figures(drawings) + page.table(timed))
+
+
+def _gallery(comparison: Comparison, rows: int, benchmark: str | Path | None) -> tuple[str, str, str]:
+    content = gallery.side_by_side(comparison, rows, benchmark)
+    if content is None or not content.rows:
+        return ("gallery", "", "")
+    told = f"{len(content.rows)} prompts, evenly spread over the benchmark: no score had a say in them."
+    return ("gallery", "Gallery", page.note(told) + page.gallery(content))
+
+
+def _extremes(comparison: Comparison) -> tuple[str, str, str]:
+    found = gallery.extremes(comparison)
+    if not found:
+        return ("extremes", "", "")
+    told = f"By {found[0].metric}. The prompt of a picture is its title."
+    return ("extremes", "Best and worst", page.note(told) + "".join(map(page.extremes, found)))
