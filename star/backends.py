@@ -11,7 +11,8 @@ While all scales are taught at once, a token sees its own scale and the coarser 
 | scalewise | the fused kernel once for each scale, whose keys are all so far: no mask  | those seen      | anything  |
 | flex      | FlexAttention: blocks of 128 x 128 scores that nobody sees are skipped    | few more        | GPU       |
 
-More than a third of L x L is never seen. Elsewhere (drawing, words) nothing is causal, and the last three are the fused kernel.
+More than a third of L x L is never seen. Elsewhere (drawing, words) nothing is causal, and all but eager are the fused
+kernel.
 """
 
 from collections.abc import Callable
@@ -99,11 +100,10 @@ def _flex(queries: Tensor, keys: Tensor, values: Tensor, blocks: Any, scale: flo
     from torch.nn.attention.flex_attention import flex_attention
 
     plain = queries.device.type == "cpu" or torch.compiler.is_compiling()
-    return (flex_attention if plain else _compiled(flex_attention))(
-        queries, keys, values, block_mask=blocks, scale=scale
-    )
+    function: Callable[..., Tensor] = flex_attention if plain else _compiled(flex_attention)
+    return function(queries, keys, values, block_mask=blocks, scale=scale)
 
 
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False)

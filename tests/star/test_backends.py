@@ -1,5 +1,6 @@
 """Attention that is causal over scales: every backend gives the same numbers and gradients, also of a part."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from star.transformer import NextScaleTransformer
 from tokenizer.scales import ScaleSchedule
 
 SCHEDULE = ScaleSchedule(SIZES)
+SCALE = 0.7  # of the scores
 CPU = torch.device("cpu")
 TRAINABLE = [backend for backend in BACKENDS if backend != "flex"]
 
@@ -26,8 +28,8 @@ def heads(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return queries, keys, values
 
 
-def seen(backend: str, *tensors: Tensor) -> Tensor:
-    return ScaleCausality(SCHEDULE.lengths, backend, torch.float32, CPU).attend(*tensors, 0.7)
+def seen(backend: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return ScaleCausality(SCHEDULE.lengths, backend, torch.float32, CPU).attend(queries, keys, values, SCALE)
 
 
 def lesson(batch: int = 2) -> tuple[Tensor, TextFeatures, Tensor]:
@@ -48,25 +50,25 @@ def learn(model: NextScaleTransformer, taught_L: Tensor | None = None) -> tuple[
     return loss_BL.detach(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def written_out(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def written_out(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Token by token."""
     rows = []
     for token, level in enumerate(SCHEDULE.level_ids_L().tolist()):
         stop = SCHEDULE.offsets[level + 1]
-        scores = (queries[:, :, token, None] * keys[:, :, :stop]).sum(-1) * scale
+        scores = (queries[:, :, token, None] * keys[:, :, :stop]).sum(-1) * SCALE
         rows.append((scores.softmax(-1)[..., None] * values[:, :, :stop]).sum(2))
     return torch.stack(rows, dim=2)
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
 def test_a_token_reads_its_scale_and_coarser_ones(backend: str) -> None:
-    torch.testing.assert_close(seen(backend, *heads()), written_out(*heads(), 0.7))
+    torch.testing.assert_close(seen(backend, *heads()), written_out(*heads()))
 
 
 @pytest.mark.parametrize("backend", TRAINABLE)
 def test_gradients_are_those_of_the_formula(backend: str) -> None:
     gradients = []
-    for function in (lambda *tensors: seen(backend, *tensors), lambda *tensors: written_out(*tensors, 0.7)):
+    for function in (partial(seen, backend), written_out):
         tensors = [tensor.requires_grad_() for tensor in heads()]
         function(*tensors).square().sum().backward()
         gradients.append([tensor.grad for tensor in tensors])
@@ -77,7 +79,7 @@ def test_gradients_are_those_of_the_formula(backend: str) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")
 def test_flex_reads_the_same() -> None:
     """Forward only, all that there is on a CPU; slow for what it imports."""
-    torch.testing.assert_close(seen("flex", *heads()), written_out(*heads(), 0.7))
+    torch.testing.assert_close(seen("flex", *heads()), written_out(*heads()))
 
 
 @pytest.mark.gpu
@@ -86,7 +88,7 @@ def test_flex_learns_the_same_on_a_gpu() -> None:
     for backend in ("flex", "sdpa"):
         tensors = [tensor.cuda().requires_grad_() for tensor in heads()]
         sight = ScaleCausality(SCHEDULE.lengths, backend, torch.float32, tensors[0].device)
-        sight.attend(*tensors, 0.7).square().sum().backward()
+        sight.attend(*tensors, scale=SCALE).square().sum().backward()
         gradients.append([tensor.grad for tensor in tensors])
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-2)
 
