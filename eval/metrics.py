@@ -23,7 +23,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from data.errors import InputError
 from eval.record import Estimate
+from generators.registry import near
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +69,12 @@ class Needs:
 
 def metric(name: str) -> Metric:
     """Of "<kind>/<extractor>". Raises InputError for an unknown kind, naming near misses, or a missing extractor."""
-    raise NotImplementedError
+    kind, _, by = name.partition("/")
+    if kind not in METRICS:
+        raise InputError(f"there is no metric {name!r}, expected <kind>/<extractor>{near(kind, METRICS)}")
+    if not by:
+        raise InputError(f"the metric {name!r} names no network, expected {kind}/<extractor>: add one")
+    return METRICS[kind]
 
 
 def needs(wanted: Sequence[str]) -> Needs:
