@@ -1,4 +1,4 @@
-"""HTML of a page that stands alone: no script, no request, light and dark, wide and narrow; all text is escaped here."""
+"""HTML of a page that stands alone: no script, no request, light and dark, wide and narrow; text is escaped here."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -28,7 +28,7 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: 1rem 0 0; font-
 a { color: inherit; text-underline-offset: .2em; text-decoration-color: var(--rule) }
 a:hover { text-decoration-color: currentColor }
 .scroll { overflow-x: auto; margin: .5rem 0 0 }
-table { border-collapse: collapse; width: max-content; font-size: .875rem; line-height: 1.35;
+table { border-collapse: separate; border-spacing: 0; width: max-content; font-size: .875rem; line-height: 1.35;
   font-variant-numeric: tabular-nums lining-nums }
 th, td { max-width: 22rem; padding: .38rem .9rem .38rem 0; text-align: left;
   vertical-align: top; border-bottom: 1px solid var(--rule) }

@@ -88,7 +88,9 @@ def _radar(comparison: Comparison, name: str, axes: dict[str, list[float]]) -> D
     panel.set(theta_offset=math.pi / 2, theta_direction=-1, ylim=(0, 1.0), yticks=(0.25, 0.5, 0.75, 1.0))
     panel.set_yticklabels(["", "0.5", "", "1"], color=INK, fontsize=8)
     panel.set_xticks(angles, list(axes), color=INK)
-    panel.tick_params(axis="x", pad=8)
+    for label, angle in zip(panel.get_xticklabels(), angles, strict=True):
+        side = round(math.sin(angle), 6)
+        label.set_horizontalalignment("center" if side == 0 else "left" if side > 0 else "right")
     panel.grid(color=RULE, linewidth=0.8)
     panel.spines["polar"].set_color(RULE)
     for index in range(len(comparison.entries)):
