@@ -82,7 +82,7 @@ def summary(comparison: Comparison) -> Table:
         "from the best, because one of the two lies inside the other's interval. The arrow points to better.",
         head=("metric", *(entry.label for entry in comparison.entries)),
         rows=(
-            (Cell(text="pictures (N)"), *(_count(entry) for entry in comparison.entries)),
+            (Cell(text="pictures scored"), *(_count(entry) for entry in comparison.entries)),
             *((_name_cell(name), *_estimates(comparison, OVERALL, name)) for name in comparison.names()),
         ),
         warning=MIXED if comparison.mixed else "",

@@ -1,7 +1,9 @@
-"""Where the time of a picture goes: a generator that sleeps for known times, a tiny real one, and the command."""
+"""Where the time of a picture goes: a generator that sleeps for known times, a tiny real one, and `star bench`."""
 
+import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from data.errors import InputError
 from eval.latency import measure_speed, peak, reset_peak
 from generators.protocol import Conditioning, SampleOptions
 from generators.registry import build
+from star.cli import main
 
 CPU = torch.device("cpu")
 
@@ -129,3 +132,25 @@ def test_impossible_numbers_are_refused(
 ) -> None:
     with pytest.raises(InputError, match="correct them"):
         measure_speed(Sleepy(), prompts, sizes, repetitions, warmup)
+
+
+@pytest.mark.slow
+def test_the_command_measures_each_model_in_a_process_of_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "speeds.json"
+    command = ["bench", "star-test", "var-test", "--batch", "1", "2", "--repetitions", "1", "--threads", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].split()[:6] == ["model", "batch", "total", "text", "generator", "decoder"]
+    assert [line.split()[:2] for line in lines[1:5]] == [[m, b] for m in ("star-test", "var-test") for b in "12"]
+    speeds = json.loads(out.read_text())
+    assert [(speed["batch"], speed["threads"]) for speed in speeds["var-test"]] == [(1, 1), (2, 1)]
+    assert speeds["var-test"][0]["text"] == 0 < speeds["star-test"][0]["text"]
+
+
+def test_the_command_tells_mistakes_before_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "star-test", "--batch", "0"]) == 2
+    assert "expected at least 1 each" in capsys.readouterr().err
+    assert main(["bench", "star-test", "star-tset"]) == 2
+    assert "there is no model 'star-tset'" in capsys.readouterr().err
