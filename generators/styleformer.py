@@ -88,8 +88,8 @@ class StyleformerConfig:
 _README = StyleformerConfig()
 _LINFORMER = replace(_README, linformer_from=32)
 # Only "readme" and "default" are published sizes. Of the others the sources at hand tell resolution, start and whether
-# there is a projection, and that the network of CIFAR-10 is far wider than the example; their widths and layers here are
-# our guess. A released file is built from its own shapes, whatever stands here (released_styleformer.py).
+# there is a projection, and that the network of CIFAR-10 is far wider than the example; widths and layers here are our
+# guess. A released file is built from its own shapes, whatever stands here (released_styleformer.py).
 CONFIGS: dict[str, StyleformerConfig] = {
     "readme": _README,
     "default": replace(_README, layers=(1, 3, 3)),

@@ -4,51 +4,152 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from generators.losses import PathLength, path_lengths
-from generators.released_styleformer import config_of, our_keys, rename
+from generators.losses import PathLength, path_lengths, r1_penalty
+from generators.released_styleformer import config_of
 from generators.styleformer import Styleformer
-from generators.styleformer_layers import Block
+from generators.styleformer_names import discriminator_keys, layers_of, rename
+from generators.stylegan2_discriminator import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
 from tests.golden.generator_cases import GanCase, gan_cases
+
+GENERATORS = gan_cases("Styleformer generator")
+DISCRIMINATORS = gan_cases("Styleformer discriminator")
+
+
+def with_aliases(case: GanCase) -> dict[str, Tensor]:
+    """The official state dict with the second copies that the file leaves out."""
+    state = case.state()
+    return state | {name: state[other] for name, other in case.json["aliased_state_dict_keys"].items()}
 
 
 def generator_of(case: GanCase, state: dict[str, Tensor]) -> Styleformer:
-    """Built from shapes and the arguments of the case, never from names of configurations."""
-    config = config_of({key: tuple(t.shape) for key, t in state.items()}, case.json)
-    network = Styleformer(config)
+    network = Styleformer(config_of({key: tuple(tensor.shape) for key, tensor in state.items()}, case.json))
     network.load_state_dict(rename(state), strict=True)
     return network.eval()
 
 
-def compare_generator(case: GanCase, state: dict[str, Tensor]) -> None:
-    network = generator_of(case, state)
-    about = case.json
-    assert network.slots == about["num_ws"]
-    assert network.resolution == (about["img_resolution"], about["img_resolution"])
-    sides = [name for name in about["num_heads"]]
-    assert [block.attention.heads for block in network.blocks] == [about["num_heads"][name] for name in sides]
-    z, c = case["in.z"], case["in.c"] if "in.c" in case else None
-    cutoff, psi = about["truncation_cutoff"], about["truncation_psi"]
-    w = network.styles(z, c)
-    case.compare(w[:, 0], "out.w")
-    assert bool((w == w[:, :1]).all())
-    truncated = network.styles(z, c, truncation=psi)
-    case.compare(truncated[:, -1], "out.w_trunc")
-    case.compare(network.synthesis(w, "const"), "out.image")
-    case.compare(network.synthesis(truncated, "const"), "out.image_trunc")
-    partly = network.styles(z, c, truncation=psi, cutoff=cutoff)
-    case.compare(network.synthesis(partly, "const"), "out.image_trunc_cutoff")
-    case.compare(network.synthesis(w, "none"), "out.image_noise_none")
-    mix = (z.flip(0), about["mix_cutoff"])
-    flipped = None if c is None else c.flip(0)
-    other = network.styles(mix[0], flipped)
-    mixed = torch.cat([w[:, : mix[1]], other[:, mix[1] :]], dim=1)
-    case.compare(network.synthesis(mixed, "const"), "out.image_mix")
+def condition_of(case: GanCase) -> Tensor | None:
+    return case.tensors.get("in.c")
 
 
-@pytest.mark.parametrize("path", gan_cases("Styleformer generator"))
-def test_generator(path: Path) -> None:
+@torch.no_grad()
+def compare_images(case: GanCase, network: Styleformer) -> None:
+    latent_BZ, condition_BP, told = case["in.z"], condition_of(case), case.json
+    w_BSW = network.styles(latent_BZ, condition_BP)
+    assert w_BSW.shape[1] == told["num_ws"]
+    case.compare(w_BSW[:, 0], "out.w")
+    case.compare(network.synthesis(w_BSW, "const"), "out.image")
+    case.compare(network.synthesis(w_BSW, "none"), "out.image_noise_none")
+    psi, cutoff, first = told["truncation_psi"], told["truncation_cutoff"], told["mix_cutoff"]
+    shortened_BSW = network.styles(latent_BZ, condition_BP, truncation=psi)
+    case.compare(shortened_BSW[:, -1], "out.w_trunc")
+    case.compare(network.synthesis(shortened_BSW, "const"), "out.image_trunc")
+    partly_BSW = network.styles(latent_BZ, condition_BP, truncation=psi, cutoff=cutoff)
+    case.compare(network.synthesis(partly_BSW, "const"), "out.image_trunc_cutoff")
+    mixed_BSW = torch.cat([w_BSW[:, :first], w_BSW.flip(0)[:, first:]], dim=1)
+    case.compare(network.synthesis(mixed_BSW, "const"), "out.image_mix")
+
+
+@pytest.mark.parametrize("path", GENERATORS)
+def test_generator_draws_the_same(path: Path) -> None:
     case = GanCase(path)
-    with torch.no_grad():
-        compare_generator(case, case.state())
+    network = generator_of(case, with_aliases(case))
+    assert network.resolution == (case.json["img_resolution"],) * 2
+    compare_images(case, network)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("path", GENERATORS)
+def test_layers_give_the_same(path: Path) -> None:
+    """One attention layer alone, and one block with positions, picture and growth."""
+    case = GanCase(path)
+    network = generator_of(case, case.state())
+    layers = layers_of(case.state())
+    assert [block.attention.heads for block in network.blocks] == [
+        case.json["num_heads"][f"b{side}_{j}"] for side, j in layers
+    ]
+    side, j = case.json["block_tap"].removeprefix("synthesis.b").split("_")
+    place = layers.index((int(side), int(j)))
+    block = network.blocks[place]
+    case.compare(block.attention(case["enc.in.x"], case["enc.in.w"], "const"), "enc.out")
+    own_BSW = case["block.in.ws"]
+    start = network.constant_nC.expand(len(own_BSW), -1, -1)
+    x_BnC = case.tensors.get("block.in.x", start)
+    raw_B3HW = case.tensors.get("block.in.img")
+    x_BnC, raw_B3HW = block(x_BnC, raw_B3HW, own_BSW[:, 0], own_BSW[:, -1], "const")
+    case.compare(x_BnC, "block.out.x")
+    assert (raw_B3HW is not None) == ("block.out.img" in case)
+    if raw_B3HW is not None:
+        case.compare(raw_B3HW, "block.out.img")
+
+
+@pytest.mark.parametrize("path", GENERATORS)
+def test_path_length_is_the_same(path: Path) -> None:
+    case = GanCase(path)
+    network = generator_of(case, case.state()).requires_grad_(False)
+    w_BSW = case["out.w"][:, None].repeat(1, network.slots, 1).requires_grad_()
+    raw_B3HW = network.synthesis(w_BSW, "const")
+    noise_B3HW = case["pl.in.noise"]
+    case.compare(path_lengths(raw_B3HW, w_BSW, noise_B3HW), "pl.out.lengths")
+    case.compare(PathLength(decay=0.01)(raw_B3HW, w_BSW, noise_B3HW), "pl.out.penalty")
+
+
+@pytest.mark.parametrize("path", GENERATORS)
+@pytest.mark.parametrize("changed", ["mapping.fc0.bias", "enc.q_weight", "enc.noise_const", "torgb.weight"])
+def test_a_changed_weight_is_noticed(path: Path, changed: str) -> None:
+    case = GanCase(path)
+    state = case.state()
+    name = next(key for key in state if key.endswith(changed))
+    change = torch.zeros_like(state[name])
+    change.view(-1)[0] = 10.0 if "mapping" in name else 0.1  # the mapping's are used at a hundredth
+    network = generator_of(case, state | {name: state[name] + change})
+    with pytest.raises(AssertionError, match="largest gap"):
+        compare_images(case, network)
+
+
+def discriminator_of(case: GanCase, state: dict[str, Tensor]) -> StyleGan2Discriminator:
+    told = case.json
+    discriminator = StyleGan2Discriminator(
+        StyleGan2DiscriminatorConfig(
+            resolution=told["img_resolution"],
+            condition_width=told["c_dim"],
+            architecture=told["architecture"],
+            channel_base=told["channel_base"],
+            channel_max=told["channel_max"],
+            group=told["mbstd_group_size"],
+            group_channels=told["mbstd_num_channels"],
+            mapping_layers=sum(key.startswith("mapping.fc") and key.endswith("weight") for key in state) or 8,
+            clamp=told["conv_clamp"],
+        )
+    )
+    discriminator.load_state_dict(rename(state, discriminator_keys), strict=True)
+    return discriminator
+
+
+def compare_logits(case: GanCase, discriminator: StyleGan2Discriminator) -> None:
+    image_B3HW = case["in.image"].requires_grad_()
+    logits = discriminator(image_B3HW, condition_of(case))
+    case.compare(logits, "out.logits")
+    case.compare(F.softplus(logits), "out.softplus_pos")
+    case.compare(F.softplus(-logits), "out.softplus_neg")
+    case.compare(r1_penalty(logits, image_B3HW), "out.r1_per_sample")
+
+
+@pytest.mark.parametrize("path", DISCRIMINATORS)
+def test_discriminator_judges_the_same(path: Path) -> None:
+    case = GanCase(path)
+    compare_logits(case, discriminator_of(case, case.state()))
+
+
+@pytest.mark.parametrize("path", DISCRIMINATORS)
+@pytest.mark.parametrize("changed", [".conv0.weight", ".fromrgb.bias", "b4.out.bias"])
+def test_a_changed_weight_of_the_discriminator_is_noticed(path: Path, changed: str) -> None:
+    case = GanCase(path)
+    state = case.state()
+    name = next(key for key in state if key.endswith(changed))
+    change = torch.zeros_like(state[name])
+    change.view(-1)[0] = 0.5
+    with pytest.raises(AssertionError, match="largest gap"):
+        compare_logits(case, discriminator_of(case, state | {name: state[name] + change}))
