@@ -190,7 +190,7 @@ class MappingNetwork(nn.Module):
     @torch.no_grad()
     def track(self, w_BW: Tensor) -> None:
         """Moves the running mean towards a batch; trainers call it, a forward pass alone changes nothing."""
-        self.average_W.lerp_(w_BW.detach().float().mean(dim=0), 1 - self.average_decay)
+        self.average_W.lerp_(w_BW.detach().to(self.average_W.dtype).mean(dim=0), 1 - self.average_decay)
 
     @torch.no_grad()
     def mean_given(self, condition_BP: Tensor, latents: int = 256) -> Tensor:
