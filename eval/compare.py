@@ -95,7 +95,7 @@ def gather(paths: Sequence[str | Path], mix_protocols: bool = False) -> Comparis
     _refuse_duplicates(records)
     mixed = _mixed([record for _, record in records])
     if mixed and not mix_protocols:
-        names = [path.name for path, _ in records]
+        names = short_names([path for path, _ in records])
         told = "; ".join(f"{field} is {_told(values, names)}" for field, values in mixed.items())
         raise InputError(
             f"the records were made by different protocols ({told}): compare records of one protocol, or add "
@@ -107,6 +107,12 @@ def gather(paths: Sequence[str | Path], mix_protocols: bool = False) -> Comparis
         for label, (path, record) in zip(labels, records, strict=True)
     ]
     return Comparison(entries=tuple(entries), mixed=mixed)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """File names, with their folder where two are the same."""
+    names = [path.name for path in paths]
+    return [path.name if names.count(path.name) == 1 else "/".join(path.parts[-2:]) for path in paths]
 
 
 def _read_all(paths: Sequence[Path]) -> list[tuple[Path, Record]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from eval import gallery, page, plots, tables
-from eval.compare import Comparison
+from eval.compare import Comparison, short_names
 from eval.markdown import to_markdown
 
 TITLE = "Text to image, measured side by side"
@@ -62,21 +62,18 @@ def html(comparison: Comparison, rows: int = ROWS, benchmark: str | Path | None 
 
 
 def reproduction(comparison: Comparison) -> list[str]:
-    """The commands behind a comparison, with the options that differ from what a model recommends left to the table."""
+    """The commands behind a comparison; other options than guidance are those that the table of models states."""
+    names = short_names([entry.path for entry in comparison.entries])
     lines = []
-    for entry in comparison.entries:
+    for entry, name in zip(comparison.entries, names, strict=True):
         protocol, measured = entry.record.protocol, entry.record.measured
-        lines.append(
-            shlex.join(
-                [
-                    *("star", "eval", measured.name),
-                    *("--benchmark", protocol.benchmark),
-                    *("--out", entry.path.name),
-                ]
-            )
-        )
+        words = ["star", "eval", measured.name, "--benchmark", protocol.benchmark, "--out", name]
+        if measured.source == "model":
+            words += ["--seed", str(measured.seed)]
+        if "guidance" in measured.options:
+            words += ["--guidance", f"{measured.options['guidance']}"]
+        lines.append(shlex.join(words))
     mixing = ["--mix-protocols"] if comparison.mixed else []
-    names = [entry.path.name for entry in comparison.entries]
     return [*lines, shlex.join(["star", "compare", *names, "--out", "comparison", *mixing])]
 
 

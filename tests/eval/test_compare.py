@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_records_of_one_protocol_stand_in_the_order_given(tmp_path: Path) -> Non
         ({"extractors": {"clip-emoji": digest("clip")}}, "extractors.judge-emoji is"),
     ],
 )
-def test_each_field_of_a_protocol_is_told_when_it_differs(tmp_path: Path, change: dict[str, object], told: str) -> None:
+def test_each_field_of_a_protocol_is_told_when_it_differs(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     paths = save(tmp_path, record("a"), record("b", **change))
     with pytest.raises(InputError) as refused:
         gather(paths)

@@ -13,7 +13,7 @@ from data.errors import InputError
 from eval import gallery, plots, tables
 from eval.compare import Comparison, gather
 from eval.markdown import to_markdown
-from eval.report import html, markdown, write_report
+from eval.report import html, markdown, reproduction, write_report
 from star.cli import main
 from tests.eval.records import CATEGORIES, PROMPTS, PROTOCOL, estimate, record, save
 
@@ -250,6 +250,17 @@ def test_large_pictures_become_small(tmp_path: Path) -> None:
 
 def test_the_page_is_a_function_of_the_records(comparison: Comparison) -> None:
     assert html(comparison) == html(comparison)
+
+
+def test_commands_that_made_it_are_told(tmp_path: Path) -> None:
+    one = record("star emoji")
+    one = replace(one, measured=replace(one.measured, options={"guidance": 3.0, "top_k": 0}))
+    comparison = gather([*save(tmp_path / "a", one), *save(tmp_path / "b", record("other"))])
+    assert reproduction(comparison) == [
+        "star eval 'star emoji' --benchmark emoji-mjhq --out a/0.json --seed 0 --guidance 3.0",
+        "star eval other --benchmark emoji-mjhq --out b/0.json --seed 0",
+        "star compare a/0.json b/0.json --out comparison",
+    ]
 
 
 def test_shares_of_the_best() -> None:
