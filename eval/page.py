@@ -30,7 +30,7 @@ a:hover { text-decoration-color: currentColor }
 .scroll { overflow-x: auto; margin: .5rem 0 0 }
 table { border-collapse: separate; border-spacing: 0; width: max-content; font-size: .875rem; line-height: 1.35;
   font-variant-numeric: tabular-nums lining-nums }
-th, td { max-width: 22rem; padding: .38rem .9rem .38rem 0; text-align: left;
+th, td { max-width: 16rem; padding: .38rem .9rem .38rem 0; text-align: left;
   vertical-align: top; border-bottom: 1px solid var(--rule) }
 thead th { border-bottom-color: var(--quiet); font-weight: 600; vertical-align: bottom }
 th.number, td.number { text-align: right; padding: .38rem 0 .38rem 1.3rem; white-space: nowrap }
