@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from generators.ada import AdaptiveAugment
+from generators.ada_images import low_pass
 from generators.losses import PathLength, path_lengths, r1_penalty
 from generators.released_styleformer import config_of
 from generators.styleformer import Styleformer
+from generators.styleformer_layers import Block, StyleAttention
 from generators.styleformer_names import discriminator_keys, layers_of, rename
 from generators.stylegan2_discriminator import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
 from tests.golden.generator_cases import GanCase, gan_cases
@@ -67,12 +70,11 @@ def test_layers_give_the_same(path: Path) -> None:
     case = GanCase(path)
     network = generator_of(case, case.state())
     layers = layers_of(case.state())
-    assert [block.attention.heads for block in network.blocks] == [
-        case.json["num_heads"][f"b{side}_{j}"] for side, j in layers
-    ]
+    heads = [layer.heads for layer in network.modules() if isinstance(layer, StyleAttention)]
+    assert heads == [case.json["num_heads"][f"b{side}_{j}"] for side, j in layers]
     side, j = case.json["block_tap"].removeprefix("synthesis.b").split("_")
-    place = layers.index((int(side), int(j)))
-    block = network.blocks[place]
+    block = network.blocks[layers.index((int(side), int(j)))]
+    assert isinstance(block, Block)
     case.compare(block.attention(case["enc.in.x"], case["enc.in.w"], "const"), "enc.out")
     own_BSW = case["block.in.ws"]
     start = network.constant_nC.expand(len(own_BSW), -1, -1)
@@ -153,3 +155,30 @@ def test_a_changed_weight_of_the_discriminator_is_noticed(path: Path, changed: s
     change.view(-1)[0] = 0.5
     with pytest.raises(AssertionError, match="largest gap"):
         compare_logits(case, discriminator_of(case, state | {name: state[name] + change}))
+
+
+def compare_augmented(case: GanCase, key: str) -> None:
+    """out.NAME_pctQ is what operation NAME alone, or all of the case, makes of the picture at the quantile Q."""
+    name, _, quantile = key.removeprefix("out.").rpartition("_pct")
+    on = [operation for operation, strength in case.json["spec"].items() if strength]
+    augment = AdaptiveAugment(on if name == "all" else [name], probability=float(case["sd.p"]))
+    case.compare(augment(case["in.image"], quantile=float(quantile)), key)
+
+
+@pytest.mark.parametrize("path", gan_cases("Styleformer / StyleGAN2-ADA AugmentPipe"))
+def test_augmentation_is_the_same(path: Path) -> None:
+    case = GanCase(path)
+    outputs = [key for key in case.tensors if key.startswith("out.")]
+    assert outputs
+    torch.testing.assert_close(low_pass(), case["sd.Hz_geom"])
+    for key in outputs:
+        compare_augmented(case, key)
+
+
+@pytest.mark.parametrize("path", gan_cases("Styleformer / StyleGAN2-ADA AugmentPipe"))
+def test_another_picture_is_noticed(path: Path) -> None:
+    case = GanCase(path)
+    case.tensors["in.image"][:, :, 16, 16] += 0.01
+    for key in [key for key in case.tensors if key.startswith("out.")]:
+        with pytest.raises(AssertionError, match="largest gap"):
+            compare_augmented(case, key)
