@@ -57,16 +57,25 @@ class Page(HTMLParser):
         return (attributes for name, attributes in self.tags if name == tag)
 
 
-@pytest.fixture
-def comparison(tmp_path: Path) -> Comparison:
-    return gather(save(tmp_path, record("first", fd=30, rank=0.5), record("second", fd=31, rank=0.9)))
+def two_records(folder: Path) -> Comparison:
+    return gather(save(folder, record("first", fd=30, rank=0.5), record("second", fd=31, rank=0.9)))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return two_records(tmp_path_factory.mktemp("records"))
+
+
+@pytest.fixture(scope="module")
+def text(comparison: Comparison) -> str:
+    return html(comparison)
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path) -> Path:
+def benchmark(comparison: Comparison, tmp_path: Path) -> Path:
     folder = tmp_path / "benchmark"
     meta = {key: {"category": CATEGORIES[i % 3], "prompt": prompt} for i, (key, prompt) in enumerate(PROMPTS.items())}
-    pictures = tmp_path / "0" / "pictures"
+    pictures = comparison.entries[0].path.with_suffix("") / "pictures"
     for key, about in meta.items():
         (folder / about["category"]).mkdir(parents=True, exist_ok=True)
         (folder / about["category"] / f"{key}.png").write_bytes((pictures / f"{key}.png").read_bytes())
@@ -86,8 +95,8 @@ def test_the_page_asks_for_nothing(comparison: Comparison, benchmark: Path) -> N
     assert not re.search(r"https?://|@import|url\((?!#)", text)
 
 
-def test_links_lead_to_one_place_each(comparison: Comparison) -> None:
-    page = Page(html(comparison))
+def test_links_lead_to_one_place_each(text: str) -> None:
+    page = Page(text)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {a["href"].removeprefix("#") for a in page.named("a")} <= set(ids)
@@ -96,8 +105,8 @@ def test_links_lead_to_one_place_each(comparison: Comparison) -> None:
     assert used <= set(ids)
 
 
-def test_figures_of_the_page_are_those_of_the_records(comparison: Comparison) -> None:
-    table = Page(html(comparison)).rows
+def test_figures_of_the_page_are_those_of_the_records(text: str) -> None:
+    table = Page(text).rows
     rows = {row[0]: row[1:] for row in table if row}
     assert rows["FD ↓ judge-emoji"] == ["30.00 29.00 to 31.00", "31.00 30.00 to 32.00"]
     assert rows["true prompt first of 20 ↑ clip-emoji"] == ["0.500 0.450 to 0.550", "0.900 0.850 to 0.950"]
@@ -110,8 +119,8 @@ def test_figures_of_the_page_are_those_of_the_records(comparison: Comparison) ->
     assert timed == [["first", "1", "300.0", "30.0", "150.0", "120.0", "300", "5", "CPU (of the test)", "1"]]
 
 
-def test_every_figure_of_every_record_is_in_both_files(comparison: Comparison) -> None:
-    page = " ".join(text for _, text in Page(html(comparison)).texts)
+def test_every_figure_of_every_record_is_in_both_files(comparison: Comparison, text: str) -> None:
+    page = " ".join(words for _, words in Page(text).texts)
     lines = markdown(comparison)
     for entry in comparison.entries:
         for group in entry.record.metrics.values():
@@ -122,8 +131,7 @@ def test_every_figure_of_every_record_is_in_both_files(comparison: Comparison) -
                     assert tables.number(name, end) in lines
 
 
-def test_best_and_tied_are_marked(comparison: Comparison) -> None:
-    text = html(comparison)
+def test_best_and_tied_are_marked(comparison: Comparison, text: str) -> None:
     assert "<b>30.00</b>" in text
     assert '<span class="tied">31.00</span>' in text
     assert "<b>0.900</b>" in text
@@ -133,12 +141,12 @@ def test_best_and_tied_are_marked(comparison: Comparison) -> None:
     assert "≈ 31.00 (30.00 to 32.00)" in lines
 
 
-def test_the_whole_protocol_is_told_and_digests_are_cut_but_kept(comparison: Comparison) -> None:
-    page = Page(html(comparison))
+def test_the_whole_protocol_is_told_and_digests_are_cut_but_kept(text: str) -> None:
+    page = Page(text)
     titles = {a["title"] for a in page.named("span") if "title" in a}
     for digest in (PROTOCOL.prompts, PROTOCOL.references, *PROTOCOL.extractors.values()):
         assert digest in titles
-        assert any(text == digest[:12] for _, text in page.texts)
+        assert any(words == digest[:12] for _, words in page.texts)
     told = {row[0]: row[1] for row in page.rows if len(row) == 2}
     assert told["resize rule"] == "lanczos-antialias"
     assert told["size of references (H x W)"] == "64 x 64"
@@ -181,12 +189,12 @@ def test_mixed_protocols_are_marked_on_every_table_of_figures(tmp_path: Path) ->
     assert markdown(comparison).count(tables.MIXED) == len(figures)
 
 
-def test_reported_figures_stand_apart(comparison: Comparison) -> None:
+def test_reported_figures_stand_apart(text: str) -> None:
     reported = tables.reported()
     assert all(row[-1].text.startswith("as reported: ") for row in reported.rows)
     star = next(row for row in reported.rows if row[0].text == "STAR d30, 512")
     assert "FID 4.73" in star[2].text
-    page = Page(html(comparison))
+    page = Page(text)
     assert not any("4.73" in cell for row in page.rows if "first" in row[0] for cell in row)
 
 
@@ -233,7 +241,8 @@ def test_records_without_pictures_or_speed_still_make_a_page(tmp_path: Path) -> 
     assert "gallery" not in {a.get("id") for a in page.named("section")}
 
 
-def test_a_picture_that_is_gone_leaves_a_gap_not_a_failure(comparison: Comparison, tmp_path: Path) -> None:
+def test_a_picture_that_is_gone_leaves_a_gap_not_a_failure(tmp_path: Path) -> None:
+    comparison = two_records(tmp_path)
     (tmp_path / "1" / "pictures" / "0000.png").unlink()
     (tmp_path / "1" / "pictures" / "0001.png").write_bytes(b"no picture")
     assert html(comparison).count('class="gone"') >= 2
@@ -248,8 +257,8 @@ def test_large_pictures_become_small(tmp_path: Path) -> None:
     assert 1000 < len(gallery.as_data((tmp_path / "noise.png").read_bytes)) < 16_000
 
 
-def test_the_page_is_a_function_of_the_records(comparison: Comparison) -> None:
-    assert html(comparison) == html(comparison)
+def test_the_page_is_a_function_of_the_records(comparison: Comparison, text: str) -> None:
+    assert html(comparison) == text
 
 
 def test_commands_that_made_it_are_told(tmp_path: Path) -> None:
