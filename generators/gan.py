@@ -11,7 +11,7 @@ B batch, Z latent width, P condition width, S style slots, W style width, D text
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -90,7 +90,7 @@ class GanGenerator(ABC):
     """A trained GAN: network, text encoder where it reads text, labels where it reads classes (protocol.Family)."""
 
     family: ClassVar[str]
-    network_class: ClassVar[Callable[[Any], GanNetwork]]  # called with the config
+    network_class: ClassVar[type[Any]]  # a GanNetwork that takes the config
     config_class: ClassVar[type]  # a frozen dataclass
 
     def __init__(
