@@ -1,20 +1,26 @@
 """`star convert KIND FILE OUT`: a released checkpoint to a model directory."""
 
 import argparse
+import importlib
 
+from data.errors import InputError
 from star.catalogue import KINDS, RELEASED, TOKENIZER_FILE
+
+# The style-based GANs' converters, "module:function", called with the file and the folder: shapes tell them everything.
+GANS = {"styleformer": "generators.released_styleformer:convert_styleformer"}
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "convert",
-        help="a released checkpoint of VAR or STAR to a model directory",
+        help="a released checkpoint of VAR, STAR or a style-based GAN to a model directory",
         description="Reads a released file without running anything in it, checks every tensor, and writes a model "
         "directory for --model. The state of an optimiser in the file is not read. What the file cannot tell, such as "
         "its resolution, a preset says.",
         epilog=f"presets: {', '.join(RELEASED)}",
     )
-    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=f"one of {', '.join(KINDS)}")
+    kinds = (*KINDS, *GANS)
+    parser.add_argument("kind", choices=kinds, metavar="KIND", help=f"one of {', '.join(kinds)}")
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("out", metavar="OUT", help="folder for the model directory")
     parser.add_argument("--preset", metavar="NAME", help="the release (default: the only one that fits the file)")
@@ -30,6 +36,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def work(args: argparse.Namespace) -> int:
+    if args.kind in GANS:
+        return _work_of_gan(args)
     from star.convert import convert
 
     made = convert(
@@ -41,4 +49,15 @@ def work(args: argparse.Namespace) -> int:
         text_encoder=args.text_encoder,
     )
     print(made.path)
+    return 0
+
+
+def _work_of_gan(args: argparse.Namespace) -> int:
+    for option in ("preset", "tokenizer", "text_encoder"):
+        if (value := getattr(args, option)) is not None:
+            raise InputError(
+                f"--{option.replace('_', '-')} {value} was given for a {args.kind}, whose file is enough: leave it out"
+            )
+    module, _, function = GANS[args.kind].partition(":")
+    print(getattr(importlib.import_module(module), function)(args.file, args.out).path)
     return 0
