@@ -10,7 +10,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPModel
 
 from generators.towers import Preprocessing, find, load, random_crop
 
@@ -62,8 +62,9 @@ class ClipGuidance(nn.Module):
         """
         super().__init__()
         folder = find(source)
-        self.tower = load(CLIPVisionModelWithProjection, folder)
-        self.preprocessing = Preprocessing.read(folder, self.tower.config.image_size)
+        clip = load(CLIPModel, folder)
+        self.tower, self.projection = clip.vision_model, clip.visual_projection  # texts come as vectors
+        self.preprocessing = Preprocessing.read(folder, clip.config.vision_config.image_size)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, whatever the network around it does."""
@@ -77,7 +78,7 @@ class ClipGuidance(nn.Module):
         """
         if min(image_B3HW.shape[2:]) > GUIDANCE_SIDE:
             image_B3HW = random_crop(image_B3HW, GUIDANCE_SIDE)
-        image_BP = self.tower(pixel_values=self.preprocessing(image_B3HW)).image_embeds
+        image_BP = self.projection(self.tower(pixel_values=self.preprocessing(image_B3HW)).pooler_output)
         image_BP = image_BP.to(torch.promote_types(image_BP.dtype, torch.float32))
         return squared_angles(image_BP, condition_BP.to(image_BP.dtype)).mean()
 

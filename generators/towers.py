@@ -95,10 +95,10 @@ def load(kind: type[Tower], folder: Path, **options: Any) -> Tower:
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: another shape
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise InputError(f"{folder} could not be loaded as an image tower: {reason}") from error
-    missing = [str(key) for key in (*sorted(report["missing_keys"]), *report["mismatched_keys"])]
+    missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(
             f"{folder} lacks weights of its image tower, {missing[0]} first of {len(missing)}: get the folder again"
