@@ -58,6 +58,7 @@ class RunConfig:
     seed: int = 0
     batch_size: int = 32  # pictures per optimiser step, over all processes and accumulated micro-batches
     precision: Literal["no", "bf16"] = "no"
+    sharding: Literal["none", "fsdp2"] = "none"  # over processes: copies (DDP), or pieces (FSDP2, see sharding.py)
     grad_clip: float = 1.0  # largest gradient norm; 0 leaves gradients as they are
     accumulate: int = 1  # micro-batches per optimiser step
     log_every: int = 50  # steps, like the three below
@@ -122,6 +123,16 @@ class Run:
         """Networks (and optimisers) moved to the device and wrapped for the processes of this run by accelerate."""
         return self.accelerator.prepare(*objects)
 
+    def distribute(self, network: nn.Module, blocks: Iterable[nn.Module] = ()) -> Any:
+        """A network on the device, as a copy (DDP) or in pieces (FSDP2, each of `blocks` gathered by itself)."""
+        if self.config.sharding == "none":
+            return self.prepare(network)
+        from generators.sharding import shard
+
+        network.to(self.device)
+        shard(network, blocks, self.device, half=self.config.precision == "bf16")
+        return network
+
     def unwrap(self, module: nn.Module) -> Any:
         """The network itself, without the wrapper of `prepare`."""
         return self.accelerator.unwrap_model(module)
@@ -147,6 +158,11 @@ class Run:
                 f"checkpoint {self._resumed_from.path} holds {', '.join(sorted(saved))}, this run keeps "
                 f"{', '.join(sorted(tracked))}: continue it with the version that began it, or choose another folder"
             )
+        if (pieces := self._resumed_from.path / "pieces").is_dir():
+            from generators.sharding import fill
+
+            bare_items = {name: self._bare(item) for name, item in self.tracked.items()}
+            state["tracked"] = fill(state["tracked"], bare_items, pieces)
         for name, item in self.tracked.items():
             try:
                 self._bare(item).load_state_dict(state["tracked"][name])
@@ -193,8 +209,10 @@ class Run:
         last = self.config.accumulate - 1
         for micro in range(self.config.accumulate):
             with contextlib.ExitStack() as stack:
-                if micro < last:
-                    for module in modules:
+                for module in modules:
+                    if self.config.sharding == "fsdp2" and self.world > 1:
+                        module.set_requires_gradient_sync(micro == last)  # type: ignore[operator]  # an FSDPModule
+                    elif micro < last:
                         stack.enter_context(self.accelerator.no_sync(module))
                 yield micro
 
@@ -221,7 +239,12 @@ class Run:
 
     def clip(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Scales gradients down to `grad_clip` and returns their norm before that, a scalar on the device."""
-        return self.accelerator.clip_grad_norm_(list(parameters), self.config.grad_clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(list(parameters), self.config.grad_clip or math.inf)
+        if self.config.sharding == "none":
+            return norm
+        from generators.sharding import whole
+
+        return whole(norm)
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done `every` so many steps is due in this one, the last step included; 0 is never."""
@@ -268,10 +291,21 @@ class Run:
         """Writes a checkpoint of the finished steps. Raises DivergenceError instead if a loss is not finite."""
         self._check_means()
         self.accelerator.wait_for_everyone()
-        path = self.out / "checkpoints" / f"step-{self.step:08d}"
+        folder = self.out / "checkpoints"
+        tracked: dict[str, Any] = {name: self._bare(item).state_dict() for name, item in self.tracked.items()}
+        in_pieces = self.config.sharding == "fsdp2" and self.world > 1
+        if in_pieces:
+            from generators import sharding
+
+            tracked, pieces = sharding.split(tracked)
+            with snapshots.refusals(folder, self.step):
+                if self.is_main:
+                    snapshots.begin(folder, self.step)
+                self.accelerator.wait_for_everyone()
+                sharding.write(pieces, snapshots.unfinished(folder, self.step) / "pieces")
         if self.is_main:
             state = {
-                "tracked": {name: self._bare(item).state_dict() for name, item in self.tracked.items()},
+                "tracked": tracked,
                 "step": self.step,
                 "images": self.images,
                 "seconds": self._seconds,
@@ -284,9 +318,13 @@ class Run:
                 "torch": str(torch.__version__),
                 "config": self.full_config,
             }
-            path = snapshots.write(self.out / "checkpoints", self.step, state, about, self.config.keep).path
+            if in_pieces:
+                with snapshots.refusals(folder, self.step):
+                    snapshots.finish(folder, self.step, state, about, self.config.keep)
+            else:
+                snapshots.write(folder, self.step, state, about, self.config.keep)
         self.accelerator.wait_for_everyone()
-        return path
+        return folder / f"step-{self.step:08d}"
 
     # ---- what happens between two steps
 

@@ -26,7 +26,7 @@ class SaturationWatch(nn.Module):
         """Raises DivergenceError where the limit is reached; step: finished steps, for the message."""
         if self.limit and int(self.streak) >= self.limit:
             raise DivergenceError(
-                f"the discriminator has made no mistake for {int(self.streak)} steps, at step {step}: it has won, and the "
-                "generator learns no more. A lower lr_discriminator, a larger r1.weight or augmentation may help; "
+                f"the discriminator has made no mistake for {int(self.streak)} steps, at step {step}: it has won, and "
+                "the generator learns no more. A lower lr_discriminator, a larger r1.weight or augmentation may help; "
                 "saturated_after=0 goes on all the same."
             )

@@ -1,15 +1,17 @@
 """The checkpoints of a training run on disk: written whole or not at all, newest found, old ones pruned.
 
-A checkpoint is a folder `step-00001000` with `state.pt` (tensors and plain containers) and `run.json`. It is written
-under another name, flushed to the disk and then renamed, so whatever carries the name `step-...` is complete, and the
-newest is the one with the highest number: no pointer file can be half-written or point astray.
+A checkpoint is a folder `step-00001000` with `state.pt` (tensors and plain containers) and `run.json`; where parameters
+are cut over processes (`sharding.py`), the pieces are in `pieces/`. It is written under another name, flushed to the
+disk and then renamed, so whatever carries the name `step-...` is complete, and the newest is the one with the highest
+number: no pointer file can be half-written or point astray.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,33 +58,56 @@ def write(folder: Path, step: int, state: Mapping[str, Any], about: Mapping[str,
 
     Raises InputError if the disk refuses (full, read-only); the checkpoints that were there stay.
     """
-    final = folder / f"step-{step:08d}"
-    unfinished = folder / f".unfinished-{step:08d}"
+    with refusals(folder, step):
+        begin(folder, step)
+        return finish(folder, step, state, about, keep)
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint into; what an interrupted one left behind is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".unfinished-*"):
+        shutil.rmtree(leftover)
+    unfinished(folder, step).mkdir()
+    return unfinished(folder, step)
+
+
+def unfinished(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is while it is being written."""
+    return folder / f".unfinished-{step:08d}"
+
+
+def finish(folder: Path, step: int, state: Mapping[str, Any], about: Mapping[str, Any], keep: int) -> Snapshot:
+    """Adds state and record to what `begin` began, flushes all of it, gives it its name, and removes old ones."""
+    final, place = folder / f"step-{step:08d}", unfinished(folder, step)
+    torch.save(dict(state), place / "state.pt")
+    (place / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    for path in (*place.rglob("*"), place):
+        _flush(path)
+    if final.exists():  # left by a run that was asked to start anew at this step
+        shutil.rmtree(final)
+    place.rename(final)
+    _flush(folder)
+    for old in snapshots(folder)[:-keep]:
+        shutil.rmtree(old.path, ignore_errors=True)
+    return Snapshot(step, final)
+
+
+@contextlib.contextmanager
+def refusals(folder: Path, step: int) -> Iterator[None]:
+    """Turns what the disk refuses into an InputError that says how much room there is and what is still good."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".unfinished-*"):
-            shutil.rmtree(leftover)
-        unfinished.mkdir()
-        torch.save(dict(state), unfinished / "state.pt")
-        (unfinished / "run.json").write_text(json.dumps(about, indent=1) + "\n")
-        for path in (*unfinished.iterdir(), unfinished):
-            _flush(path)
-        if final.exists():  # left by a run that was asked to start anew at this step
-            shutil.rmtree(final)
-        unfinished.rename(final)
-        _flush(folder)
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError about file positions
+        yield
+    # torch.save tells of a full disk by a RuntimeError about file positions
+    except (OSError, RuntimeError) as error:
         free = f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free" if folder.is_dir() else "no such folder"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(unfinished(folder, step), ignore_errors=True)
         kept = snapshots(folder)
         last = f"the last good one is {kept[-1].path}" if kept else "there is none before it"
         raise InputError(
             f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}; {free}), {last}: "
             "make room or permit writing, then continue with --resume"
         ) from error
-    for old in snapshots(folder)[:-keep]:
-        shutil.rmtree(old.path, ignore_errors=True)
-    return Snapshot(step, final)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,21 +2,34 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from generators.config import to_dict
 from generators.run import Run, RunConfig
+from generators.sharding import local, shard, whole_state
 
 
-def main(out: Path, resume: bool, stop_at: int) -> None:
-    config = RunConfig(steps=6, batch_size=8, log_every=1, checkpoint_every=2, accumulate=2, trackers=())
+def blend(averaged: list[Tensor], current: list[Tensor], count: Any) -> None:
+    for mean, value in zip(averaged, current, strict=True):
+        local(mean).lerp_(local(value), 0.5)
+
+
+def main(out: Path, resume: bool, stop_at: int, sharding: Any) -> None:
+    config = RunConfig(
+        steps=6, batch_size=12, log_every=1, checkpoint_every=2, accumulate=2, trackers=(), sharding=sharding
+    )
     run = Run(out, config, {"run": to_dict(config)}, resume)
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
-    model = run.prepare(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run.track(model=model, optimizer=optimizer)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 1))
+    ema = AveragedModel(model, multi_avg_fn=blend)
+    if sharding == "fsdp2":
+        shard(ema.module, [ema.module[0]], run.device)  # type: ignore[index, list-item]
+    model = run.distribute(model, [model[0], model[2]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    run.track(model=model, optimizer=optimizer, ema=ema)
     run.restore()
     index = run.first_batch
     for step in run.steps():
@@ -30,12 +43,15 @@ def main(out: Path, resume: bool, stop_at: int) -> None:
         run.log({"grad_norm": run.clip(model.parameters())})
         optimizer.step()
         optimizer.zero_grad()
+        ema.update_parameters(run.unwrap(model))
         if step + 1 == stop_at:
             raise KeyboardInterrupt
-    state = run.unwrap(model).state_dict()
-    torch.save({"state": state, "world": run.world, "wrapper": type(model).__name__}, out / f"rank-{run.rank}.pt")
+    state = whole_state(run.unwrap(model)) | {f"ema.{k}": v for k, v in whole_state(ema.module).items()}
+    mine = sum(local(parameter).numel() for parameter in model.parameters())
+    report = {"state": state, "world": run.world, "wrapper": type(model).__name__, "parameters": mine}
+    torch.save(report, out / f"rank-{run.rank}.pt")
     run.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "resume", int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2] == "resume", int(sys.argv[3]), sys.argv[4])

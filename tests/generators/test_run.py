@@ -215,7 +215,9 @@ def test_forgotten_restore_is_an_error(tmp_path: Path) -> None:
 
 
 def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(DivergenceError, match=r"loss no longer finite at step 4; there is no checkpoint yet"):
+    with pytest.raises(
+        DivergenceError, match=r"loss, grad_norm no longer finite at step 4; there is no checkpoint yet"
+    ):
         train(tmp_path, config(), loss_factor=float("nan"))
     assert not (tmp_path / "checkpoints").exists()
 
