@@ -1,0 +1,99 @@
+"""How sure a number is: 95 % intervals from resampling pictures (Efron 1979).
+
+The drawn pictures are drawn anew, with repeats, as many as there are; the reference stands as it is, being part of the
+protocol. What is a mean over pictures is resampled as a mean. A distance needs care: resampled rows repeat, so a resample
+lies further from the reference than the sample did, and its plain percentiles would lie above the number they belong to.
+So the spread of the resamples is laid around the number (`centred`): the interval tells how far the number moves with
+other pictures at this count, not what an endless count would give. FD has the same bias upwards once more, by the count
+itself, which no interval shows; `eval.distances.frechet_infinity` and the kernel distances are free of it.
+N M rows, D feature width, R resamples, r rank.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.distances import ROWS, Gaussian, frechet_infinity, gaussian_distance, root
+
+Interval = tuple[float, float]
+TAILS = (0.025, 0.975)
+AT_ONCE = 8  # resamples whose covariances are held at a time
+
+
+def counts(rows: int, resamples: int, seed: int) -> Tensor:
+    """counts_NR uint8: how often each row is drawn in each resample of as many draws."""
+    generator = np.random.default_rng(seed)
+    drawn = [np.bincount(generator.integers(0, rows, rows), minlength=rows) for _ in range(resamples)]
+    return torch.from_numpy(np.stack(drawn, axis=1).astype(np.uint8))
+
+
+def centred(value: float, resampled_R: Tensor) -> Interval:
+    """The spread of resamples around their mean, laid around the value."""
+    low, high = np.quantile(resampled_R.double().numpy(), TAILS) - float(resampled_R.double().mean())
+    return value + float(low), value + float(high)
+
+
+def mean_interval(values_N: Tensor, resamples: int, seed: int) -> Interval:
+    """Percentile interval of a mean over rows."""
+    generator = np.random.default_rng(seed)
+    values = values_N.double().numpy()
+    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, TAILS)
+    return float(low), float(high)
+
+
+def frechet_resamples(features_ND: Tensor, reference: Gaussian, resamples: int, seed: int) -> Tensor:
+    """FD to the reference of R resamples, float64 (R,).
+
+    With the reference's covariance F F', only rows projected onto F are needed, as wide as its rank: each resample is
+    one weighted product and the eigenvalues of a matrix of that size.
+    """
+    N, reference_DR = len(features_ND), root(reference.covariance_DD)
+    weights_NR = counts(N, resamples, seed)
+    found = []
+    for first in range(0, resamples, AT_ONCE):
+        weights_NG = weights_NR[:, first : first + AT_ONCE].double()
+        mean_GD, squares_G, product_Grr = _moments(features_ND, reference.mean_D, reference_DR, weights_NG)
+        for mean_D, squares, product_rr in zip(mean_GD, squares_G, product_Grr, strict=True):
+            projected_r = mean_D @ reference_DR
+            product_rr = (product_rr - N * torch.outer(projected_r, projected_r)) / (N - 1)
+            trace = (float(squares) - N * float(mean_D.square().sum())) / (N - 1)
+            shift = float(mean_D.square().sum())
+            found.append(gaussian_distance(shift, trace + float(reference.covariance_DD.trace()), product_rr))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _moments(
+    features_ND: Tensor, centre_D: Tensor, reference_DR: Tensor, weights_NG: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted mean (G, D), sum of squares (G,) and projected products (G, r, r) of rows around the centre."""
+    N, groups, rank = len(features_ND), weights_NG.shape[1], reference_DR.shape[1]
+    total_GD = torch.zeros(groups, len(centre_D), dtype=torch.float64)
+    squares_G = torch.zeros(groups, dtype=torch.float64)
+    product_Grr = torch.zeros(groups, rank, rank, dtype=torch.float64)
+    for top in range(0, N, ROWS):
+        rows_nD = features_ND[top : top + ROWS].double() - centre_D
+        weights_nG = weights_NG[top : top + ROWS]
+        projected_nr = rows_nD @ reference_DR
+        total_GD += weights_nG.T @ rows_nD
+        squares_G += weights_nG.T @ rows_nD.square().sum(dim=1)
+        for group in range(groups):
+            product_Grr[group] += (projected_nr * weights_nG[:, group, None]).T @ projected_nr
+    return total_GD / N, squares_G, product_Grr
+
+
+def frechet_infinity_resamples(features_ND: Tensor, reference_MD: Tensor, resamples: int, seed: int) -> Tensor:
+    """FD-infinity of R resamples; of pairs of rows where both sides have as many, so that these stay together."""
+    generator = np.random.default_rng(seed)
+    N, M, found = len(features_ND), len(reference_MD), []
+    for number in range(resamples):
+        rows = torch.from_numpy(generator.integers(0, N, N))
+        others = reference_MD[rows] if M == N else reference_MD
+        found.append(frechet_infinity(features_ND[rows], others, seed=seed + number))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def normal_interval(value: float, resampled_R: Tensor) -> Interval:
+    """Two standard deviations (1.96) of resamples on either side: for few resamples, whose tails say nothing."""
+    reach = 1.96 * float(resampled_R.std())
+    return value - reach, value + reach
