@@ -1,64 +1,115 @@
 """The MJHQ-30k layout: meta_data.json (id -> category and prompt) beside category folders with <id>.<jpg|png|webp>.
 
-Li et al. 2024 (Playground v2.5), §3; any folder of the same layout is read alike.
+Li et al. 2024 (Playground v2.5), §3; any folder of the same layout is read alike. It may be a folder, a zip, or a zip
+beside its meta_data.json, as the benchmark is published; pictures are read from the zip where they lie.
+
+What is wrong with a layout is found before anything is drawn, and either refused or left out, by id. Hidden files, and
+folders whose names begin with a dot or with "__", are passed over.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources.abc import Traversable
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from data.errors import InputError
+from eval.record import OVERALL
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+META = "meta_data.json"
+FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]{0,199}")  # an id names the file of its drawn picture
+SHOWN = 3  # of the ids behind a fault
+READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: an encrypted zip
+
+Folders = dict[str, dict[str, list[Traversable]]]  # category -> id -> its pictures
+Faults = dict[str, list[str]]  # what is wrong, in the plural -> "category/id" of each
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One prompt of a benchmark and its reference picture."""
+    """One prompt of a benchmark and its reference picture, a file of a folder or of a zip."""
 
     key: str
     category: str
     prompt: str
-    picture: Path
+    picture: Traversable
+
+    @property
+    def place(self) -> str:
+        """What a person looks for: category/id."""
+        return f"{self.category}/{self.key}"
 
 
-def read_layout(folder: str | Path) -> list[Item]:
-    """All items, ordered by key.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """A layout that was read: its sound items in the order of keys, and what is wrong with the others."""
 
-    Raises InputError if meta_data.json is missing or damaged, an entry lacks its category or prompt, or a reference
-    picture is not where it should be; the message names the first few.
+    name: str  # of the folder, or of the zip without its ending
+    prompts: str  # digest of all prompts, those with faulty pictures included
+    items: list[Item]
+    faults: Faults = field(default_factory=dict)
+
+
+def survey(place: str | Path) -> Layout:
+    """Reads a folder or a zip, without opening the pictures.
+
+    Raises InputError if meta_data.json is missing, damaged or without any sound entry; all else becomes a fault.
     """
-    folder = Path(folder)
-    meta = folder / "meta_data.json"
-    try:
-        entries = json.loads(meta.read_text())
-    except OSError as error:
-        raise InputError(
-            f"{meta} cannot be read ({error.strerror}); give a folder in the MJHQ-30k layout, meta_data.json beside "
-            "category folders"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{meta} is no JSON ({error}); get the benchmark again") from error
-    if not isinstance(entries, dict) or not entries:
-        raise InputError(f"{meta} holds no entries; expected an object of id -> category and prompt")
-    items, missing = [], []
-    for key, entry in sorted(entries.items()):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("category", "prompt")):
-            raise InputError(f"entry {key!r} of {meta} lacks a category or a prompt; correct it")
-        stem = folder / entry["category"] / key
-        picture = next((p for e in EXTENSIONS if (p := stem.with_name(key + e)).is_file()), None)
-        if picture is None:
-            missing.append(f"{entry['category']}/{key}")
+    place = Path(place)
+    meta, folders = _open(place)
+    faults: Faults = {}
+    items: list[Item] = []
+    told: list[tuple[str, str, str]] = []
+    claimed: set[tuple[str, str]] = set()
+    for key, entries in sorted(_entries(meta, place).items()):
+        category, prompt = _said(entries[0])
+        claimed.update((_said(entry)[0], key) for entry in entries)
+        told.append((key, category, prompt))
+        pictures = folders.get(category, {}).get(key, [])
+        if reason := _fault(key, category, len(entries), pictures, folders):
+            faults.setdefault(reason, []).append(f"{category}/{key}" if category else key)
         else:
-            items.append(Item(key, entry["category"], entry["prompt"], picture))
-    if missing:
+            items.append(Item(key, category, prompt, pictures[0]))
+    stray = [f"{c}/{key}" for c, found in sorted(folders.items()) for key in sorted(found) if (c, key) not in claimed]
+    if stray:
+        faults["pictures without a prompt"] = stray
+    asked_for = {category for category, _ in claimed}
+    if empty := sorted(category for category, found in folders.items() if not found and category not in asked_for):
+        faults["empty category folders without prompts"] = empty
+    if not items:
+        raise InputError(f"{place} has no prompt with a picture ({describe(faults)}): get the benchmark again")
+    name = place.resolve().stem if place.is_file() else place.resolve().name
+    return Layout(name=name, prompts=_digest(told), items=items, faults=faults)
+
+
+def read_layout(place: str | Path) -> list[Item]:
+    """All items of a layout without faults, ordered by key. Raises InputError that names what is wrong."""
+    layout = survey(place)
+    refuse(layout.faults, place)
+    return layout.items
+
+
+def refuse(faults: Mapping[str, Sequence[str]], place: str | Path) -> None:
+    """Raises InputError if there are any faults, with their number and the first few of each kind."""
+    if faults:
         raise InputError(
-            f"{len(missing)} pictures named in {meta} are missing, the first {', '.join(missing[:3])}; get them, or "
-            "take their entries out"
+            f"{place} has {describe(faults)}: correct it, or leave them out and have them counted with --skip-bad"
         )
-    return items
+
+
+def describe(faults: Mapping[str, Sequence[str]]) -> str:
+    """ "2 pictures missing, the first a/1, a/7; 1 ids given twice, a/3"."""
+    told = []
+    for reason, names in faults.items():
+        first = ", the first" if len(names) > SHOWN else ":"
+        told.append(f"{len(names)} {reason}{first} {', '.join(names[:SHOWN])}")
+    return "; ".join(told)
 
 
 Thing = TypeVar("Thing")
@@ -69,3 +120,118 @@ def spread(items: Sequence[Thing], count: int) -> list[Thing]:
     if count >= len(items):
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
+
+
+def prompts_digest(items: Iterable[Item]) -> str:
+    """sha256 of ids, categories and prompts."""
+    return _digest((item.key, item.category, item.prompt) for item in items)
+
+
+def pictures_in(folder: Path) -> Iterator[Path]:
+    """The picture files of a folder that are not hidden, in the order of their names."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file():
+            yield file
+
+
+def _digest(prompts: Iterable[tuple[str, str, str]]) -> str:
+    total = hashlib.sha256()
+    for line in prompts:
+        total.update(json.dumps(line).encode() + b"\n")
+    return total.hexdigest()
+
+
+def _said(entry: Any) -> tuple[str, str]:
+    """Category and prompt of an entry, ("", "") where it is not complete."""
+    values = (entry.get("category"), entry.get("prompt")) if isinstance(entry, dict) else (None, None)
+    category, prompt = (value if isinstance(value, str) else "" for value in values)
+    return (category, prompt) if isinstance(values[1], str) and category not in ("", OVERALL) else ("", "")
+
+
+def _fault(key: str, category: str, times: int, pictures: Sequence[Traversable], folders: Folders) -> str | None:
+    if times > 1:
+        return "ids given twice"
+    if not category:
+        return "entries without a category or a prompt"
+    if not FILE_NAME.fullmatch(key):
+        return "ids that cannot name a file"
+    if category not in folders:
+        return f"pictures missing with the whole folder {category}"
+    if not folders[category]:
+        return f"pictures missing in the empty folder {category}"
+    if not pictures:
+        return "pictures missing"
+    if len(pictures) > 1:
+        return "ids with several pictures"
+    return None
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it stands, with keys that are given twice."""
+
+
+def _entries(meta: Traversable, place: Path) -> dict[str, list[Any]]:
+    """id -> what stands behind it, several where the id is given several times."""
+    try:
+        pairs = json.loads(meta.read_bytes(), object_pairs_hook=_Pairs)
+    except READ_ERRORS as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{meta} cannot be read ({reason}); give a folder or zip in the MJHQ-30k layout, {META} beside category "
+            "folders"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{meta} is no JSON ({error}); get the benchmark again") from error
+    if not isinstance(pairs, _Pairs) or not pairs:
+        raise InputError(f"{meta} holds no entries; expected an object of id -> category and prompt")
+    entries: dict[str, list[Any]] = {}
+    for key, value in pairs:
+        entries.setdefault(key, []).append(dict(value) if isinstance(value, _Pairs) else value)
+    return entries
+
+
+def _open(place: Path) -> tuple[Traversable, Folders]:
+    """meta_data.json and the pictures of every category folder."""
+    if place.is_file():
+        return _open_zip(place, place.parent / META)
+    try:
+        here = [path for path in sorted(place.iterdir()) if not _passed_over(path.name)]
+    except OSError:
+        here = []  # the missing meta_data.json is what will be told
+    folders: Folders = {path.name: {} for path in here if path.is_dir()}
+    archives = [path for path in here if path.suffix.lower() == ".zip"]
+    if not folders and len(archives) == 1:
+        return _open_zip(archives[0], place / META)
+    for category, found in folders.items():
+        for file in pictures_in(place / category):
+            found.setdefault(file.stem, []).append(file)
+    return place / META, folders
+
+
+def _open_zip(archive: Path, beside: Path) -> tuple[Traversable, Folders]:
+    try:
+        whole = zipfile.ZipFile(archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{archive} cannot be read as a zip ({error}); give a folder or zip in the MJHQ-30k layout"
+        ) from error
+    root = zipfile.Path(whole)
+    paths = {name: path for name in whole.namelist() if not any(map(_passed_over, (path := PurePosixPath(name)).parts))}
+    inside = sorted((path for path in paths.values() if path.name == META), key=lambda path: len(path.parts))
+    meta: Traversable = beside
+    if inside:
+        top, meta = inside[0].parent, root.joinpath(str(inside[0]))
+    else:  # the category folders are those that pictures lie in, nearest to the top
+        holders = {path.parent for path in paths.values() if path.suffix.lower() in EXTENSIONS}
+        top = min(holders, key=lambda path: len(path.parts), default=PurePosixPath("any/one")).parent
+    folders: Folders = {}
+    for name, path in paths.items():
+        if name.endswith("/") and path.parent == top:
+            folders.setdefault(path.name, {})
+        elif path.suffix.lower() in EXTENSIONS and path.parent.parent == top and path.parent != top:
+            folders.setdefault(path.parent.name, {}).setdefault(path.stem, []).append(root.joinpath(name))
+    return meta, folders
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith((".", "__"))
