@@ -9,9 +9,11 @@ from typing import Any
 
 from data.errors import InputError
 from data.images import decode
+from data.listing import list_shards
 from data.progress import Progress
+from data.remote import is_url
 from data.skips import describe
-from data.tars import Fault, Group, Reason, SampleError, captions_of, image_bytes, is_url, list_shards, read_shard
+from data.tars import Fault, Group, Reason, SampleError, captions_of, image_bytes, read_shard
 from data.writing import read_index, sha256
 
 NOTES: tuple[Reason, ...] = ("duplicate picture",)

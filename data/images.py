@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -39,10 +39,29 @@ def decode(data: bytes) -> Image.Image:
         ImageOps.exif_transpose(picture, in_place=True)
         return _to_rgb(picture)
     except Exception as error:  # PIL's decoders raise whatever broken bytes provoke
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"These {len(data)} bytes are not a readable picture ({reason}); give a whole JPEG, PNG or WebP file."
-        ) from error
+        raise _unreadable(data, error) from error
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(H, W) that an encoded picture will have when decoded, from its header alone. Raises InputError as `decode`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data))
+        width, height = picture.size
+        # Without EXIF in its header a PNG would be decoded in search of it.
+        exif = picture.getexif() if "exif" in picture.info or picture.format == "TIFF" else {}
+        turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception as error:
+        raise _unreadable(data, error) from error
+    return (width, height) if turned else (height, width)
+
+
+def _unreadable(data: bytes, error: Exception) -> InputError:
+    reason = "no known format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+    return InputError(
+        f"These {len(data)} bytes are not a readable picture ({reason}); give a whole JPEG, PNG or WebP file."
+    )
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -1,43 +1,57 @@
-"""One lane of the pipeline: from shards to decoded chunks of samples, endless or once, starting anywhere.
+"""One lane of the pipeline: from positions to decoded chunks of samples, endless or once, starting anywhere.
 
-The lane's order is made of references (epoch, shard, place in the shard); only those it hands out are read and decoded.
+The lane's order is made of references, drawn from its sources by weight; only those it hands out are read and decoded.
 A position whose sample turns out unusable when decoded is given to the next usable sample of the lane, so what stands
-at any other position never depends on what was broken before it.
+at any other position never depends on what was broken before it. Pictures that go to buckets by their aspect are
+chunked in `buckets`.
 
 Shapes: B batch, H W pixels, 3 RGB.
 """
 
-import json
-import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
-from random import Random
 from typing import Any, NamedTuple
-from urllib.request import urlopen
 
 import torch
 from torch import Tensor
 
+from data.aspect import nearest
 from data.errors import InputError
-from data.images import Crop, decode, pil_to_pixels, resize
-from data.order import Part, choose, deal, shuffled
+from data.images import Crop, decode, pil_to_pixels, resize, upright_size
+from data.mixing import Mix
+from data.order import choose
+from data.positions import Order, Ref
 from data.tars import Fault, Group, SampleError, captions_of, fetch, image_bytes, index_shard, is_seekable, read_shard
 
-logger = logging.getLogger(__name__)
+# Makes named tensors of a sample's members, given which of its captions was chosen. Raises SampleError. Picklable.
+Reader = Callable[[Mapping[str, bytes], int], dict[str, Tensor]]
+
+
+class Source(NamedTuple):
+    """Shards that are shuffled together, and how often their samples come beside those of other sources."""
+
+    shards: tuple[str, ...]
+    weight: float
 
 
 class Settings(NamedTuple):
     """What a lane needs to know of the data config."""
 
-    shards: tuple[str, ...]
+    sources: tuple[Source, ...]
     size: tuple[int, int]
+    buckets: tuple[tuple[int, int], ...]
     crop: Crop
     random_caption: bool
     shuffle: bool
     buffer: int
     seed: int
+    reader: Reader | None
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Those of all sources."""
+        return tuple(shard for source in self.sources for shard in source.shards)
 
 
 class Sample(NamedTuple):
@@ -47,10 +61,11 @@ class Sample(NamedTuple):
     captions: tuple[str, ...]
     info: dict[str, Any]
     epoch: int
+    extra: dict[str, Tensor]
 
 
 class Chunk(NamedTuple):
-    """Samples of one lane, stacked for travel between processes, and the faults met on the way to them."""
+    """Samples of one lane and one size, stacked for travel between processes, and the faults met on the way to them."""
 
     pixels_B3HW: Tensor
     prompts: list[str]
@@ -58,21 +73,13 @@ class Chunk(NamedTuple):
     captions: list[tuple[str, ...]]
     info: list[dict[str, Any]]
     epochs: list[int]
+    extra: dict[str, Tensor]
     faults: list[Fault]
-
-
-@dataclass(slots=True)
-class Ref:
-    """One position of the order; its group is absent while it was only counted."""
-
-    epoch: int
-    shard: int
-    place: int
-    group: Group | None
 
 
 def pack_chunk(samples: Sequence[Sample], faults: list[Fault], size: tuple[int, int]) -> Chunk:
     pixels = [sample.pixels_3HW for sample in samples]
+    names = samples[0].extra if samples else ()
     return Chunk(
         torch.stack(pixels) if pixels else torch.empty((0, 3, *size), dtype=torch.uint8),
         [sample.prompt for sample in samples],
@@ -80,6 +87,7 @@ def pack_chunk(samples: Sequence[Sample], faults: list[Fault], size: tuple[int, 
         [sample.captions for sample in samples],
         [sample.info for sample in samples],
         [sample.epoch for sample in samples],
+        {name: torch.stack([sample.extra[name] for sample in samples]) for name in names},
         faults,
     )
 
@@ -89,30 +97,38 @@ class Lane:
 
     def __init__(self, settings: Settings, lanes: int, lane: int) -> None:
         self.settings = settings
-        self.lanes = lanes
-        self.lane = lane
         self.faults: list[Fault] = []
-        self.counts: dict[int, int] = {}
-        self._promised: dict[str, dict[str, int]] = {}
-        self._counted_only: dict[int, dict[int, Ref]] = {}
-        self._skip = 0
+        self.mix = Mix([source.weight for source in settings.sources], f"{settings.seed}/{lane}")
+        self.orders = [
+            Order(
+                source.shards,
+                lanes,
+                lane,
+                seed=settings.seed,
+                shuffle=settings.shuffle,
+                buffer=settings.buffer,
+                faults=self.faults,
+                nothing_met=lambda source=source: self.stop_if_nothing_usable((source,)),  # type: ignore[misc]
+            )
+            for source in settings.sources
+        ]
 
     def chunks(self, batch_size: int, start: int = 0) -> Iterator[Chunk]:
         """Endless chunks of exactly `batch_size`, from the lane's chunk number `start` on."""
-        refs = self._refs(start * batch_size)
+        refs = self.refs(start * batch_size)
         ahead: deque[Sample | None] = deque()
         while True:
             bad_since: int | None = None  # the epoch in which the present run of unusable samples began
             while len(ahead) < batch_size or ahead[-1] is None:
                 ref = next(refs)
-                sample = self._decode(ref)
+                sample = self.decode(ref)
                 ahead.append(sample)
                 if sample is not None:
                     bad_since = None
                 elif bad_since is None:
                     bad_since = ref.epoch
                 elif ref.epoch >= bad_since + 2:
-                    self._stop_if_nothing_usable()
+                    self.stop_if_nothing_usable()
                     bad_since = ref.epoch
             samples: list[Sample] = []
             for sample in reversed(ahead):
@@ -120,140 +136,59 @@ class Lane:
             samples.reverse()
             for _ in range(batch_size):
                 ahead.popleft()
-            yield pack_chunk(samples[:batch_size], self._take_faults(), self.settings.size)
+            yield pack_chunk(samples[:batch_size], self.take_faults(), self.settings.size)
 
     def once(self, batch_size: int, worker: int, workers: int) -> Iterator[Chunk]:
-        """Every sample of the lane once, in shard order; of each `workers` chunks the one that falls to `worker`.
+        """Every sample of the lane once, in shard order; of each `workers` windows the one that falls to `worker`.
 
-        Chunks lack their unusable samples; the last one may be empty, only there to bring the last faults.
+        Chunks lack their unusable samples, and a window has a chunk for every size in it; the last one may be empty,
+        only there to bring the last faults.
         """
-        parts = deal(len(self.settings.shards), self.lanes, self.lane, 0, 0, False)
-        refs = self._groups(parts, epoch=0)
+        refs = (ref for order in self.orders for ref in order.once())
         for number in count():
             window = list(islice(refs, batch_size))
             if number % workers == worker:
-                samples = [sample for sample in map(self._decode, window) if sample is not None]
-                yield pack_chunk(samples, self._take_faults(), self.settings.size)
+                by_size: dict[torch.Size, list[Sample]] = {}
+                for sample in map(self.decode, window):
+                    if sample is not None:
+                        by_size.setdefault(sample.pixels_3HW.shape, []).append(sample)
+                for samples in by_size.values() or ([],):  # a chunk in any case: the workers take turns
+                    yield pack_chunk(samples, self.take_faults(), self.settings.size)
             if not window:
                 break
-        yield pack_chunk([], self._take_faults(), self.settings.size)
+        yield pack_chunk([], self.take_faults(), self.settings.size)
 
-    def _take_faults(self) -> list[Fault]:
-        faults, self.faults = self.faults, []
-        return faults
+    def refs(self, skip: int = 0) -> Iterator[Ref]:
+        """The lane's endless order: its sources by weight, less the first `skip` positions."""
+        orders = [order.refs(passed) for order, passed in zip(self.orders, self.mix.before(skip), strict=True)]
+        for position in count(skip):
+            yield next(orders[self.mix.source(position)])
 
-    def _refs(self, skip: int) -> Iterator[Ref]:
-        """The lane's endless order, less its first `skip` positions, which are counted but not decoded."""
-        settings = self.settings
-        self._skip = skip
-        for epoch in count():
-            parts = deal(len(settings.shards), self.lanes, self.lane, epoch, settings.seed, settings.shuffle)
-            if self._skip:
-                length = self._length(parts)
-                if length is not None and 0 < length <= self._skip:
-                    self._skip -= length
-                    continue
-            random = Random(f"{settings.seed}/{epoch}/{self.lane}/samples")
-            order = self._groups(parts, epoch)
-            met = 0
-            for ref in shuffled(order, settings.buffer, random) if settings.shuffle else order:
-                met += 1
-                if self._skip:
-                    self._skip -= 1
-                    if ref.group is None:
-                        del self._counted_only[ref.shard][ref.place]
-                else:
-                    yield ref
-            if not met:
-                self._stop_if_nothing_usable()
-
-    def _groups(self, parts: Sequence[Part], epoch: int) -> Iterator[Ref]:
-        for part in parts:
-            number = self._count(part.shard) if self._skip else None
-            if number is not None and part.length(number) <= self._skip:
-                places = range(part.first, number, part.step)
-                refs = {place: Ref(epoch, part.shard, place, None) for place in places}
-                self._counted_only[part.shard] = dict(refs)
-                yield from refs.values()
-                continue
-            for place, group in self._read(part.shard):
-                if place % part.step == part.first:
-                    yield Ref(epoch, part.shard, place, group)
-
-    def _read(self, shard: int) -> Iterator[tuple[int, Group]]:
-        name = self.settings.shards[shard]
-        reader = index_shard if is_seekable(name) else read_shard
-        place = -1
-        for place, group in enumerate(reader(name, self.faults)):
-            yield place, group
-        known = self.counts.setdefault(shard, place + 1)
-        if known != place + 1:
-            self.counts[shard] = place + 1
-            self.faults.append(Fault(name, "index mismatch", "", f"{place + 1} samples where {known} were expected"))
-
-    def _count(self, shard: int) -> int | None:
-        """Samples in a shard if that is known or can be had from headers or an index; else None."""
-        if shard not in self.counts:
-            name = self.settings.shards[shard]
-            folder, _, base = name.rpartition("/")
-            if name.startswith(("http://", "https://")):
-                promised = self._index_of(folder).get(base)
-                if promised is not None:
-                    self.counts[shard] = promised
-            elif is_seekable(name):
-                for _ in self._read(shard):
-                    pass
-        return self.counts.get(shard)
-
-    def _index_of(self, folder: str) -> dict[str, int]:
-        if folder not in self._promised:
-            try:
-                with urlopen(f"{folder}/index.json", timeout=30) as answer:
-                    entries = json.load(answer)["shards"]
-                self._promised[folder] = {name: int(entry["samples"]) for name, entry in entries.items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                logger.info("no usable index.json in %s (%s): resuming has to read through its shards", folder, error)
-                self._promised[folder] = {}
-        return self._promised[folder]
-
-    def _length(self, parts: Sequence[Part]) -> int | None:
-        total = 0
-        for part in parts:
-            number = self._count(part.shard)
-            if number is None:
-                return None
-            total += part.length(number)
-        return total
-
-    def _decode(self, ref: Ref) -> Sample | None:
-        settings, key = self.settings, f"sample {ref.place}"
-        shard = settings.shards[ref.shard]
+    def decode(self, ref: Ref) -> Sample | None:
+        """The sample, or None with a fault told."""
         try:
-            if ref.group is None:
-                self._read_counted(ref.shard)
-            if ref.group is None:
-                raise SampleError("truncated or damaged tar", "the shard is shorter than when it was counted")
-            key = ref.group.key
-            return decode_group(fetch(shard, ref.group), settings, ref.epoch)
+            return decode_group(ref.read(), self.settings, ref.epoch)
         except SampleError as error:
-            self.faults.append(Fault(shard, error.reason, key, error.detail))
+            self.faults.append(Fault(ref.shard, error.reason, ref.name, error.detail))
             return None
 
-    def _read_counted(self, shard: int) -> None:
-        wanted = self._counted_only.pop(shard)
-        for place, group in self._read(shard):
-            if place in wanted:
-                wanted[place].group = group
+    def take_faults(self) -> list[Fault]:
+        """What went wrong since the last call."""
+        faults = self.faults.copy()
+        self.faults.clear()  # the orders tell theirs here too
+        return faults
 
-    def _stop_if_nothing_usable(self) -> None:
-        for name in self.settings.shards:
-            for group in index_shard(name, []) if is_seekable(name) else read_shard(name, []):
+    def stop_if_nothing_usable(self, sources: Sequence[Source] = ()) -> None:
+        """Raises InputError if not one sample of the sources (all if none is named) can be used."""
+        shards = [shard for source in sources or self.settings.sources for shard in source.shards]
+        for shard in shards:
+            for group in index_shard(shard, []) if is_seekable(shard) else read_shard(shard, []):
                 try:
-                    decode_group(fetch(name, group), self.settings, 0)
+                    decode_group(fetch(shard, group), self.settings, 0)
                 except SampleError:
                     continue
                 return
-        raise nothing_usable(self.settings.shards, self.faults)
+        raise nothing_usable(shards, self.faults)
 
 
 def nothing_usable(shards: Sequence[str], faults: Sequence[Fault]) -> InputError:
@@ -267,12 +202,20 @@ def nothing_usable(shards: Sequence[str], faults: Sequence[Fault]) -> InputError
 def decode_group(group: Group, settings: Settings, epoch: int) -> Sample:
     """Bytes -> Sample. Raises SampleError with the reason if the sample cannot be used."""
     captions, info = captions_of(group.members)
+    prompt = choose(captions, settings.seed, epoch, group.key) if settings.random_caption else captions[0]
+    extra: dict[str, Tensor] = {}
+    if settings.reader is None:
+        pixels_3HW = _pixels(group, settings)
+    else:
+        pixels_3HW = torch.empty((3, 0, 0), dtype=torch.uint8)
+        extra = settings.reader(group.members, captions.index(prompt))  # type: ignore[arg-type]  # places were read
+    return Sample(pixels_3HW, prompt, group.key, captions, info, epoch, extra)
+
+
+def _pixels(group: Group, settings: Settings) -> Tensor:
     _, data = image_bytes(group.members)
     try:
-        picture = decode(data)
+        size = settings.buckets[nearest(upright_size(data), settings.buckets)] if settings.buckets else settings.size
+        return pil_to_pixels(resize(decode(data), size, settings.crop))
     except InputError as error:
         raise SampleError("broken picture", str(error)) from error
-    prompt = choose(captions, settings.seed, epoch, group.key) if settings.random_caption else captions[0]
-    return Sample(
-        pil_to_pixels(resize(picture, settings.size, settings.crop)), prompt, group.key, captions, info, epoch
-    )

@@ -12,10 +12,11 @@ from PIL import Image
 from data.check import CheckReport, check
 from data.errors import InputError
 from data.images import decode, resize
+from data.listing import list_shards
 from data.progress import Progress
 from data.skips import SkipReport
 from data.sources import Entry, Kind, entries, kind_of
-from data.tars import Fault, SampleError, list_shards
+from data.tars import Fault, SampleError
 from data.writing import ShardWriter
 
 __all__ = ["CheckReport", "ImageFormat", "PackReport", "check", "list_shards", "pack"]

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from data.errors import InputError
+from data.listing import list_shards, names_shard
+from data.remote import is_url
 from data.tars import (
     IMAGE_EXTENSIONS,
     Fault,
     SampleError,
     captions_of,
     image_bytes,
-    is_url,
-    list_shards,
-    names_shard,
     read_shard,
 )
 

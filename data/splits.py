@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from data.errors import InputError
-from data.tars import list_shards
+from data.listing import list_shards
 
 TRAINING = frozenset({"train", "training"})
 HELD_OUT = frozenset({"test", "val", "valid", "validation", "eval", "heldout"})

@@ -1,32 +1,27 @@
-"""Finding tar shards and reading the samples in them, whole or by place, with every fault named.
+"""Reading the samples in tar shards, whole or by place, with every fault named.
 
 A shard is a tar whose neighbouring members with one stem make one sample: `<key>.webp` and `<key>.json`. Python's
 tarfile ends quietly where a tar is cut or damaged between members; here that is a fault too.
 """
 
-import glob
 import json
 import os
-import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from lzma import LZMAError
-from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Self
 
-import braceexpand
-from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
-from data.errors import InputError
+from data.remote import is_url, open_stream
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff")
-SHARD_NAME = re.compile(r"[^.].*\.(tar|tgz|tar\.(gz|bz2|xz))", re.IGNORECASE)
 Reason = Literal[
     "cannot be opened",
     "truncated or damaged tar",
+    "empty shard",
     "duplicate key",
     "no picture",
     "broken picture",
@@ -69,83 +64,6 @@ class Group:
 
     key: str
     members: dict[str, bytes | Place]
-
-
-def is_url(spec: str) -> bool:
-    return spec.startswith("pipe:") or "://" in spec
-
-
-def list_shards(specs: Sequence[str]) -> list[str]:
-    """Expands directories, globs, brace ranges, URLs and text files of such specs into a list of shards.
-
-    A directory stands for its `*.tar*` files in order of name; a text file holds one spec per line, `#` begins a
-    comment, and relative paths in it start from its folder. Order is kept and repeats are dropped. Files of a range or
-    list that are not there stay in the result, so that they are missed and counted. Raises InputError for a spec of
-    which nothing is there.
-    """
-    if isinstance(specs, str):
-        specs = (specs,)
-    shards: dict[str, None] = {}
-    for spec in specs:
-        found = _expand(spec, depth=0)
-        if not any(is_url(shard) or os.path.isfile(shard) for shard in found):
-            raise InputError(f"No shards at {spec!r}; give a folder, glob, brace range, URL or list of .tar files.")
-        shards.update(dict.fromkeys(found))
-    if not shards:
-        raise InputError(
-            "No shards were given; give at least one folder, glob, brace range, URL or list of .tar files."
-        )
-    return list(shards)
-
-
-def _expand(spec: str, depth: int) -> list[str]:
-    if spec.startswith("pipe:"):
-        return [spec]  # a command's braces belong to its shell
-    if is_url(spec):
-        return list(braceexpand.braceexpand(spec))
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return [str(shard) for shard in sorted(path.iterdir()) if names_shard(shard.name) and shard.is_file()]
-    if path.is_file():
-        if names_shard(path.name):
-            return [str(path)]
-        return _expand_list(path, depth)
-    found: list[str] = []
-    for braceless in braceexpand.braceexpand(str(path)):
-        if glob.escape(braceless) == braceless or os.path.isfile(braceless):
-            found.extend([braceless] if names_shard(braceless) else [])
-            continue
-        for match in sorted(glob.glob(braceless)):
-            if names_shard(match) or os.path.isdir(match):
-                found.extend(_expand(match, depth))
-    return found
-
-
-def names_shard(name: str) -> bool:
-    return SHARD_NAME.fullmatch(os.path.basename(name)) is not None
-
-
-def _expand_list(path: Path, depth: int) -> list[str]:
-    if depth > 4:
-        raise InputError(f"The shard list {path} is nested more than four deep; check that it does not name itself.")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is neither a .tar shard nor a readable text list of shards ({error}).") from error
-    found: list[str] = []
-    for line in lines:
-        entry = line.strip() if line.lstrip().startswith("pipe:") else re.split(r"(?:^|\s)#", line)[0].strip()
-        if not entry:
-            continue
-        if not is_url(entry):
-            entry = str(path.parent / Path(entry).expanduser())
-        matches = _expand(entry, depth + 1)
-        if not matches:
-            raise InputError(
-                f"The shard list {path} names {entry!r}, which matches nothing; correct or remove the line."
-            )
-        found.extend(matches)
-    return found
 
 
 class _Header(tarfile.TarInfo):
@@ -200,6 +118,9 @@ def _grouped(shard: str, members: Iterable[tuple[str, bytes | Place]], faults: l
     except READ_ERRORS as error:
         last = f" after {group.key}" if group is not None else ""
         faults.append(Fault(shard, "truncated or damaged tar", "", f"{error}{last}"))
+    else:
+        if not seen:
+            faults.append(Fault(shard, "empty shard", "", "no sample in it"))
     if group is not None:
         yield group
 
@@ -224,7 +145,7 @@ def read_shard(shard: str, faults: list[Fault]) -> Iterator[Group]:
 
 
 def _open(shard: str) -> IO[bytes]:
-    return gopen(shard) if is_url(shard) else open(shard, "rb")
+    return open_stream(shard) if is_url(shard) else open(shard, "rb")
 
 
 def _streamed(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:

@@ -128,7 +128,10 @@ def test_an_empty_shard_and_a_vanished_one(tmp_path: Path, make_shard: MakeShard
     make_shard("a2.tar", range(2))
     report = check(str(tmp_path / "a{0..2}.tar"))
     assert (report.shards, report.samples) == (3, 2)
-    assert [(Path(fault.shard).name, fault.reason) for fault in report.faults] == [("a1.tar", "cannot be opened")]
+    assert [(Path(fault.shard).name, fault.reason) for fault in report.faults] == [
+        ("a0.tar", "empty shard"),
+        ("a1.tar", "cannot be opened"),
+    ]
     with pytest.raises(InputError, match="No shards"):
         check(tmp_path / "nowhere")
 

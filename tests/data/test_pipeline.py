@@ -260,7 +260,7 @@ def test_remote_shards_resume_through_their_index(
     monkeypatch.setattr("data.tars._open", opened)
     index = {f"s{n}.tar": number for n, number in enumerate((3, 5, 7, 9, 11))}
     for promised in ({}, index):
-        monkeypatch.setattr("data.lanes.Lane._index_of", lambda self, folder, promised=promised: promised)
+        monkeypatch.setattr("data.positions.Order._index_of", lambda self, folder, promised=promised: promised)
         for shuffle, buffer in ((False, 1), (True, 4), (True, 20)):
             config = DataConfig(shards=("http://host/s{0..4}.tar",), resolution=8, shuffle=shuffle, buffer=buffer)
             unbroken = take(Pipeline(config, batch_size=4).batches(), 30)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from data.errors import InputError
+from data.listing import list_shards
 from data.tars import (
     Fault,
     Group,
@@ -17,7 +18,6 @@ from data.tars import (
     image_bytes,
     index_shard,
     is_seekable,
-    list_shards,
     read_shard,
 )
 

@@ -1,0 +1,90 @@
+"""What worker processes run: the lanes of one rank, in turn, so that the order of batches depends on no clock."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from data.buckets import bucketed_chunks
+from data.errors import InputError
+from data.lanes import Chunk, Lane, Settings
+
+
+def run(dataset: "Chunks", workers: int) -> Iterator[Chunk]:
+    """The chunks of a data set, made by worker processes, or in this one if there are to be none.
+
+    Raises InputError, wherever it arose.
+    """
+    dataset.workers = max(1, workers)
+    for item in _loader(dataset, workers) if workers else dataset:
+        if isinstance(item, str):
+            raise InputError(item)
+        yield item
+
+
+def _loader(dataset: "Chunks", workers: int) -> "DataLoader[Chunk | str]":
+    # Not fork: a training process has threads, and a fork of one may deadlock. The server imports torch once.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(["torch", "webdataset", "data.pipeline"])
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=context,
+        collate_fn=_as_it_is,  # the default would turn tuples of captions into lists
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # its own, or the loader would draw from the one that training uses
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C is for the training process, which ends its workers when it has written its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Chunks(IterableDataset["Chunk | str"]):
+    """What a worker runs: picklable, and an InputError crosses to the training process as its one sentence."""
+
+    def __init__(self, settings: Settings, batch_size: int, rank: int, world: int, start: int) -> None:
+        self.settings = settings
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world = world
+        self.start = start
+        self.workers = 1
+
+    def __iter__(self) -> Iterator[Chunk | str]:
+        info = get_worker_info()
+        try:
+            yield from self.chunks(0 if info is None else info.id)
+        except InputError as error:
+            yield str(error)
+
+    def chunks(self, worker: int) -> Iterator[Chunk]:
+        raise NotImplementedError
+
+
+class Endless(Chunks):
+    """Batch i of a rank comes from its worker i % workers; the loader asks its workers in turn, from 0 on."""
+
+    def chunks(self, worker: int) -> Iterator[Chunk]:
+        number, turn = divmod(self.start + worker, self.workers)
+        lane = Lane(self.settings, self.world * self.workers, self.rank * self.workers + turn)
+        if self.settings.buckets:
+            return bucketed_chunks(lane, self.batch_size, number)
+        return lane.chunks(self.batch_size, number)
+
+
+class Once(Chunks):
+    """All workers of a rank walk the same order and decode in turn."""
+
+    def chunks(self, worker: int) -> Iterator[Chunk]:
+        return Lane(self.settings, self.world, self.rank).once(self.batch_size, worker, self.workers)
