@@ -129,7 +129,7 @@ def gaussian_distance(shift: float, traces: float, product_RR: Tensor) -> float:
 
 
 def frechet_infinity(features_ND: Tensor, reference_MD: Tensor, *, halvings: int = 4, seed: int = 0) -> float:
-    """FD extrapolated to endless pictures: the line through FD over 1 / n, at n -> infinity; Chong and Forsyth 2020, §4.
+    """FD extrapolated to endless pictures: its line over 1 / n, at n -> infinity; Chong and Forsyth 2020, §4.
 
     The line is laid through all rows and the mean over random halves. Unlike the paper's subsets of the drawn alone,
     both sides shrink together, which removes the bias of either (the same rows of both, where these are as many), and

@@ -21,10 +21,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from data.errors import InputError
-from eval.record import Estimate
+from eval.alignment import products, prompt_ranks
+from eval.estimates import estimate, estimates, mean
+from eval.record import OVERALL, Estimate
 from generators.registry import near
 
 
@@ -56,6 +59,10 @@ METRICS: dict[str, Metric] = {
     "hps_v2": Metric(title="HPS v2", better="higher", per_picture=True, digits=4),
 }
 
+CANDIDATES = 20  # prompts of a rank
+REWARDS = ("image_reward",)  # kinds whose network sees picture and prompt together
+ONLY = {"fid": "inception", "pick_score": "pick:", "hps_v2": "hps:"}  # how the name of a kind's network begins
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needs:
@@ -78,8 +85,27 @@ def metric(name: str) -> Metric:
 
 
 def needs(wanted: Sequence[str]) -> Needs:
-    """What has to be computed before `alignment` and `score` can run. Raises InputError as `metric` does."""
-    raise NotImplementedError
+    """What has to be computed before `alignment` and `score` can run. Raises InputError as `metric` does.
+
+    A number is only called what its name says: also raises InputError for PickScore, HPS v2 and FID of other networks.
+    """
+    features: dict[str, None] = {}  # dicts, to keep the order
+    references: dict[str, None] = {}
+    texts: dict[str, None] = {}
+    rewards: dict[str, None] = {}
+    for name in wanted:
+        metric(name)
+        kind, _, by = name.partition("/")
+        if not by.startswith(ONLY.get(kind, "")):
+            raise InputError(
+                f"{name} was asked for, expected {kind}/{ONLY[kind]}...: the number belongs to that network"
+            )
+        if kind in REWARDS:
+            rewards[by] = None
+            continue
+        features[by] = None
+        (texts if METRICS[kind].per_picture else references)[by] = None
+    return Needs(features=tuple(features), references=tuple(references), texts=tuple(texts), rewards=tuple(rewards))
 
 
 def alignment(
@@ -94,9 +120,20 @@ def alignment(
     """metric name -> values_N float32 for every wanted metric that has a score per picture; others are passed over.
 
     drawn, texts: extractor name -> (N, D). rewards: network name -> (N,). seed: of the prompts that compete in a rank.
-    "prompt_rank_20" is 1 where the picture's own prompt is the first of 20, else 0.
+    "prompt_rank_20" is 1 where the picture's own prompt is the first of 20, else 0; fewer prompts have no such number.
     """
-    raise NotImplementedError
+    values: dict[str, Tensor] = {}
+    for name in wanted:
+        kind, _, by = name.partition("/")
+        if not metric(name).per_picture:
+            continue
+        if kind in REWARDS:
+            values[name] = rewards[by].float()
+        elif kind != "prompt_rank_20":
+            values[name] = products(drawn[by], texts[by]) * (100 if kind == "clip_score_100" else 1)
+        elif len(set(prompts)) >= CANDIDATES:
+            values[name] = (prompt_ranks(drawn[by], texts[by], prompts, CANDIDATES, seed) == 0).float()
+    return values
 
 
 def score(
@@ -114,6 +151,40 @@ def score(
 
     reference, drawn: extractor name -> (M, D) and (N, D). categories: of the N drawn pictures; reference_categories:
     of the M references, if they are not the same. values: from `alignment`. bootstrap: resamples behind each interval,
-    0 for none.
+    0 for none. Raises ValueError if rows and categories differ in number.
     """
-    raise NotImplementedError
+    others = categories if reference_categories is None else reference_categories
+    for rows, of in ((drawn, categories), (values or {}, categories), (reference, others)):
+        for name, tensor in rows.items():
+            if len(tensor) != len(of):
+                raise ValueError(f"{name} has {len(tensor)} rows for {len(of)} pictures")
+    groups: dict[str, dict[str, Estimate]] = {}
+    for group in (OVERALL, *sorted(set(categories))):
+        found: dict[str, Estimate] = {}
+        for name, of_all in (values or {}).items():
+            own = _members(of_all, categories, group)
+            if len(own):
+                found[name] = estimate(mean(own, bootstrap, seed), len(own))
+        for by, kinds in _kinds(wanted).items():
+            own, real = _members(drawn[by], categories, group), _members(reference[by], others, group)
+            told = estimates(kinds, own, real, bootstrap=bootstrap, seed=seed)
+            found |= {f"{kind}/{by}": known for kind, known in told.items()}
+        groups[group] = {name: found[name] for name in wanted if name in found}
+    return groups
+
+
+def _kinds(wanted: Sequence[str]) -> dict[str, list[str]]:
+    """Extractor -> kinds that compare it with the references."""
+    kinds: dict[str, list[str]] = {}
+    for name in wanted:
+        kind, _, by = name.partition("/")
+        if not metric(name).per_picture:
+            kinds.setdefault(by, []).append(kind)
+    return kinds
+
+
+def _members(rows: Tensor, categories: Sequence[str], group: str) -> Tensor:
+    """Rows of a group; all rows are not copied, since they may lie in a file."""
+    if group == OVERALL:
+        return rows
+    return rows[torch.tensor([row for row, name in enumerate(categories) if name == group], dtype=torch.long)]

@@ -1,11 +1,11 @@
 """How sure a number is: 95 % intervals from resampling pictures (Efron 1979).
 
 The drawn pictures are drawn anew, with repeats, as many as there are; the reference stands as it is, being part of the
-protocol. What is a mean over pictures is resampled as a mean. A distance needs care: resampled rows repeat, so a resample
-lies further from the reference than the sample did, and its plain percentiles would lie above the number they belong to.
-So the spread of the resamples is laid around the number (`centred`): the interval tells how far the number moves with
-other pictures at this count, not what an endless count would give. FD has the same bias upwards once more, by the count
-itself, which no interval shows; `eval.distances.frechet_infinity` and the kernel distances are free of it.
+protocol. What is a mean over pictures is resampled as a mean. A distance needs care: resampled rows repeat, so a
+resample lies further from the reference than the sample did, and its plain percentiles would lie above the number they
+belong to. So the spread of the resamples is laid around the number (`centred`): the interval tells how far the number
+moves with other pictures at this count, not what an endless count would give. FD has the same bias upwards once more,
+by the count itself, which no interval shows; `eval.distances.frechet_infinity` and the kernel distances are free of it.
 N M rows, D feature width, R resamples, r rank.
 """
 

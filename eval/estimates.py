@@ -1,0 +1,88 @@
+"""From the features of one group of pictures to numbers with intervals: the statistics behind `eval.metrics.score`.
+
+A kind is left out where there are too few rows for it. N drawn rows, M reference rows, D feature width.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from eval import distances
+from eval.distances import Gaussian, can_extrapolate, frechet, frechet_infinity
+from eval.manifold import precision_recall_density_coverage
+from eval.record import Estimate
+from eval.resampling import (
+    Interval,
+    centred,
+    counts,
+    frechet_infinity_resamples,
+    frechet_resamples,
+    mean_interval,
+    normal_interval,
+)
+
+KID_SCALE = 1000.0  # as tables show it
+K, K_DENSITY = 3, 5  # neighbours
+DEAR = 16  # resamples at most of a number that itself takes nine decompositions
+
+MANIFOLD = ("precision", "recall", "density", "coverage")
+Measure = tuple[float, Interval | None]
+
+
+def estimates(
+    kinds: Sequence[str], drawn_ND: Tensor, real_MD: Tensor, *, bootstrap: int, seed: int
+) -> dict[str, Estimate]:
+    """kind -> estimate. bootstrap: resamples behind each interval, 0 for none."""
+    N, fewest = len(drawn_ND), min(len(drawn_ND), len(real_MD))
+    found: dict[str, Measure] = {}
+    if fewest >= 2 and {"fd", "fid"} & set(kinds):
+        found |= dict.fromkeys(("fd", "fid"), _frechet(drawn_ND, real_MD, bootstrap, seed))
+    if "fd_infinity" in kinds and can_extrapolate(N, len(real_MD), drawn_ND.shape[1]):
+        found["fd_infinity"] = _infinity(drawn_ND, real_MD, bootstrap, seed)
+    if fewest >= 2 and "kid" in kinds:
+        found["kid"] = _kernel(distances.cubic, KID_SCALE, drawn_ND, real_MD, bootstrap, seed)
+    if fewest >= 2 and "cmmd" in kinds:
+        found["cmmd"] = _kernel(distances.gaussian, distances.CMMD_SCALE, drawn_ND, real_MD, bootstrap, seed)
+    if fewest > max(K, K_DENSITY) and set(MANIFOLD) & set(kinds):
+        manifold = precision_recall_density_coverage(real_MD, drawn_ND, k=K, k_density=K_DENSITY)
+        found |= {kind: mean(values, bootstrap, seed) for kind, values in manifold.values.items()}
+    return {kind: estimate(found[kind], N) for kind in kinds if kind in found}
+
+
+def estimate(measure: Measure, pictures: int) -> Estimate:
+    """A number and its interval, as a record has them."""
+    value, interval = measure
+    low, high = interval or (None, None)
+    return Estimate(value=value, low=low, high=high, pictures=pictures)
+
+
+def mean(values_N: Tensor, bootstrap: int, seed: int) -> Measure:
+    """Of one value per picture."""
+    return float(values_N.double().mean()), mean_interval(values_N, bootstrap, seed) if bootstrap else None
+
+
+def _frechet(drawn_ND: Tensor, real_MD: Tensor, bootstrap: int, seed: int) -> Measure:
+    reference = Gaussian.of(real_MD)
+    value = frechet(Gaussian.of(drawn_ND), reference)
+    return value, centred(value, frechet_resamples(drawn_ND, reference, bootstrap, seed)) if bootstrap else None
+
+
+def _infinity(drawn_ND: Tensor, real_MD: Tensor, bootstrap: int, seed: int) -> Measure:
+    value = frechet_infinity(drawn_ND, real_MD, seed=seed)
+    few = min(bootstrap, DEAR)
+    return value, normal_interval(value, frechet_infinity_resamples(drawn_ND, real_MD, few, seed)) if few > 1 else None
+
+
+def _kernel(
+    kernel: Callable[[Tensor, Tensor], Tensor],
+    scale: float,
+    drawn_ND: Tensor,
+    real_MD: Tensor,
+    bootstrap: int,
+    seed: int,
+) -> Measure:
+    value = scale * float(distances.mmd(drawn_ND, real_MD, kernel))
+    if not bootstrap:
+        return value, None
+    resampled_R = scale * distances.mmd(drawn_ND, real_MD, kernel, counts(len(drawn_ND), bootstrap, seed))
+    return value, centred(value, resampled_R)
