@@ -66,7 +66,11 @@ class FourierInput(nn.Module):
             self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
 
     def forward(self, w_BW: Tensor) -> Tensor:
-        """x_BCHW."""
+        """x_BCHW, computed in full precision."""
+        with torch.autocast(w_BW.device.type, enabled=False):
+            return self._waves(w_BW.to(self.weight.dtype))
+
+    def _waves(self, w_BW: Tensor) -> Tensor:
         placement_B33 = self._placement(w_BW) @ self.transform_33
         frequencies_BC2 = self.frequencies_C2 @ placement_B33[:, :2, :2]
         phases_BC = self.phases_C + (self.frequencies_C2 @ placement_B33[:, :2, 2:]).squeeze(2)
@@ -189,8 +193,10 @@ class Block(nn.Module):
         for layer in self.layers:
             x_BOHW = layer(x_BOHW, next(styles), noise)
         if raw_B3HW is not None:
-            raw_B3HW = upsample(raw_B3HW, self.kernel_kk)
+            with torch.autocast(raw_B3HW.device.type, enabled=False):
+                raw_B3HW = upsample(raw_B3HW, self.kernel_kk)
         if self.to_rgb is not None:
             rgb_B3HW = self.to_rgb(x_BOHW, next(styles))
+            rgb_B3HW = rgb_B3HW.to(torch.promote_types(rgb_B3HW.dtype, torch.float32))  # the sum is never rounded
             raw_B3HW = rgb_B3HW if raw_B3HW is None else raw_B3HW + rgb_B3HW
         return x_BOHW, raw_B3HW
