@@ -10,6 +10,7 @@ from data.errors import InputError
 
 if TYPE_CHECKING:
     from eval.record import Speed
+    from generators.protocol import SampleOptions
 
 PROMPTS = (
     "a red apple, noto emoji style",
@@ -70,9 +71,14 @@ def work(args: argparse.Namespace) -> int:
 
 
 def measure(
-    model: str, batch: tuple[int, ...], repetitions: int, device: str, threads: int | None
+    model: str,
+    batch: tuple[int, ...],
+    repetitions: int,
+    device: str,
+    threads: int | None,
+    options: "SampleOptions | None" = None,
 ) -> "tuple[Speed, ...]":
-    """Builds a model and measures it; what the process of a model runs."""
+    """Builds a model and measures it; what the process of a model runs. options: those it recommends if not given."""
     import logging
 
     import torch
@@ -85,7 +91,7 @@ def measure(
         torch.set_num_threads(threads)
     generator = registry.build(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     prompts = {"text": PROMPTS, "class": [str(index) for index in range(5)], "none": [""]}[generator.conditioning]
-    return measure_speed(generator, prompts, batch, repetitions, options=registry.recommended(model))
+    return measure_speed(generator, prompts, batch, repetitions, options=options or registry.recommended(model))
 
 
 def _row(model: str, speed: "Speed") -> tuple[str, ...]:

@@ -1,161 +1,125 @@
-"""`star eval`: how faithful a model is to the prompts of a benchmark: one JSON record, its pictures beside it."""
+"""`star eval`: a model, or a folder of pictures made elsewhere, scored on a benchmark by a named protocol."""
 
 import argparse
-import hashlib
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from data.errors import InputError
 
-CANDIDATES = 20
-PROTOCOL = "prompt-rank-20"
+if TYPE_CHECKING:
+    from eval.record import Estimate, Record
+
+OPTIONS = {"guidance": float, "top_k": int, "top_p": float, "temperature": float, "truncation": float}
+DESCRIPTION = """\
+Draws the prompts of a benchmark, one picture each, scores them by a named protocol, and writes a JSON record. The
+benchmark is a folder or zip in the MJHQ-30k layout. Pictures, their scores, and a sheet of real and drawn ones lie in
+the folder beside the record. A run that was stopped goes on where it was. Several processes share the work when started
+by torchrun: torchrun --nproc_per_node 8 -m star.cli eval ...
+"""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "eval",
-        help="score a model on the prompts of a benchmark",
-        description="Draws the prompts of a folder in the MJHQ-30k layout, one picture each, and writes a JSON record: "
-        f"how often a CLIP ranks the true prompt first among {CANDIDATES} (protocol {PROTOCOL}), for the drawn and for "
-        "the real pictures. The pictures and a sheet of real and drawn ones stand beside the record. A run that was "
-        "stopped continues where it was.",
+    parser = commands.add_parser("eval", help="score a model on the prompts of a benchmark", description=DESCRIPTION)
+    parser.add_argument("model", nargs="?", default="", metavar="MODEL", help="name, folder or hub id")
+    parser.add_argument("--drawn", type=Path, metavar="DIR", help="instead of MODEL: pictures made elsewhere")
+    parser.add_argument(
+        "--benchmark", required=True, type=Path, metavar="DIR", help="folder or zip with meta_data.json"
     )
-    parser.add_argument("model", metavar="MODEL", help="name, folder or hub id")
-    parser.add_argument("--benchmark", required=True, metavar="DIR", help="folder with meta_data.json")
-    parser.add_argument("--out", required=True, metavar="RECORD", help="the JSON file to write")
-    parser.add_argument("--pictures", type=int, default=256, metavar="N", help="prompts, evenly spread (default: 256)")
+    parser.add_argument("--out", required=True, type=Path, metavar="RECORD", help="the JSON file to write")
+    parser.add_argument("--protocol", metavar="P", help="emoji-64 (default), mjhq-30k, star-table or prompt-rank-20")
+    parser.add_argument("--metrics", nargs="+", metavar="M", help="<kind>/<network>, instead of the protocol's")
+    parser.add_argument("--pictures", type=int, metavar="N", help="prompts, evenly spread (default: the protocol's)")
+    parser.add_argument("--bootstrap", type=int, metavar="N", help="resamples of an interval (default: the protocol's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all pictures (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, help="how much further than the prompt alone to go; 0 is neutral")
-    parser.add_argument("--scorer", metavar="CLIP", help="folder or hub id (default: the clip-emoji that ships)")
+    drawing = parser.add_argument_group("drawing", "what is not given is as the model recommends")
+    for name, kind in OPTIONS.items():
+        drawing.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out and count what is wrong with the benchmark")
+    parser.add_argument("--allow-missing", action="store_true", help="leave out and count prompts that --drawn lacks")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="features of the real pictures, shared among evaluations"
+    )
+    parser.add_argument("--speed", action="store_true", help="also measure what star bench measures")
     parser.add_argument("--sheet", type=int, default=32, metavar="N", help="pictures on the sheet (default: 32)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.set_defaults(work=work)
 
 
 def work(args: argparse.Namespace) -> int:
-    """Draws, scores, writes."""
-    if args.pictures < CANDIDATES or args.batch < 1 or args.seed < 0 or args.sheet < 1:
-        raise InputError(
-            f"--pictures {args.pictures}, --batch {args.batch}, --seed {args.seed}, --sheet {args.sheet} given; "
-            f"expected at least {CANDIDATES}, 1, 0 and 1"
-        )
-    import torch
+    """Draws, scores, writes, tells."""
+    from eval.benchmark import PROTOCOL, SHEET, Asked, evaluate
+    from eval.processes import join, leave
+    from eval.record import folder_of, write
 
-    from data.images import read_png, save_png
-    from eval.alignment import ClipScorer
-    from eval.layout import read_layout, spread
-    from generators import registry
-
-    items = spread(read_layout(args.benchmark), args.pictures)
-    options = registry.recommended(args.model)
-    if args.guidance is not None:
-        options = replace(options, guidance=args.guidance)
-    scorer = ClipScorer(args.scorer or _shipped_clip())
-    generator = registry.build(args.model)
-    record = Path(args.out)
-    folder = record.with_suffix("")
-    asked = {"model": args.model, "seed": args.seed, "options": asdict(options)}
-    _claim(folder, asked)
-    drawn = _draw(generator, items, options, args, folder)
-    real = [read_png(item.picture) for item in items]
-    prompts = [item.prompt for item in items]
-    H, W = generator.resolution
-    resized = torch.stack([_resized(pixels, (H, W)) for pixels in real])
-    result: dict[str, Any] = {
-        "protocol": PROTOCOL,
-        **asked,
-        "benchmark": Path(args.benchmark).name,
-        "pictures": len(items),
-        "scorer": scorer.digest,
-        "drawn": _scores(scorer, torch.stack(drawn), prompts),
-        "real": _scores(scorer, resized, prompts),
-    }
-    save_png(_sheet(items, resized, drawn, args.sheet), folder / "sheet.png")
-    record.write_text(json.dumps(result, indent=1) + "\n")
-    for name in ("drawn", "real"):
-        scores = result[name]
-        low, high = scores["interval"]
-        print(f"{name}: true prompt first {scores['first']:.1%} ({low:.1%} to {high:.1%}), CLIP {scores['cosine']:.3f}")
-    print(f"{record}\n{folder / 'sheet.png'}")
+    if args.speed and not args.model:
+        raise InputError("--speed was given without a model, expected one to measure: leave --speed out")
+    asked = Asked(
+        benchmark=args.benchmark,
+        out=args.out,
+        model=args.model,
+        drawn=args.drawn,
+        protocol=args.protocol or PROTOCOL,
+        metrics=tuple(args.metrics or ()),
+        pictures=args.pictures,
+        bootstrap=args.bootstrap,
+        seed=args.seed,
+        options={name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None},
+        batch=args.batch,
+        skip_bad=args.skip_bad,
+        allow_missing=args.allow_missing,
+        cache=args.cache,
+        sheet=args.sheet,
+    )
+    try:
+        record = evaluate(asked, join(args.device))
+    finally:
+        leave()
+    if record is None:
+        return 0
+    if args.speed:
+        record = with_speed(record, args.device or "")
+        write(record, args.out)
+    print("\n".join(summary(record)))
+    print(args.out)
+    if args.sheet:
+        print(folder_of(args.out) / SHEET)
     return 0
 
 
-def seed_of(key: str, seed: int) -> int:
-    """The seed of an item's picture: the same for every model, and whatever else is drawn."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:6])
+def with_speed(record: "Record", device: str) -> "Record":
+    """The record with what `star bench` measures, at the record's options, in a process of its own."""
+    from multiprocessing import get_context
+
+    from eval.bench_command import measure
+    from generators.config import from_dict
+    from generators.protocol import SampleOptions
+
+    options = from_dict(SampleOptions, record.measured.options)
+    with get_context("spawn").Pool(1) as pool:  # a peak of memory that counts nothing of the scoring
+        speed = pool.apply(measure, (record.measured.name, (1, 8), 5, device, None, options))
+    return replace(record, speed=speed)
 
 
-def _shipped_clip() -> Path:
-    from importlib.util import find_spec
+def summary(record: "Record") -> list[str]:
+    """What was measured overall, a line for each metric, and what was left out or converted."""
+    from eval.metrics import metric
+    from eval.record import OVERALL
 
-    spec = find_spec("star")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / "weights" / "clip-emoji"
-
-
-def _claim(folder: Path, asked: dict[str, Any]) -> None:
-    """Pictures of another model, seed or option are never mixed with new ones."""
-    manifest = folder / "manifest.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if manifest.exists() and json.loads(manifest.read_text()) != asked:
-            raise InputError(f"{folder} holds pictures made with other options; give another --out, or remove it")
-        manifest.write_text(json.dumps(asked, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); give another --out") from error
+    lines = [f"{record.measured.name} on {record.protocol.benchmark}, {record.protocol.pictures} pictures"]
+    real = record.references.get(OVERALL, {})
+    for name, estimate in record.metrics[OVERALL].items():
+        digits, (_, _, network) = metric(name).digits, name.partition("/")
+        label = f"{metric(name).title} by {network}"
+        beside = f"; the real pictures {_told(real[name], digits)}" if name in real else ""
+        lines.append(f"  {label:<44} {_told(estimate, digits)}{beside}")
+    for told, places in (record.skipped | record.converted).items():
+        lines.append(f"  {len(places)} {told}")
+    return lines
 
 
-def _draw(generator: Any, items: Any, options: Any, args: argparse.Namespace, folder: Path) -> list[Any]:
-    """One picture per item; those already on disk are read back."""
-    from data.images import read_png, save_png
-    from data.progress import Progress
-
-    paths = [folder / f"{item.key}.png" for item in items]
-    missing = [index for index, path in enumerate(paths) if not path.exists()]
-    with Progress(len(items), unit="pictures", start=len(items) - len(missing)) as progress:
-        for first in range(0, len(missing), args.batch):
-            part = missing[first : first + args.batch]
-            pixels_B3HW = generator.generate(
-                [items[index].prompt for index in part],
-                seeds=[seed_of(items[index].key, args.seed) for index in part],
-                options=options,
-            )
-            for index, pixels_3HW in zip(part, pixels_B3HW, strict=True):
-                save_png(pixels_3HW, paths[index], {"prompt": items[index].prompt})
-            progress.update(len(part))
-    return [read_png(path) for path in paths]
-
-
-def _scores(scorer: Any, pixels_B3HW: Any, prompts: list[str]) -> dict[str, Any]:
-    from eval.alignment import bootstrap_interval, prompt_ranks
-
-    image_BD, text_BD = scorer.images(pixels_B3HW), scorer.texts(prompts)
-    first_B = (prompt_ranks(image_BD, text_BD, prompts, CANDIDATES) == 0).double()
-    return {
-        "first": float(first_B.mean()),
-        "interval": bootstrap_interval(first_B),
-        "cosine": float((image_BD * text_BD).sum(dim=1).mean()),
-    }
-
-
-def _resized(pixels_3HW: Any, size: tuple[int, int]) -> Any:
-    from data.images import pil_to_pixels, pixels_to_pil, resize
-
-    return pil_to_pixels(resize(pixels_to_pil(pixels_3HW), size))
-
-
-def _sheet(items: Any, real: Any, drawn: Any, count: int) -> Any:
-    """Real and drawn pictures side by side, four pairs in a row, each pair under its prompt."""
-    from data.images import labelled_grid
-    from eval.layout import spread
-
-    chosen = spread(range(len(items)), min(count, len(items)))
-    rows, labels = [], []
-    for first in range(0, len(chosen), 2):
-        part = chosen[first : first + 2]
-        rows.append([picture for index in part for picture in (real[index], drawn[index])])
-        labels.append(" | ".join(items[index].prompt for index in part))
-    return labelled_grid(rows, labels, (["real", "drawn"] * 2)[: len(rows[0])])
+def _told(estimate: "Estimate", digits: int) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.{digits}f}"
+    return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"

@@ -7,8 +7,10 @@ bits depend on its batch.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,14 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise InputError(f"{folder} cannot be written ({error.strerror}); give another --out") from error
 
 
-def check(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises InputError that names what differs if the folder holds pictures of another manifest."""
+def check(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest that the folder has, None if it has none.
+
+    Raises InputError that names what differs if it holds pictures of another one.
+    """
     old = manifest_of(folder)
     if old is None:
-        return
+        return None
     changed = [
         f"{name} was {_shorten(before)}, now {_shorten(now)}"
         for name, before, now in differences(old, json.loads(json.dumps(manifest)))
@@ -66,6 +71,7 @@ def check(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise InputError(
             f"{folder} holds pictures made with other options ({'; '.join(changed)}): give another --out, or remove it"
         )
+    return old
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
@@ -106,6 +112,7 @@ def draw(
     with (
         Progress(total, unit="pictures", title="draw", start=total - left, enabled=shown) as progress,
         ThreadPoolExecutor(WRITERS) as pool,
+        _cut_prompts_counted(progress),
     ):
         for part in missing:
             pixels_B3HW = _generate(generator, part, seed, rule, options)
@@ -145,6 +152,29 @@ def _generate(generator: Generator, part: Sequence[Item], seed: int, rule: SeedR
 def _write(pixels_3HW: Tensor, path: Path, item: Item) -> None:
     if not is_whole(path):
         save_png(pixels_3HW, path, {"prompt": item.prompt})
+
+
+class _Cut(logging.Filter):
+    """Counts warnings instead of letting them through."""
+
+    count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.count += 1
+        return False
+
+
+@contextmanager
+def _cut_prompts_counted(progress: Progress) -> Iterator[None]:
+    """One line for all prompts that the text encoder warns of, which are thousands in a benchmark of long prompts."""
+    logger, cut = logging.getLogger("data.text"), _Cut()
+    logger.addFilter(cut)
+    try:
+        yield
+    finally:
+        logger.removeFilter(cut)
+    if cut.count:
+        progress.say(f"{cut.count} prompts are longer than the model reads, and were cut")
 
 
 def _shorten(value: Any) -> str:

@@ -7,8 +7,8 @@ the benchmark: transparency is put on white, CMYK becomes RGB, 16 bits become 8.
 import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from PIL import Image
 
 from data.errors import InputError
 from data.images import decode
-from eval.layout import READ_ERRORS
+from eval.layout import READ_ERRORS, Item
 from eval.processes import Processes
 from eval.rows import Filling, count_blocks, fill, open_rows, span
 
@@ -30,19 +30,21 @@ DEPTH_AT = 24  # where a PNG says its bits per channel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Inspection:
-    """Of files in their order: the digest of all that can be read, and what is to be said about single ones."""
+class Seen:
+    """A file that can be read. digest: sha256; size: (H, W) once decoded; conversion: one of CONVERSIONS, or ""."""
 
-    digest: str
-    unreadable: list[int] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)  # (H, W) of each, (0, 0) if it is unreadable
-    converted: dict[str, list[int]] = field(default_factory=dict)
+    digest: bytes
+    size: tuple[int, int]
+    conversion: str
 
 
 def inspect(
     keys: Sequence[str], files: Sequence[Traversable], folder: Path, processes: Processes, title: str
-) -> Inspection:
-    """Reads every file, or takes what is known of it from `folder` as long as its size and date have not changed."""
+) -> dict[str, Seen]:
+    """Reads every file, or takes what is known of it from `folder` as long as its size and date have not changed.
+
+    By key, in the order of files; those that cannot be read are missing.
+    """
     stamps = hashlib.sha256(repr([(key, _stamp(file)) for key, file in zip(keys, files, strict=True)]).encode())
     identity = {"files": stamps.hexdigest()}
     shape = (len(files), DIGEST + 1 + 8)
@@ -57,20 +59,30 @@ def inspect(
         return np.stack(loaded)
 
     fill([Filling(rows, compute)], lambda row: _look(files[row]), processes, title=f"read {title}", unit="pictures")
-    return _told(keys, rows.read())
+    return {key: _told(row) for key, row in zip(keys, rows.read(), strict=True) if row[DIGEST]}
 
 
-def _told(keys: Sequence[str], found: NDArray[np.uint8]) -> Inspection:
-    flags = found[:, DIGEST]
+def digest_of(seen: Mapping[str, Seen]) -> str:
+    """sha256 of files, their keys included."""
     total = hashlib.sha256()
-    for row in np.flatnonzero(flags).tolist():
-        total.update(keys[row].encode() + b"\0" + found[row, :DIGEST].tobytes())
-    sizes = np.ascontiguousarray(found[:, DIGEST + 1 :]).view("<u4")
-    return Inspection(
-        digest=total.hexdigest(),
-        unreadable=np.flatnonzero(flags == 0).tolist(),
-        sizes=[(int(height), int(width)) for height, width in sizes],
-        converted={text: rows for flag, text in CONVERSIONS.items() if (rows := np.flatnonzero(flags & flag).tolist())},
+    for key, one in seen.items():
+        total.update(key.encode() + b"\0" + one.digest)
+    return total.hexdigest()
+
+
+def conversions(seen: Mapping[str, Seen], items: Sequence[Item], title: str) -> dict[str, list[str]]:
+    """What was done to which pictures: "reference pictures, CMYK converted to RGB" -> category/id of each."""
+    told: dict[str, list[str]] = {}
+    for item in items:
+        if text := seen[item.key].conversion:
+            told.setdefault(f"{title} pictures, {text}", []).append(item.place)
+    return dict(sorted(told.items()))
+
+
+def _told(row: NDArray[np.uint8]) -> Seen:
+    height, width = np.ascontiguousarray(row[DIGEST + 1 :]).view("<u4").tolist()
+    return Seen(
+        digest=row[:DIGEST].tobytes(), size=(height, width), conversion=CONVERSIONS.get(int(row[DIGEST]) - READABLE, "")
     )
 
 

@@ -94,6 +94,7 @@ def protocol_of(
     items: Sequence[Item],
     references: str,
     size: tuple[int, int] | None,
+    file_format: str,
     extractors: Mapping[str, str],
 ) -> Protocol:
     """What a record says about how it was made. references: digest of their files. extractors: name -> digest."""
@@ -105,6 +106,7 @@ def protocol_of(
         pictures=len(items),
         reference_size=size,
         resize=rules.resize if size else "none",
+        file_format=file_format,
         extractors=dict(sorted(extractors.items())),
     )
 

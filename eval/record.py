@@ -1,8 +1,9 @@
 """The record of one evaluation: what was measured, how, on what; one JSON file that `star compare` reads.
 
-Everything but `times` is a function of (model, seed, options, benchmark, protocol): the same evaluation gives the same
-record, in one go or continued after a kill. Scores of single pictures lie beside it in `<record>/pictures.jsonl` (one
-`Picture` a line, in the order of keys), the pictures themselves in `<record>/pictures/<key>.png`.
+Everything but `times` and `speed` is a function of (model, seed, options, benchmark, protocol): the same evaluation
+gives the same record, in one go or continued after a kill. Scores of single pictures lie beside it in
+`<record>/pictures.jsonl` (one `Picture` a line, in the order of keys), the pictures themselves in
+`<record>/pictures/<key>.png`.
 """
 
 import json
@@ -76,13 +77,19 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """See the module's text. metrics: group ("overall", or a category) -> metric name of `eval.metrics` -> estimate."""
+    """See the module's text. metrics: group ("overall", or a category) -> metric name of `eval.metrics` -> estimate.
+
+    references: the same of the reference pictures themselves, for metrics that need nothing but a picture and its
+    prompt: what a perfect copy of the benchmark would reach.
+    """
 
     format: int = FORMAT
     protocol: Protocol
     measured: Measured
     metrics: dict[str, dict[str, Estimate]]
+    references: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)  # reason: ids left out, by what the layout tolerates
+    converted: dict[str, list[str]] = field(default_factory=dict)  # what was done to read pictures: ids of these
     speed: tuple[Speed, ...] = ()
     times: dict[str, float] = field(default_factory=dict)  # seconds spent; the only part that may differ
 

@@ -11,7 +11,6 @@ from data.errors import InputError
 from data.images import read_png, save_png
 from eval.alignment import ClipScorer, bootstrap_interval, prompt_ranks
 from eval.layout import read_layout, spread
-from star.cli import main
 from star.clip import CLIP_PRESETS, save_clip
 from star.clip_network import build_clip
 
@@ -94,25 +93,3 @@ def test_scorer_is_independent_of_the_batch(clip: Path, benchmark: Path) -> None
     torch.testing.assert_close(together[5:6], scorer.images(pixels[5:6]), atol=1e-5, rtol=0)
     prompts = ["one of all", "a much longer prompt than that, " * 20]
     torch.testing.assert_close(scorer.texts(prompts)[:1], scorer.texts(prompts[:1]), atol=1e-5, rtol=0)
-
-
-def test_eval_draws_scores_and_continues(
-    clip: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record = tmp_path / "record.json"
-    command = ["eval", "star-test", "--benchmark", str(benchmark), "--out", str(record), "--scorer", str(clip)]
-    assert main([*command, "--pictures", "22"]) == 0
-    first = record.read_bytes()
-    result = json.loads(first)
-    assert (result["pictures"], result["protocol"]) == (22, "prompt-rank-20")
-    assert 0 <= result["drawn"]["first"] <= 1
-    drawn = sorted((tmp_path / "record").glob("0*.png"))
-    assert len(drawn) == 22
-    before = drawn[7].read_bytes()
-    drawn[7].unlink()
-    assert main([*command, "--pictures", "22"]) == 0
-    assert drawn[7].read_bytes() == before
-    assert record.read_bytes() == first
-    assert main([*command, "--pictures", "22", "--guidance", "2"]) == 2
-    assert "other options" in capsys.readouterr().err
-    assert main([*command, "--pictures", "3"]) == 2
