@@ -13,10 +13,8 @@ from data.listing import list_shards
 from data.progress import Progress
 from data.remote import is_url
 from data.skips import describe
-from data.tars import Fault, Group, Reason, SampleError, captions_of, image_bytes, read_shard
+from data.tars import NOTES, Fault, Group, SampleError, captions_of, image_bytes, read_shard
 from data.writing import read_index, sha256
-
-NOTES: tuple[Reason, ...] = ("duplicate picture",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

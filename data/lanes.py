@@ -46,6 +46,7 @@ class Settings(NamedTuple):
     shuffle: bool
     buffer: int
     seed: int
+    lanes: int
     reader: Reader | None
 
     @property

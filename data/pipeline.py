@@ -53,6 +53,9 @@ class DataConfig:
     """Samples among which the next one is drawn, in each worker; not used with cache."""
     workers: int = 0
     """Processes that decode; 0 decodes in the training process."""
+    lanes: int = 0
+    """Streams that the data are dealt to; 0: one for each worker of each process. Not used with cache. With a number
+    of its own a run can go on with other numbers of processes and workers, whose product divides it."""
     seed: int = 0
     cache: bool = False
     """Decode once and keep everything in memory as uint8."""
@@ -75,9 +78,9 @@ class DataConfig:
             raise InputError(f"crop is {self.crop!r}; choose one of {', '.join(CROPS)}.")
         if self.caption not in ("random", "first"):
             raise InputError(f"caption is {self.caption!r}; choose random or first.")
-        if self.buffer < 1 or self.workers < 0 or self.seed < 0:
+        if self.buffer < 1 or min(self.workers, self.lanes, self.seed) < 0:
             raise InputError(
-                f"buffer, workers and seed are {self.buffer}, {self.workers} and {self.seed}; "
+                f"buffer, workers, lanes and seed are {self.buffer}, {self.workers}, {self.lanes} and {self.seed}; "
                 "give a buffer of at least 1, and no negative numbers."
             )
 
@@ -101,6 +104,12 @@ class Pipeline:
             raise InputError(f"The batch size is {batch_size}; give at least 1.")
         if not 0 <= rank < world:
             raise InputError(f"Rank {rank} of {world} does not exist; give 0 <= rank < world.")
+        readers = world * max(1, config.workers)
+        if config.lanes % readers:
+            raise InputError(
+                f"lanes is {config.lanes}; give a multiple of {readers} ({world} processes x {max(1, config.workers)} "
+                "workers), or 0."
+            )
         if reader is not None and config.cache:
             raise InputError("Only pictures are kept in memory; set cache to False to read anything else.")
         self.config = config
@@ -122,8 +131,9 @@ class Pipeline:
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Endless batches from number `start` on.
 
-        Batch i is a pure function of (config, batch_size, rank, world, i). In each epoch of a source every usable
-        sample of it comes once, except that an unusable picture's place is taken by a neighbour; a batch may span two
+        Batch i is a pure function of (config, batch_size, rank, world, i); where `lanes` is given, it is batch number
+        i * world + rank of one rank alone, whatever the workers. In each epoch of a source every usable sample of it
+        comes once, except that an unusable picture's place is taken by a neighbour; a batch may span two
         epochs.
         """
         if start < 0:
@@ -234,6 +244,7 @@ class Pipeline:
             shuffle=config.shuffle,
             buffer=config.buffer,
             seed=config.seed,
+            lanes=config.lanes,
             reader=self.reader,
         )
 

@@ -5,6 +5,7 @@ samples a shard holds, and their shards are not read for them.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -13,6 +14,7 @@ from weakref import WeakValueDictionary
 
 from data.order import Part, deal, shuffled
 from data.remote import is_url, read_json
+from data.slowness import tell_if_slow, watched
 from data.tars import Fault, Group, SampleError, fetch, index_shard, is_seekable, read_shard
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,10 @@ class Ref:
             self.order.read_counted(self.shard)
         if self.group is None:
             raise SampleError("truncated or damaged tar", "the shard is shorter than when it was counted")
-        return fetch(self.shard, self.group)
+        began = time.monotonic()
+        group = fetch(self.shard, self.group)
+        tell_if_slow(self.shard, began, self.order.faults)
+        return group
 
 
 class Order:
@@ -101,7 +106,7 @@ class Order:
         """The samples of a shard, each with its place."""
         reader = index_shard if is_seekable(shard) else read_shard
         place = -1
-        for place, group in enumerate(reader(shard, self.faults)):
+        for place, group in enumerate(watched(reader, shard, self.faults)):
             yield place, group
         known = self.counts.setdefault(shard, place + 1)
         if known != place + 1:

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 
-from data.tars import Fault
+from data.tars import NOTES, Fault
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ class SkipReport:
 
     @property
     def total(self) -> int:
-        return self.reasons.total()
+        """Faults that cost something; a slow shard is named, but nothing of it is lost."""
+        return self.reasons.total() - sum(self.reasons[note] for note in NOTES)
 
     def add(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
@@ -42,16 +43,17 @@ class SkipReport:
             if len(self.named) < NAMED:
                 self.named.append(fault)
             number = self.reasons[fault.reason]
+            what = "noticed" if fault.reason in NOTES else "skipped"
             if number <= LOGGED_SINGLY:
-                logger.warning("skipped %s", describe(fault))
+                logger.warning("%s %s", what, describe(fault))
             elif number.bit_count() == 1:
-                logger.warning("skipped %s; %d for this reason so far", describe(fault), number)
+                logger.warning("%s %s; %d for this reason so far", what, describe(fault), number)
 
     def text(self) -> str:
         """One line per shard and reason, then the first names; "nothing was skipped" if so."""
-        if not self.total:
-            return "nothing was skipped"
-        lines = [f"{self.total} skipped"]
+        lines = [f"{self.total} skipped" if self.total else "nothing was skipped"]
+        if not self.named:
+            return lines[0]
         for shard, reasons in sorted(self.counts.items()):
             lines.extend(f"  {shard}: {number} x {reason}" for reason, number in sorted(reasons.items()))
         lines.append("first ones:")

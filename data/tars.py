@@ -30,7 +30,10 @@ Reason = Literal[
     "broken json",
     "index mismatch",
     "duplicate picture",
+    "slow shard",
+    "broken encoding",
 ]
+NOTES: tuple[Reason, ...] = ("duplicate picture", "slow shard")  # worth knowing, but they cost no sample
 
 
 class Fault(NamedTuple):

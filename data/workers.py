@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -73,14 +74,25 @@ class Chunks(IterableDataset["Chunk | str"]):
 
 
 class Endless(Chunks):
-    """Batch i of a rank comes from its worker i % workers; the loader asks its workers in turn, from 0 on."""
+    """Batch i of a rank comes from its worker i % workers; the loader asks its workers in turn, from 0 on.
+
+    The batches of all ranks, side by side and one after the other, take the lanes in turn. So what they hold does not
+    depend on how many ranks and workers share the lanes, as long as a worker has whole ones.
+    """
 
     def chunks(self, worker: int) -> Iterator[Chunk]:
-        number, turn = divmod(self.start + worker, self.workers)
-        lane = Lane(self.settings, self.world * self.workers, self.rank * self.workers + turn)
-        if self.settings.buckets:
-            return bucketed_chunks(lane, self.batch_size, number)
-        return lane.chunks(self.batch_size, number)
+        lanes = self.settings.lanes or self.world * self.workers
+        streams: dict[int, Iterator[Chunk]] = {}
+        for batch in count(self.start + worker, self.workers):
+            number, lane = divmod(batch * self.world + self.rank, lanes)
+            if lane not in streams:
+                streams[lane] = self.stream(Lane(self.settings, lanes, lane), number)
+            yield next(streams[lane])
+
+    def stream(self, lane: Lane, number: int) -> Iterator[Chunk]:
+        """The chunks of a lane from this number on."""
+        chunks = bucketed_chunks if self.settings.buckets else Lane.chunks
+        return chunks(lane, self.batch_size, number)
 
 
 class Once(Chunks):

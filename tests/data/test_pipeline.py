@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -276,7 +277,6 @@ def test_remote_shards_resume_through_their_index(
     assert {fault.reason for fault in pipeline.report.named} == {"index mismatch"}
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads http through curl, which is not here")
 def test_shards_over_http_resume_with_and_without_an_index(
     shards: tuple[str, ...], tmp_path: Path, server: str
 ) -> None:
@@ -286,6 +286,30 @@ def test_shards_over_http_resume_with_and_without_an_index(
     entries = {f"s{n}.tar": {"samples": number} for n, number in enumerate((3, 5, 7, 9, 11))}
     (tmp_path / "index.json").write_text(json.dumps({"shards": entries}))
     assert same(next(Pipeline(config, batch_size=4).batches(11)), local[11])
+
+
+@pytest.mark.parametrize("buckets", [(), ((8, 8), (8, 16))])
+def test_a_run_with_lanes_goes_on_with_any_number_of_ranks(
+    shards: tuple[str, ...], buckets: tuple[tuple[int, int], ...]
+) -> None:
+    """Three batches on one rank, the next ones on two, the rest on four: what one rank alone would have seen."""
+    config = DataConfig(shards=shards, resolution=8, buffer=6, lanes=4, buckets=buckets)
+    alone = [batch.keys for batch in take(Pipeline(config, batch_size=3).batches(), 16)]
+    elastic = alone[:4]
+    for world, start, steps in ((2, 2, 2), (4, 2, 2)):
+        ranks = [take(Pipeline(config, batch_size=3, rank=r, world=world).batches(start), steps) for r in range(world)]
+        elastic += [ranks[rank][step].keys for step in range(steps) for rank in range(world)]
+    assert elastic == alone
+    with pytest.raises(InputError, match=r"lanes is 4; give a multiple of 3 \(3 processes x 1 workers\)"):
+        Pipeline(config, batch_size=3, rank=0, world=3)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_run_with_lanes_goes_on_with_any_number_of_workers(shards: tuple[str, ...]) -> None:
+    config = DataConfig(shards=shards, resolution=8, buffer=6, lanes=2)
+    alone = take(Pipeline(config, batch_size=4).batches(), 9)
+    helped = take(Pipeline(replace(config, workers=2), batch_size=4).batches(5), 4)
+    assert all(same(left, right) for left, right in zip(alone[5:], helped, strict=True))
 
 
 def test_impossible_settings_are_refused(shards: tuple[str, ...]) -> None:
@@ -298,6 +322,7 @@ def test_impossible_settings_are_refused(shards: tuple[str, ...]) -> None:
         {"caption": "last"},
         {"buffer": 0},
         {"workers": -1},
+        {"lanes": -1},
         {"seed": -1},
     ]
     for options in bad:

@@ -1,6 +1,5 @@
 """Shards are found however they are named, and every fault in them is told, where tarfile would stay silent."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,8 +157,7 @@ def test_pipes_and_http_are_streamed_and_their_failures_told(make_shard: Callabl
     shard, faults = make_shard("a.tar", range(3)), list[Fault]()
     groups = by_stream(shard, faults)
     assert list(read_shard(f"pipe:cat {shard}", faults)) == groups
-    if shutil.which("curl"):
-        assert list(read_shard(f"{server}/a.tar", faults)) == groups
+    assert list(read_shard(f"{server}/a.tar", faults)) == groups
     assert not faults
     first = next(read_shard(f"pipe:cat {shard}", faults))  # left early, which is nobody's fault
     assert first == groups[0]
@@ -167,9 +165,8 @@ def test_pipes_and_http_are_streamed_and_their_failures_told(make_shard: Callabl
     assert list(read_shard("pipe:false", faults)) == []
     assert "cannot be opened" in {fault.reason for fault in faults}
     faults.clear()
-    if shutil.which("curl"):
-        assert list(read_shard(f"{server}/missing.tar", faults)) == []
-        assert "cannot be opened" in {fault.reason for fault in faults}
+    assert list(read_shard(f"{server}/missing.tar", faults)) == []
+    assert "cannot be opened" in {fault.reason for fault in faults}
 
 
 def test_captions_come_from_json_or_text_the_main_one_first() -> None:
