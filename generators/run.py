@@ -28,11 +28,11 @@ import math
 import random
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ from generators import snapshots
 from generators.config import differences
 from generators.metrics import DivergenceError, Means, append_line, forget_lines_after
 from generators.signals import Stopped, StopRequest
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # Fields that may change between a run and its continuation: they change what is shown and kept, never what is learnt.
 FREE_FIELDS = frozenset({"log_every", "sample_every", "checkpoint_every", "keep", "trackers", "workers"})
@@ -110,6 +112,7 @@ class Run:
         self.images = 0  # pictures seen by all processes
         self.tracked: dict[str, Stateful] = {}
         self._means = Means()  # of what was logged since the last line
+        self._notes = Means()  # of what the main process alone knows
         self._seconds = 0.0  # of training, over all starts of this run
         self._stop = StopRequest(self.say)
         self.progress = Progress(None, unit="steps", rate_unit="images", bar=False)  # until steps() begins
@@ -123,15 +126,34 @@ class Run:
         """Networks (and optimisers) moved to the device and wrapped for the processes of this run by accelerate."""
         return self.accelerator.prepare(*objects)
 
-    def distribute(self, network: nn.Module, blocks: Iterable[nn.Module] = ()) -> Any:
-        """A network on the device, as a copy (DDP) or in pieces (FSDP2, each of `blocks` gathered by itself)."""
+    def distribute(self, network: nn.Module, blocks: Iterable[nn.Module] = (), *, learns: bool = True) -> Any:
+        """A network on the device, as a copy (DDP) or in pieces (FSDP2, each of `blocks` gathered by itself).
+
+        learns: False for one that only follows, such as averaged weights, whose copies exchange no gradients.
+        """
         if self.config.sharding == "none":
-            return self.prepare(network)
+            return self.prepare(network) if learns else network.to(self.device)
         from generators.sharding import shard
 
         network.to(self.device)
         shard(network, blocks, self.device, half=self.config.precision == "bf16")
         return network
+
+    def whole(self, network: Network, build: Callable[[], Network]) -> Network:
+        """The network itself, or in the main process a whole copy of one that is in pieces.
+
+        Every process must ask for it; what the others get is no use to them. build: makes one with any weights.
+        """
+        if self.config.sharding == "none" or self.world == 1:
+            return network
+        from generators.sharding import whole_state
+
+        state = whole_state(network)
+        if not self.is_main:
+            return network
+        copy = build()
+        copy.load_state_dict(state)
+        return copy.to(self.device)
 
     def unwrap(self, module: nn.Module) -> Any:
         """The network itself, without the wrapper of `prepare`."""
@@ -170,6 +192,7 @@ class Run:
                 raise InputError(f"{name} of checkpoint {self._resumed_from.path} does not fit: {error}") from error
         self.step, self.images, self._seconds = int(state["step"]), int(state["images"]), float(state["seconds"])
         self._means.load_state_dict(state["means"], self.device)
+        self._notes.load_state_dict(state.get("notes", {}), self.device)
         self.say(f"continued from step {self.step} in {self.out}")
         return self.step
 
@@ -237,9 +260,11 @@ class Run:
         for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def clip(self, parameters: Iterable[nn.Parameter]) -> Tensor:
-        """Scales gradients down to `grad_clip` and returns their norm before that, a scalar on the device."""
-        norm = nn.utils.clip_grad_norm_(list(parameters), self.config.grad_clip or math.inf)
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float | None = None) -> Tensor:
+        """Scales gradients down to `limit`, if not given `grad_clip` (0: leaves them), and returns their norm before
+        that, a scalar on the device."""
+        limit = self.config.grad_clip if limit is None else limit
+        norm = nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
         if self.config.sharding == "none":
             return norm
         from generators.sharding import whole
@@ -261,6 +286,11 @@ class Run:
         """
         self.images += images * self.world
         self._means.add(values, self.device)
+
+    def note(self, values: Mapping[str, float | Tensor]) -> None:
+        """Adds to the next log line what only the main process knows; the others' notes are dropped."""
+        if self.is_main:
+            self._notes.add(values, self.device)
 
     def picture(self, name: str, pixels_3HW: Tensor, step: int) -> Path:
         """Writes uint8 pixels to `pictures/<name>-<finished steps>.png` and to the trackers; returns the path."""
@@ -310,6 +340,7 @@ class Run:
                 "images": self.images,
                 "seconds": self._seconds,
                 "means": self._means.state_dict(),
+                "notes": self._notes.state_dict(),
             }
             about = {
                 "step": self.step,
@@ -348,7 +379,7 @@ class Run:
 
     def _write_line(self) -> None:
         self._check_means()
-        means = self._means.take()
+        means = self._means.take() | self._notes.take()
         if not self.is_main:
             return
         rate = self.progress.rate

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from data.errors import InputError
 from data.images import Crop, grid
@@ -25,6 +25,7 @@ from data.pipeline import Batch, DataConfig, Pipeline
 from data.shards import list_shards
 from data.splits import held_out_shards, training_shards
 from data.text import TextEncoder
+from generators.averaging import blend
 from generators.config import to_dict
 from generators.protocol import SampleOptions
 from generators.run import Run, RunConfig
@@ -129,8 +130,10 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     model = NextScaleTransformer(network)
     if config.init_from:
         run.say(start_from(model, config.init_from, tokenizer))
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    model, ema = run.prepare(model), ema.to(run.device)
+    ema = AveragedModel(model, multi_avg_fn=blend(lambda: config.ema))
+    smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
+    run.distribute(smooth, smooth.blocks, learns=False)
+    model = run.distribute(model, model.blocks)
     optimizer = torch.optim.AdamW(
         parameter_groups(run.unwrap(model), config.weight_decay), lr=config.lr, betas=config.betas, fused=True
     )
@@ -141,8 +144,6 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         config, shards, tokenizer.to(run.device), text_encoder.to(run.device), run
     )
     batches = pipeline.batches(start=run.first_batch)
-    smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
-    generator = StarGenerator(smooth, tokenizer, text_encoder)
     weights_L = scale_weights(network.schedule.lengths, config.scale_power).to(run.device)
     if config.compile:
         compile_blocks(run.unwrap(model), run.device)
@@ -171,18 +172,28 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update_parameters(run.unwrap(model))
-        if run.is_main and validation.pictures and run.due(step, config.validate_every):
-            losses_K = validation.losses(smooth, run)
-            run.log({"validation_loss": losses_K.mean(), "validation_loss_scale": losses_K})
-            validation.write(out / "validation.json", losses_K, step)
-        if run.is_main and run.sample_due(step) and config.sample_prompts:
-            prompts = config.sample_prompts
-            pixels_B3HW = generator.generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
-            run.picture("samples", grid(pixels_B3HW, columns=8), step)
+        due = validation.pictures and run.due(step, config.validate_every)
+        if due or (run.sample_due(step) and config.sample_prompts):
+            whole = run.whole(smooth, lambda: NextScaleTransformer(network))
+            if run.is_main:
+                look(config, run, StarGenerator(whole, tokenizer, text_encoder), validation, step)
+    whole = run.whole(smooth, lambda: NextScaleTransformer(network))
     if run.is_main:
-        smooth.eval()
+        generator = StarGenerator(whole, tokenizer, text_encoder)
         save(config, generator, out / "model", card(config, run, validation))
     return out / "model"
+
+
+def look(config: TrainConfig, run: Run, generator: StarGenerator, validation: "Validation", step: int) -> None:
+    """What of it is due after this step: losses of the held-out pictures, and sample pictures."""
+    if validation.pictures and run.due(step, config.validate_every):
+        losses_K = validation.losses(generator.transformer, run)
+        run.note({"validation_loss": losses_K.mean(), "validation_loss_scale": losses_K})
+        validation.write(run.out / "validation.json", losses_K, step)
+    if run.sample_due(step) and config.sample_prompts:
+        prompts = config.sample_prompts
+        pixels_B3HW = generator.generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
+        run.picture("samples", grid(pixels_B3HW, columns=8), step)
 
 
 def save(config: TrainConfig, generator: StarGenerator, path: Path, text: str) -> None:

@@ -1,0 +1,195 @@
+"""Recipes of the adversarial trainings, a table for each family.
+
+    star train stylegan-t --preset emoji-cpu --data SHARDS --out RUN [--lr=1e-3 --run.steps=2000 ...]
+
+The papers' recipes are here by name with the settings that papers and released code give; what a recipe for the emoji
+shards changes is only its scale: sizes, batch, pace of averages, and one CLIP guidance, the same for all three.
+"""
+
+from dataclasses import replace
+
+from generators import styleformer, stylegan2_discriminator, stylegan_t
+from generators.gan_config import Average, Blur, GanTrainConfig, Lazy
+from generators.projected import ProjectedConfig
+from generators.run import RunConfig
+from generators.stylegan_t import StyleGanTConfig
+
+PROMPTS = (
+    "a red apple, noto emoji style",
+    "a cat face, twemoji emoji style",
+    "a slice of pizza, fluent 3d emoji style",
+    "a turtle, fluent high contrast style",
+    "a smiling face with sunglasses, noto emoji style",
+    "the flag of Japan, twemoji emoji style",
+    "a deciduous tree, fluent flat emoji style",
+    "a red heart, blob emoji style",
+    "a taxi, fluent flat emoji style",
+    "a soccer ball, emojitwo style",
+    "a rocket, fluent 3d emoji style",
+    "a woman with red hair, blob emoji style",
+    "a dog, drawn as a black silhouette icon",
+    "a hot beverage, fxemoji style",
+    "a banana, streamline emoji style",
+    "a smiling face with heart-eyes, twemoji emoji style",
+)
+CLIP = "star/weights/clip-emoji"
+LICENCE = "MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0"
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def _run(steps: int, batch: int, every: int, **settings: object) -> RunConfig:
+    """Gradients are left as they are, as all three papers have it."""
+    return RunConfig(
+        steps=steps, batch_size=batch, grad_clip=0.0, sample_every=every, checkpoint_every=every, **settings
+    )  # type: ignore[arg-type]
+
+
+_EMOJI_CPU = _run(2400, 16, 300, log_every=25)
+_EMOJI = _run(40000, 64, 2000)
+
+# ---- StyleGAN-T (Sauer et al. 2023)
+
+_STYLEGAN_T = GanTrainConfig(
+    run=_run(195_000, 128, 5000, precision="bf16"),  # 25 million pictures
+    network=stylegan_t.CONFIGS["full-64"],
+    discriminator=ProjectedConfig(),
+    clip="openai/clip-vit-large-patch14",
+    loss="hinge",
+    loss_per_picture=True,
+    guidance=0.2,
+    blur=Blur(sigma=32.0, pictures=1_000_000),
+    lr=2e-3,
+    lr_discriminator=2e-3,
+    average=Average(half_life=40_000),
+    sample_prompts=PROMPTS,
+)
+_STYLEGAN_T_EMOJI = replace(
+    _STYLEGAN_T,
+    run=_EMOJI,
+    network=StyleGanTConfig(condition_width=256, channel_base=16384, channel_max=512, residual_blocks=2),
+    discriminator=ProjectedConfig(features=CLIP, taps=(1, 3, 5), condition_width=256),
+    clip=CLIP,
+    loss_per_picture=False,
+    guidance=1.0,
+    blur=Blur(sigma=4.0, pictures=200_000),
+    average=Average(half_life=20_000),
+    dtype="bfloat16",
+    bring_along=False,
+    licence=LICENCE,
+)
+STYLEGAN_T = {
+    "full-64": _STYLEGAN_T,
+    "full-256": replace(_STYLEGAN_T, network=stylegan_t.CONFIGS["full-256"]),
+    "full-512": replace(_STYLEGAN_T, network=stylegan_t.CONFIGS["full-512"]),
+    # Finer blocks on a trunk of 64 pixels that stays as it is: --init_from names that one.
+    "full-256-frozen-trunk": replace(_STYLEGAN_T, network=stylegan_t.CONFIGS["full-256"], phase="freeze64"),
+    "full-512-frozen-trunk": replace(_STYLEGAN_T, network=stylegan_t.CONFIGS["full-512"], phase="freeze64"),
+    # The text tower alone, behind a generator that --init_from names.
+    "full-64-text": replace(_STYLEGAN_T, phase="text_encoder", lr=3e-6, guidance=50.0),
+    "lite-64": replace(_STYLEGAN_T, network=stylegan_t.CONFIGS["lite-64"]),
+    "emoji": _STYLEGAN_T_EMOJI,
+    "emoji-cpu": replace(
+        _STYLEGAN_T_EMOJI,
+        run=_EMOJI_CPU,
+        network=StyleGanTConfig(condition_width=256, channel_base=1024, channel_max=128, residual_blocks=1, groups=8),
+        discriminator=ProjectedConfig(features=CLIP, taps=(1, 3), condition_width=256),
+        blur=Blur(sigma=2.0, pictures=5_000),
+        average=Average(half_life=1_500),
+    ),
+    "test": replace(
+        _STYLEGAN_T_EMOJI,
+        run=_run(4, 4, 2, log_every=1),
+        network=StyleGanTConfig(
+            resolution=16, condition_width=256, latent_width=16, channel_max=16, residual_blocks=1, groups=4
+        ),
+        discriminator=ProjectedConfig(features=CLIP, taps=(0,), condition_width=256, projection=8, group=4),
+        bring_along=True,
+        dtype="float32",
+    ),
+}
+
+# ---- Styleformer (Park and Kim 2022), trained as StyleGAN2-ADA is (Karras et al. 2020)
+
+_STYLEFORMER = GanTrainConfig(
+    run=_run(390_000, 64, 5000),  # 25 million pictures
+    network=styleformer.CONFIGS["celeba-64"],
+    discriminator=stylegan2_discriminator.CONFIGS["celeba-64"],
+    r1=Lazy(weight=0.0128, every=16),  # 2e-4 of the square of the side, over the batch
+    path_length=Lazy(weight=2.0, every=4),
+    style_mixing=0.9,
+    augment=("bgc",),
+    augment_limit=0.7,  # as released where keys are projected
+    average=Average(half_life=20_000),
+)
+_CIFAR = replace(
+    _STYLEFORMER,
+    run=_run(3_125_000, 32, 5000),  # 100 million pictures
+    network=styleformer.CONFIGS["cifar10"],
+    discriminator=stylegan2_discriminator.CONFIGS["cifar10"],
+    r1=Lazy(weight=0.01, every=16),
+    path_length=Lazy(),
+    style_mixing=0.0,
+    augment_limit=1.0,
+    average=Average(half_life=500_000),
+)
+_STYLEFORMER_EMOJI = replace(
+    _STYLEFORMER,
+    run=_EMOJI,
+    network=replace(styleformer.CONFIGS["emoji-64"], widths=(512, 256, 96, 48)),
+    discriminator=replace(
+        stylegan2_discriminator.CONFIGS["emoji-64"], channel_base=8192, channel_max=512, mapping_layers=8
+    ),
+    clip=CLIP,
+    guidance=1.0,
+    augment=("text",),
+    sample_prompts=PROMPTS,
+    dtype="bfloat16",
+    bring_along=False,
+    licence=LICENCE,
+)
+STYLEFORMER = {
+    "cifar10": _CIFAR,
+    "cifar10-classes": replace(
+        _CIFAR,
+        network=styleformer.CONFIGS["cifar10-classes"],
+        discriminator=stylegan2_discriminator.CONFIGS["cifar10-classes"],
+        labels=CIFAR10,
+        sample_prompts=tuple(label for label in CIFAR10 for _ in range(8)),
+    ),
+    "stl10-48": replace(
+        _STYLEFORMER,
+        network=styleformer.CONFIGS["stl10-48"],
+        discriminator=stylegan2_discriminator.CONFIGS["stl10-48"],
+        r1=Lazy(weight=0.0072, every=16),
+        augment_limit=1.0,
+    ),
+    "celeba-64": _STYLEFORMER,
+    "lsun-church-128": replace(
+        _STYLEFORMER,
+        network=styleformer.CONFIGS["lsun-church-128"],
+        discriminator=stylegan2_discriminator.CONFIGS["lsun-church-128"],
+        r1=Lazy(weight=0.0512, every=16),
+    ),
+    "emoji": _STYLEFORMER_EMOJI,
+    # At 3 epochs nothing is memorised: no augmentation; path length, which costs most, less often.
+    "emoji-cpu": replace(
+        _STYLEFORMER_EMOJI,
+        run=_EMOJI_CPU,
+        network=styleformer.CONFIGS["emoji-64"],
+        discriminator=stylegan2_discriminator.CONFIGS["emoji-64"],
+        r1=Lazy(weight=0.05, every=16),
+        path_length=Lazy(weight=2.0, every=16),
+        augment=(),
+        average=Average(half_life=1_500),
+    ),
+    "test": replace(
+        _STYLEFORMER_EMOJI,
+        run=_run(4, 4, 2, log_every=1),
+        network=replace(styleformer.CONFIGS["test"], condition_width=256),
+        discriminator=replace(stylegan2_discriminator.CONFIGS["test"], condition_width=256),
+        r1=Lazy(weight=0.05, every=2),
+        path_length=Lazy(weight=2.0, every=2),
+        bring_along=True,
+        dtype="float32",
+    ),
+}
