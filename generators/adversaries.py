@@ -52,9 +52,9 @@ def start_from(network: GanNetwork, path: str) -> str:
     Returns a line that says so. Raises InputError where it does not fit.
     """
     config = network.config
-    directory = ModelDirectory.read(path, FAMILIES[type(config)].family)  # type: ignore[arg-type, index]
+    directory = ModelDirectory.read(path, FAMILIES[type(config)].family)
     values = {name: value for name, value in directory.config.items() if name != "labels"}
-    before = from_dict(type(config), values)  # type: ignore[arg-type]
+    before = from_dict(type(config), values)
     tensors = directory.tensors()
     tensors.pop(PROJECTION, None)
     if isinstance(network, StyleGanT) and before.resolution < network.config.resolution:

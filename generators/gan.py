@@ -34,6 +34,7 @@ class GanNetwork(nn.Module, ABC):
     """A generator network as training and drawing see it. `raw` is what the discriminator sees, in the range that the
     paper trained in; `image` is in [-1, 1]."""
 
+    config: Any  # the frozen dataclass that it was built from
     conditioning: Conditioning
     resolution: tuple[int, int]  # (H, W), pixels
     latent_width: int  # Z

@@ -7,6 +7,7 @@ shards changes is only its scale: sizes, batch, pace of averages, and one CLIP g
 """
 
 from dataclasses import replace
+from typing import Any
 
 from generators import styleformer, stylegan2_discriminator, stylegan_t
 from generators.gan_config import Average, Blur, GanTrainConfig, Lazy
@@ -37,11 +38,11 @@ LICENCE = "MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def _run(steps: int, batch: int, every: int, **settings: object) -> RunConfig:
+def _run(steps: int, batch: int, every: int, **settings: Any) -> RunConfig:
     """Gradients are left as they are, as all three papers have it."""
     return RunConfig(
         steps=steps, batch_size=batch, grad_clip=0.0, sample_every=every, checkpoint_every=every, **settings
-    )  # type: ignore[arg-type]
+    )
 
 
 _EMOJI_CPU = _run(2400, 16, 300, log_every=25)

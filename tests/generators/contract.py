@@ -8,6 +8,7 @@ from torch import nn
 
 from data.errors import InputError
 from generators.protocol import Family, Generator, SampleOptions
+from tests.generators.lessons import lesson
 
 PROMPTS = ["a red circle", "a blue square", "", "ein grüner Kreis 🟢", "a red circle", "مربع أزرق", "a b c d e f g"]
 SEEDS = [0, 1, 2, 3, 7, 2**63 - 1, 0]
@@ -110,3 +111,37 @@ def takes_options(family: type[Family]) -> None:
     for options in (SampleOptions(guidance=0.0), SampleOptions(top_k=1), SampleOptions(truncation=0.0, top_p=0.5)):
         pixels_B3HW = generator.generate(prompts_for(generator)[:1], seeds=[1], options=options)
         assert pixels_B3HW.dtype == torch.uint8
+
+
+def gradient_reaches_every_parameter(family: type[Family]) -> None:
+    """In one of two steps, since what is multiplied by a zero at the start gets its gradient once that has moved."""
+    generator = family.for_test()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, loss = lesson(generator, prompts_for(generator)[:4])
+        waiting = dict(network.named_parameters())
+        for _ in range(2):
+            network.zero_grad()
+            loss().backward()
+            with torch.no_grad():
+                for name, parameter in network.named_parameters():
+                    if parameter.grad is not None and bool((parameter.grad != 0).any()):
+                        waiting.pop(name, None)
+                        parameter -= 1e-2 * parameter.grad
+    assert not waiting, f"no gradient reaches {', '.join(waiting)}"
+
+
+def learns_one_batch(family: type[Family]) -> None:
+    generator = family.for_test()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, loss = lesson(generator, prompts_for(generator)[:4])
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        losses = []
+        for _ in range(50):
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            optimizer.step()
+            losses.append(value.item())
+    assert losses[-1] < 0.5 * losses[0], f"the loss went from {losses[0]:.3g} to {losses[-1]:.3g} only"

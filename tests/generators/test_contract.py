@@ -21,6 +21,8 @@ LAWS: list[Law] = [
     contract.follows_seed_and_prompt,
     contract.refuses_impossible_requests,
     contract.takes_options,
+    contract.gradient_reaches_every_parameter,
+    contract.learns_one_batch,
 ]
 
 
@@ -32,6 +34,30 @@ def family(request: pytest.FixtureRequest) -> type[Family]:
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_law(family: type[Family], law: Law) -> None:
     law(family)
+
+
+class Deaf(ToyGenerator):
+    """A toy with a parameter that nothing reads."""
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__(width)
+        self.unread = torch.nn.Parameter(torch.zeros(3))
+
+
+class Rigid(ToyGenerator):
+    """A toy whose weights cannot move."""
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__(width)
+        self.to_image.weight.register_hook(torch.zeros_like)
+        self.to_image.bias.register_hook(torch.zeros_like)
+
+
+def test_suite_notices_what_does_not_learn() -> None:
+    with pytest.raises(AssertionError, match="no gradient reaches unread"):
+        contract.gradient_reaches_every_parameter(Deaf)
+    with pytest.raises(AssertionError, match="the loss went from"):
+        contract.learns_one_batch(Rigid)
 
 
 def test_survives_its_directory(family: type[Family], tmp_path: Path) -> None:
