@@ -30,6 +30,20 @@ def training_shards(specs: Sequence[str]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def training_sources(specs: Sequence[str], weights: Sequence[float]) -> tuple[tuple[tuple[str, ...], float], ...]:
+    """The training shards of each spec with its weight, for DataConfig.sources; one source where no weight is given.
+
+    Raises InputError unless there is one weight for each, or none.
+    """
+    if not weights:
+        return ((training_shards(specs), 1.0),)
+    if len(weights) != len(specs):
+        raise InputError(
+            f"{len(weights)} weights were given for {len(specs)} places of data; give one weight for each, or none."
+        )
+    return tuple((training_shards([spec]), float(weight)) for spec, weight in zip(specs, weights, strict=True))
+
+
 def held_out_shards(specs: Sequence[str]) -> tuple[str, ...]:
     """The shards named as held out; empty where there are none. For measuring only."""
     return tuple(shard for shard in list_shards(specs) if _words(shard) & HELD_OUT)

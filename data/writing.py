@@ -8,7 +8,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,11 +74,7 @@ class ShardWriter:
                 self._close_shard()
             if self._tar is None:
                 self._tar = tarfile.open(self._partial, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
-            for extension, content in members.items():
-                header = tarfile.TarInfo(f"{key}.{extension}")
-                header.size = len(content)
-                header.mode = MEMBER_MODE
-                self._tar.addfile(header, io.BytesIO(content))
+            add_sample(self._tar, key, members)
         except OSError as error:
             raise self._unwritable(error) from error
         self._in_shard += 1
@@ -106,11 +102,7 @@ class ShardWriter:
         self._tar.close()
         self._tar = None
         name = f"{self.prefix}-{len(self.entries):05d}.tar"
-        self.entries[name] = {
-            "samples": self._in_shard,
-            "sha256": sha256(self._partial),
-            "bytes": self._partial.stat().st_size,
-        }
+        self.entries[name] = entry_of(self._partial, self._in_shard)
         self._partial.replace(self.out / name)
         self._in_shard = self._size = 0
 
@@ -130,12 +122,44 @@ class ShardWriter:
                 self._partial.unlink(missing_ok=True)
                 return
             self._close_shard()
-            index = {"format": INDEX_FORMAT, "samples": self.samples, "bytes": self.size, "shards": self.entries}
-            partial = self.out / f".{INDEX_NAME}.part"
-            partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-            partial.replace(self.out / INDEX_NAME)
+            write_index(self.out, self.entries)
         except OSError as failure:
             raise self._unwritable(failure) from failure
+
+
+def add_sample(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
+    """Appends the members of one sample, by extension and in the given order."""
+    for extension, content in members.items():
+        header = tarfile.TarInfo(f"{key}.{extension}")
+        header.size = len(content)
+        header.mode = MEMBER_MODE
+        tar.addfile(header, io.BytesIO(content))
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Writes one shard, whole or not at all, and returns the number of its samples."""
+    partial = path.with_name(f".{path.name}.part")
+    count = 0
+    with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+        for key, members in samples:
+            add_sample(tar, key, members)
+            count += 1
+    partial.replace(path)
+    return count
+
+
+def entry_of(path: Path, samples: int) -> dict[str, Any]:
+    """What the index says of a shard."""
+    return {"samples": samples, "sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def write_index(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the index of all shards of a folder, by name."""
+    totals = {what: sum(entry[what] for entry in entries.values()) for what in ("samples", "bytes")}
+    partial = folder / f".{INDEX_NAME}.part"
+    index = {"format": INDEX_FORMAT, **totals, "shards": dict(entries)}
+    partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / INDEX_NAME)
 
 
 def read_index(folder: str | Path) -> dict[str, dict[str, Any]] | None:

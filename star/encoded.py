@@ -8,6 +8,7 @@ distinct caption's features are computed once and looked up afterwards.
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +17,30 @@ from data.errors import InputError
 from data.pipeline import Batch
 from data.progress import Progress
 from data.text import TextEncoder, TextFeatures
+from star.encoding import QuantizerOnly
 from star.teaching import Lesson, make_lesson
 from tokenizer.tokenizer import MultiScaleTokenizer
 
 logger = logging.getLogger(__name__)
+
+
+class Lessons(Protocol):
+    """Where the lessons of a training come from: encoded batch by batch, beforehand, or in shards."""
+
+    @property
+    def tokenizer(self) -> MultiScaleTokenizer | QuantizerOnly: ...
+
+    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0) -> Lesson:
+        """What is taught of a batch, see teaching.make_lesson."""
+        ...
+
+    def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:
+        """The features of a batch's prompts, some of which may have been emptied."""
+        ...
+
+    def unprepared(self) -> "Lessons":
+        """One that also serves what was not prepared for training: held-out pictures and their captions."""
+        ...
 
 
 class Encoder:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -23,19 +24,20 @@ from data.errors import InputError
 from data.images import Crop, grid
 from data.pipeline import Batch, DataConfig, Pipeline
 from data.shards import list_shards
-from data.splits import held_out_shards, training_shards
-from data.text import TextEncoder
+from data.splits import held_out_shards, training_sources
 from generators.averaging import blend
 from generators.config import to_dict
 from generators.protocol import SampleOptions
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
-from star.encoded import EncodedSet, Encoder
+from star.encoded import EncodedSet, Encoder, Lessons
+from star.encoded_shards import EncodedReader, EncodedShards
+from star.encoding import encoding_of
+from star.frozen import Frozen
 from star.generator import StarGenerator
 from star.teaching import scale_weights, token_losses, unigram_nats
 from star.transformer import NextScaleTransformer, TransformerConfig
 from star.warm_start import continued, start_from
-from tokenizer.tokenizer import MultiScaleTokenizer
 
 # Weight decay pulls towards zero what should be: matrices. Not biases, nor what is added or multiplied as it stands.
 UNDECAYED = ("bias", "log_scale", "start_position", "position_embedding", "level_embedding.weight", "modulation_offset")
@@ -73,8 +75,10 @@ class TrainConfig:
         False  # the blocks, by torch.compile: 1.3 times as fast on a CPU, after ten seconds; needs g++ there
     )
     crop: Crop = "center"
+    weights: tuple[float, ...] = ()  # of each place given as data; empty: all their shards are shuffled together
     precompute: bool = True  # latents and text features once, in memory; False: batch by batch
     workers: int = 0
+    lanes: int = 0  # see DataConfig
     held_out: float = 0.02  # share of the pictures never trained on, where no validation shards are given
     validation: tuple[str, ...] = ()  # shards; empty: those of the data that are named as held out
     validation_pictures: int = 1024  # at most
@@ -94,13 +98,14 @@ class TrainConfig:
                 f"lr is {self.lr} and validate_every {self.validate_every}, expected both positive: correct them"
             )
 
-    def network(self, tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder) -> TransformerConfig:
+    def network(self, frozen: Frozen) -> TransformerConfig:
         """The transformer that fits the frozen networks."""
+        tokenizer = frozen.tokenizer
         fresh = TransformerConfig(
             sizes=tokenizer.schedule.sizes,
             vocabulary=tokenizer.vocabulary,
             code_width=tokenizer.code_width,
-            text_width=text_encoder.width,
+            text_width=frozen.text_encoder.width,
             width=self.width,
             depth=self.depth,
             heads=self.heads,
@@ -118,18 +123,23 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
 
     Raises InputError for anything wrong with data, config or folder; see generators.run for what a run leaves behind.
     """
-    out, shards = Path(out), training_shards(data)
+    out, sources = Path(out), training_sources(data, config.weights)
     config = replace(config, validation=config.validation or held_out_shards(data))
-    tokenizer = MultiScaleTokenizer.from_directory(config.tokenizer)
-    text_encoder = TextEncoder.from_pretrained(config.text_encoder)
-    network = config.network(tokenizer, text_encoder)
-    digests = {"tokenizer": tokenizer.digest, "text_encoder": text_encoder.digest}
-    names = {"shards": [Path(shard).name for shard in shards], "network": to_dict(network), "digests": digests}
+    shards = [shard for source, _ in sources for shard in source]
+    encoding = encoding_of((*shards, *(list_shards(config.validation) if config.validation else ())))
+    if encoding is not None:
+        encoding.check_use(config.crop, config.code_noise)
+        config = replace(config, precompute=False)
+    if not config.precompute:  # what a streamed batch holds depends on it
+        config = replace(config, lanes=config.lanes or PartialState().num_processes * max(1, config.workers))
+    frozen = Frozen(config.tokenizer, config.text_encoder, encoding)
+    network = config.network(frozen)
+    names = {"shards": [Path(shard).name for shard in shards], "network": to_dict(network), "digests": frozen.digests}
     run = Run(out, config.run, to_dict(config) | names, resume)
 
     model = NextScaleTransformer(network)
     if config.init_from:
-        run.say(start_from(model, config.init_from, tokenizer))
+        run.say(start_from(model, config.init_from, frozen.tokenizer))
     ema = AveragedModel(model, multi_avg_fn=blend(lambda: config.ema))
     smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
     run.distribute(smooth, smooth.blocks, learns=False)
@@ -140,9 +150,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     run.track(model=model, ema=ema, optimizer=optimizer)
     run.restore()
 
-    pipeline, encoder, validation = prepare_data(
-        config, shards, tokenizer.to(run.device), text_encoder.to(run.device), run
-    )
+    pipeline, encoder, validation = prepare_data(config, sources, frozen, run)
     batches = pipeline.batches(start=run.first_batch)
     weights_L = scale_weights(network.schedule.lengths, config.scale_power).to(run.device)
     if config.compile:
@@ -176,22 +184,25 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         if due or (run.sample_due(step) and config.sample_prompts):
             whole = run.whole(smooth, lambda: NextScaleTransformer(network))
             if run.is_main:
-                look(config, run, StarGenerator(whole, tokenizer, text_encoder), validation, step)
+                look(config, run, whole, frozen, validation, step)
     whole = run.whole(smooth, lambda: NextScaleTransformer(network))
     if run.is_main:
-        generator = StarGenerator(whole, tokenizer, text_encoder)
-        save(config, generator, out / "model", card(config, run, validation))
+        save(config, frozen.generator(whole), out / "model", card(config, run, validation))
+        run.say(pipeline.report.text())
     return out / "model"
 
 
-def look(config: TrainConfig, run: Run, generator: StarGenerator, validation: "Validation", step: int) -> None:
+def look(
+    config: TrainConfig, run: Run, smooth: NextScaleTransformer, frozen: Frozen, validation: "Validation", step: int
+) -> None:
     """What of it is due after this step: losses of the held-out pictures, and sample pictures."""
     if validation.pictures and run.due(step, config.validate_every):
-        losses_K = validation.losses(generator.transformer, run)
+        losses_K = validation.losses(smooth, run)
         run.note({"validation_loss": losses_K.mean(), "validation_loss_scale": losses_K})
         validation.write(run.out / "validation.json", losses_K, step)
     if run.sample_due(step) and config.sample_prompts:
         prompts = config.sample_prompts
+        generator = frozen.generator(smooth)
         pixels_B3HW = generator.generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
         run.picture("samples", grid(pixels_B3HW, columns=8), step)
 
@@ -238,27 +249,34 @@ def per_scale(loss_BL: Tensor, network: TransformerConfig) -> Tensor:
 
 
 def prepare_data(
-    config: TrainConfig, shards: Sequence[str], tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder, run: Run
-) -> tuple[Pipeline, Encoder, "Validation"]:
-    """The stream of training batches, what encodes them, and what is held out."""
+    config: TrainConfig, sources: tuple[tuple[tuple[str, ...], float], ...], frozen: Frozen, run: Run
+) -> tuple[Pipeline, Lessons, "Validation"]:
+    """The stream of training batches, what makes lessons of them, and what is held out."""
     settings = DataConfig(
-        shards=tuple(shards),
-        resolution=tokenizer.resolution,
+        sources=sources,
+        resolution=frozen.tokenizer.resolution,
         crop=config.crop,
         workers=config.workers,
         seed=config.run.seed,
+        lanes=config.lanes,
         cache=config.precompute,
     )
-    pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
+    reader = None if frozen.encoding is None else EncodedReader(frozen.encoding.config)
+    pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world, reader=reader)
     half = config.run.precision == "bf16"
-    every = Pipeline(replace(settings, workers=0), batch_size=64)  # every rank needs all of it
-    if config.precompute:
-        encoder: Encoder = EncodedSet(tokenizer, text_encoder, run.device, every.one_pass(), half=half)
+    every = Pipeline(replace(settings, workers=0), batch_size=64, reader=reader)  # every rank needs all of it
+    encoder: Lessons
+    if frozen.encoding is not None:
+        encoder = EncodedShards(frozen.encoding, run.device)
+    elif config.precompute:
+        encoder = EncodedSet(*frozen.networks(run.device), run.device, every.one_pass(), half=half)
     else:
-        encoder = Encoder(tokenizer, text_encoder, run.device, half=half)
+        encoder = Encoder(*frozen.networks(run.device), run.device, half=half)
     if config.validation:
         source = Pipeline(
-            replace(settings, shards=tuple(list_shards(config.validation)), workers=0, cache=False), batch_size=64
+            replace(settings, sources=((config.validation, 1.0),), workers=0, cache=False),
+            batch_size=64,
+            reader=reader,
         )
         held = Validation(config, encoder, _some(source.one_pass(), config.validation_pictures), skip=False)
     else:
@@ -277,7 +295,7 @@ def is_held_out(key: str, share: float) -> bool:
 class Validation:
     """Held-out pictures: what they cost the network, and what they would cost knowing only how frequent codes are."""
 
-    def __init__(self, config: TrainConfig, encoder: Encoder, batches: Iterator[Batch], *, skip: bool) -> None:
+    def __init__(self, config: TrainConfig, encoder: Lessons, batches: Iterator[Batch], *, skip: bool) -> None:
         """skip: the held-out pictures are among the training shards, to be left out there by `without_held_out`."""
         self.share = config.held_out if skip else 0.0
         plain = encoder.unprepared()
@@ -304,7 +322,7 @@ class Validation:
         return batch.pick(places)
 
     @torch.no_grad()
-    def count_codes(self, encoder: Encoder, every: Pipeline, most: int = 20000) -> None:
+    def count_codes(self, encoder: Lessons, every: Pipeline, most: int = 20000) -> None:
         """Counts the codes of up to `most` training pictures and measures the held-out ones against them."""
         if not self.lessons:
             return

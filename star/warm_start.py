@@ -15,6 +15,7 @@ import torch
 from data.errors import InputError
 from generators.checkpoint import ModelDirectory, load_into
 from generators.config import from_dict
+from star.encoding import QuantizerOnly
 from star.transformer import NextScaleTransformer, TransformerConfig
 from tokenizer.tokenizer import FAMILY as TOKENIZER_FAMILY
 from tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig, codes_digest
@@ -47,7 +48,7 @@ def continued(path: str | Path, fresh: TransformerConfig) -> TransformerConfig:
 
 
 @torch.no_grad()
-def start_from(model: NextScaleTransformer, path: str | Path, tokenizer: MultiScaleTokenizer) -> str:
+def start_from(model: NextScaleTransformer, path: str | Path, tokenizer: MultiScaleTokenizer | QuantizerOnly) -> str:
     """Loads a STAR model directory into a network of `continued` and says in one line what was not taken from there.
 
     Raises InputError if the tokenizer's codes mean something else than those the model was trained with, if the
@@ -74,7 +75,7 @@ def start_from(model: NextScaleTransformer, path: str | Path, tokenizer: MultiSc
     return f"starting from {path}" + (f"; new are {_shorten(anew)}" if anew else "")
 
 
-def _check_tokenizer(directory: ModelDirectory, tokenizer: MultiScaleTokenizer) -> None:
+def _check_tokenizer(directory: ModelDirectory, tokenizer: MultiScaleTokenizer | QuantizerOnly) -> None:
     """The scales may differ, nothing else that gives a code its meaning."""
     place = directory.resolve("tokenizer")
     theirs = ModelDirectory.read(place, family=TOKENIZER_FAMILY)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -238,8 +239,9 @@ def test_a_missing_tokenizer_is_told(house: Path, tmp_path: Path) -> None:
 
 
 def test_every_preset_is_a_network() -> None:
+    frozen: Any = SimpleNamespace(tokenizer=tiny_tokenizer(), text_encoder=tiny_text_encoder())
     for name, preset in PRESETS.items():
-        network = preset.network(tiny_tokenizer(), tiny_text_encoder())
+        network = preset.network(frozen)
         assert network.width == preset.width, name
         assert network.vocabulary == 32
 
