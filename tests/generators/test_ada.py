@@ -138,7 +138,7 @@ def test_flips_and_quarter_turns() -> None:
     torch.testing.assert_close(moved("xflip", 0.9, image_B3HW), image_B3HW, rtol=0, atol=4e-2)
     for quarters in range(4):
         turned = moved("rotate90", quarters + 0.5, image_B3HW)
-        fits = [turns for turns in range(4) if torch.allclose(turned, image_B3HW.rot90(turns, (2, 3)), atol=4e-2)]
+        fits = [turns for turns in range(4) if torch.allclose(turned, image_B3HW.rot90(turns, (2, 3)), atol=6e-2)]
         assert fits == [quarters]
 
 
