@@ -30,7 +30,7 @@ from eval.record import Measured, Picture, Record, folder_of, write, write_pictu
 from eval.scoring import Load, Networks, Pictures, Scores, Scoring
 from eval.sheet import write_sheet
 from generators import registry
-from generators.config import to_dict
+from generators.config import from_dict, to_dict
 from generators.protocol import LARGEST_SEED, SampleOptions
 
 PROTOCOL = "emoji-64"
@@ -108,16 +108,17 @@ def evaluate(asked: Asked, processes: Processes, load: Load = extractor) -> Reco
     layout = survey(asked.benchmark)
     if not asked.skip_bad:
         refuse(layout.faults, asked.benchmark)
-    options = _options(asked) if asked.model else SampleOptions()
+    manifest = _manifest(asked, rules, layout)
+    check(folder, manifest)
     networks = Networks(rules.metrics, processes.device, load)
     notes = asked.cache or folder / "features"
     with _timed(times, "read"):
         items, references, faults = _readable(asked, layout, rules, notes, processes)
     with _timed(times, "draw"):
         drawn = (
-            _by_model(asked, rules, options, layout, items, processes)
+            _by_model(asked, rules, manifest, items, processes)
             if asked.model
-            else _made_elsewhere(asked, items, folder, processes)
+            else _made_elsewhere(asked, manifest, items, processes)
         )
     chosen = {item.key: references[item.key] for item in drawn.items}
     size = _size(rules, drawn, asked)
@@ -151,8 +152,18 @@ def evaluate(asked: Asked, processes: Processes, load: Load = extractor) -> Reco
     return record
 
 
-def _options(asked: Asked) -> SampleOptions:
-    return replace(registry.recommended(asked.model), **asked.options)
+def _manifest(asked: Asked, rules: Rules, layout: Layout) -> dict[str, Any]:
+    """All that the pictures of the folder beside the record are a function of."""
+    if asked.drawn is not None:
+        return {"source": "folder", "name": asked.drawn.resolve().name, "prompts": layout.prompts}
+    return {
+        "source": "model",
+        "digest": model_digest(asked.model),
+        "prompts": layout.prompts,
+        "seed": asked.seed,
+        "seeds": rules.seeds,
+        "options": to_dict(replace(registry.recommended(asked.model), **asked.options)),
+    }
 
 
 def _readable(
@@ -170,22 +181,13 @@ def _readable(
 
 
 def _by_model(
-    asked: Asked, rules: Rules, options: SampleOptions, layout: Layout, items: list[Item], processes: Processes
+    asked: Asked, rules: Rules, manifest: Mapping[str, Any], items: list[Item], processes: Processes
 ) -> Drawn:
     """Draws what is missing. A model whose pictures are all there is not loaded."""
-    folder = folder_of(asked.out)
-    manifest: dict[str, Any] = {
-        "source": "model",
-        "digest": model_digest(asked.model),
-        "prompts": layout.prompts,
-        "seed": asked.seed,
-        "seeds": rules.seeds,
-        "options": to_dict(options),
-    }
-    source = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    folder, options = folder_of(asked.out), from_dict(SampleOptions, manifest["options"])
     told = check(folder, manifest)
     files = [picture_of(folder, item) for item in items]
-    ready = bool(told) and all(map(is_whole, files))
+    ready = told is not None and all(map(is_whole, files))
     processes.wait()  # before anybody draws, so that all find the same
     if told is None or not ready:
         generator = registry.build(asked.model, device=processes.device)
@@ -205,24 +207,24 @@ def _by_model(
         seed=asked.seed,
         options=manifest["options"],
     )
+    source = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     return Drawn(measured=measured, items=items, files=files, source=source)
 
 
-def _made_elsewhere(asked: Asked, items: list[Item], folder: Path, processes: Processes) -> Drawn:
+def _made_elsewhere(asked: Asked, manifest: Mapping[str, Any], items: list[Item], processes: Processes) -> Drawn:
     """Links to the pictures of a folder, under the names that drawn pictures have."""
     assert asked.drawn is not None
+    folder = folder_of(asked.out)
     pictures, seen, faults = elsewhere.gather(
         asked.drawn, items, folder / "features", processes, allow_missing=asked.allow_missing
     )
     there = [item for item in items if item.key in seen]
-    manifest = {"source": "folder", "model": asked.drawn.resolve().name}
-    check(folder, manifest)
     if processes.is_main:
         claim(folder, manifest)
         elsewhere.link(pictures, folder / "pictures")
     processes.wait()
     measured = Measured(
-        name=manifest["model"], source="folder", digest=digest_of(seen), resolution=elsewhere.common_size(seen)
+        name=manifest["name"], source="folder", digest=digest_of(seen), resolution=elsewhere.common_size(seen)
     )
     return Drawn(
         measured=measured,
