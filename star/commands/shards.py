@@ -2,13 +2,15 @@
 
 import argparse
 
+from star.commands import bench, encode
+
 # As data.sources and data.shards have them; not imported from there, since help must be instant.
 KINDS = ("folder", "table", "shards", "mjhq")
 FORMATS = ("keep", "png", "webp", "jpg")
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("data", help="pack pictures into shards, check shards, make synthetic ones")
+    parser = commands.add_parser("data", help="pack, check, encode and time shards, make synthetic ones")
     actions = parser.add_subparsers(metavar="ACTION", title="actions", required=True)
 
     pack = actions.add_parser(
@@ -55,6 +57,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     synthetic.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     synthetic.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
     synthetic.set_defaults(work=synthetic_work)
+    for command in (encode, bench):
+        command.add(actions)
 
 
 def pack_work(args: argparse.Namespace) -> int:

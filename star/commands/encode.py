@@ -1,0 +1,47 @@
+"""`star data encode`: shards of pictures to shards of codes and text features, which train without either network."""
+
+import argparse
+
+CROPS = ("center", "squash", "pad")  # as data.images has them; not imported from there, since help must be instant
+
+
+def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = actions.add_parser(
+        "encode",
+        help="pictures to codes and text features, once for all trainings",
+        description="Writes each shard anew, with the codes of its pictures and the features of its captions in place "
+        "of the pictures; `star train star --data OUT` then loads neither network. An interrupted call goes on when it "
+        "is repeated. Under torchrun, processes share the shards.",
+    )
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders, tars, patterns, URLs or lists")
+    parser.add_argument("--out", required=True, metavar="OUT", help="folder for the encoded shards")
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="a tokenizer's model directory")
+    parser.add_argument("--text-encoder", required=True, metavar="DIR", help="a directory or hub id")
+    parser.add_argument(
+        "--latents", action="store_true", help="also keep what training with code noise needs; several times larger"
+    )
+    parser.add_argument("--crop", choices=CROPS, default="center", help="as the training asks (default: %(default)s)")
+    parser.add_argument("--half", action="store_true", help="compute codes under bfloat16 autocast")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="pictures at once (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode pictures")
+    parser.set_defaults(work=work)
+
+
+def work(args: argparse.Namespace) -> int:
+    """Encodes and reports."""
+    from star.encode_shards import encode
+
+    report = encode(
+        args.shards,
+        args.out,
+        tokenizer=args.tokenizer,
+        text_encoder=args.text_encoder,
+        crop=args.crop,
+        latents=args.latents,
+        batch_size=args.batch,
+        workers=args.workers,
+        half=args.half,
+        progress=True,
+    )
+    print(report.text())
+    return 0
