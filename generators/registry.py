@@ -226,6 +226,7 @@ register_family("star", "star.generator:StarGenerator")
 register_family("var", "star.class_generator:VarGenerator")
 register_family("styleformer", "generators.styleformer:StyleformerGenerator")
 register_family("stylegan-t", "generators.stylegan_t:StyleGanTGenerator")
+register_family("stylenat", "generators.stylenat:StyleNatGenerator")
 register("star-emoji", Entry(family="star", weights=Weights(location="package:star/weights/star-emoji")))
 
 # What the papers published (star/catalogue.py): fetched from the hub and converted when first asked for.
