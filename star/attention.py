@@ -84,6 +84,11 @@ class _Heads(nn.Module):
         return rotate_to_unit(keys, rotation).to(keys.dtype)
 
 
+def project(layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer without bias of its own, plus one; a layer that an adapter stands around computes by itself."""
+    return F.linear(x, layer.weight, bias) if type(layer) is nn.Linear else layer(x) + bias
+
+
 class SelfAttention(_Heads):
     """Tokens attend to tokens: to scales so far while training, to everything in the cache while drawing."""
 
@@ -103,7 +108,7 @@ class SelfAttention(_Heads):
         sight: what a token may look at, all if None; a Tensor is an additive mask (l, L).
         """
         bias = torch.cat((self.query_bias, self.key_bias, self.value_bias))
-        fused = F.linear(x_BlC, self.query_key_value.weight, bias)
+        fused = project(self.query_key_value, x_BlC, bias)
         queries, keys, values = (self.split(part) for part in fused.chunk(3, dim=-1))  # each (B, N, l, d)
         queries, keys = self.shape_queries(queries, rotation), self.shape_keys(keys, rotation)
         if cache is not None:
@@ -123,13 +128,13 @@ class CrossAttention(_Heads):
 
     def encode_text(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, N, T, d) of the text."""
-        fused = F.linear(tokens_BTD, self.key_value.weight, torch.cat((self.key_bias, self.value_bias)))
+        fused = project(self.key_value, tokens_BTD, torch.cat((self.key_bias, self.value_bias)))
         keys, values = (self.split(part) for part in fused.chunk(2, dim=-1))
         return self.shape_keys(keys, None), values
 
     def forward(self, x_BlC: Tensor, keys_BNTd: Tensor, values_BNTd: Tensor, mask_B11T: Tensor) -> Tensor:
         """(B, l, C) -> (B, l, C)."""
-        queries = self.split(F.linear(x_BlC, self.query.weight, self.query_bias))
+        queries = self.split(project(self.query, x_BlC, self.query_bias))
         return self.merge(
             attend(self.shape_queries(queries, None), keys_BNTd, values_BNTd, mask_B11T, self.scale, self.backend)
         )

@@ -67,6 +67,12 @@ def _replacements(quantizer: Quantizer, codes_Bl: Tensor, neighbours: int) -> Te
     return near_Vn[codes_Bl, torch.randint_like(codes_Bl, near_Vn.shape[1])]
 
 
+def taught_lengths(schedule: ScaleSchedule, keep_last: float) -> tuple[int, ...]:
+    """Tokens of each scale that take part where a share of the finest does."""
+    *coarser, finest = schedule.lengths
+    return (*coarser, max(1, round(keep_last * finest)))
+
+
 def draw_taught(schedule: ScaleSchedule, keep_last: float) -> Tensor | None:
     """The tokens that take part in a step, int64, ascending: all coarser scales and a random share of the finest.
 
@@ -75,8 +81,7 @@ def draw_taught(schedule: ScaleSchedule, keep_last: float) -> Tensor | None:
     scale misses the neighbours that are left out: its loss is what a full pass would give if nobody saw those, and that
     is the approximation. One draw serves the whole batch (torch's global generator).
     """
-    length = schedule.lengths[-1]
-    kept = max(1, round(keep_last * length))
+    length, kept = schedule.lengths[-1], taught_lengths(schedule, keep_last)[-1]
     if kept == length:
         return None
     start = schedule.length - length

@@ -30,12 +30,13 @@ from generators.config import to_dict
 from generators.protocol import SampleOptions
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
+from star.backends import refuse_untrainable
 from star.encoded import EncodedSet, Encoder, Lessons
 from star.encoded_shards import EncodedReader, EncodedShards
 from star.encoding import encoding_of
 from star.frozen import Frozen
 from star.generator import StarGenerator
-from star.teaching import scale_weights, token_losses, unigram_nats
+from star.teaching import draw_taught, scale_weights, taught_lengths, token_losses, unigram_nats
 from star.transformer import NextScaleTransformer, TransformerConfig
 from star.warm_start import continued, start_from
 
@@ -56,21 +57,25 @@ class TrainConfig:
     heads: int = 8
     mlp_ratio: float = 4.0
     dropout: float = 0.0
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see backends.py
+    checkpointing: bool = False  # blocks are computed twice, and only their inputs kept in between
     drop_path: float = 0.0
     head_float32: bool = True
     lr: float = 1e-4
     warmup: int = 100  # steps
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     lr_floor: float = 0.01  # of lr, at the end
+    lr_hold: float = 0.0  # share of the steps after the warm-up that stay at lr
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     ema: float = 0.999
     caption_dropout: float = 0.1  # share of captions replaced by the empty prompt, which guidance needs
+    caption_dropout_above: int = 0  # characters: shorter captions are never replaced
     code_noise: float = 0.0  # see teaching.make_lesson
     noise_neighbours: int = 0
     label_smoothing: float = 0.0
     scale_power: float = 1.0  # see teaching.scale_weights
+    keep_last_scale: float = 1.0  # share of the finest scale's tokens that a step computes, see teaching.draw_taught
     compile: bool = (
         False  # the blocks, by torch.compile: 1.3 times as fast on a CPU, after ten seconds; needs g++ there
     )
@@ -90,9 +95,14 @@ class TrainConfig:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "drop_path", "caption_dropout", "code_noise", "label_smoothing", "held_out", "ema"):
+        shares = ("dropout", "drop_path", "caption_dropout", "code_noise", "label_smoothing", "held_out", "ema")
+        for name in (*shares, "lr_hold"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1: correct it")
+        if not 0 < self.keep_last_scale <= 1:
+            raise InputError(
+                f"keep_last_scale is {self.keep_last_scale}, expected a share above 0 and up to 1: correct it"
+            )
         if self.lr <= 0 or self.validate_every < 1:
             raise InputError(
                 f"lr is {self.lr} and validate_every {self.validate_every}, expected both positive: correct them"
@@ -101,11 +111,23 @@ class TrainConfig:
     def network(self, frozen: Frozen) -> TransformerConfig:
         """The transformer that fits the frozen networks."""
         tokenizer = frozen.tokenizer
-        fresh = TransformerConfig(
+        fresh = self.fresh_network(
             sizes=tokenizer.schedule.sizes,
             vocabulary=tokenizer.vocabulary,
             code_width=tokenizer.code_width,
             text_width=frozen.text_encoder.width,
+        )
+        return continued(self.init_from, fresh) if self.init_from else fresh
+
+    def fresh_network(
+        self, *, sizes: tuple[int, ...], vocabulary: int, code_width: int, text_width: int
+    ) -> TransformerConfig:
+        """The transformer for networks of these shapes, wherever its weights start."""
+        return TransformerConfig(
+            sizes=sizes,
+            vocabulary=vocabulary,
+            code_width=code_width,
+            text_width=text_width,
             width=self.width,
             depth=self.depth,
             heads=self.heads,
@@ -113,9 +135,9 @@ class TrainConfig:
             dropout=self.dropout,
             drop_path=self.drop_path,
             attention=self.attention,
+            checkpointing=self.checkpointing,
             head_float32=self.head_float32,
         )
-        return continued(self.init_from, fresh) if self.init_from else fresh
 
 
 def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
@@ -132,6 +154,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         config = replace(config, precompute=False)
     if not config.precompute:  # what a streamed batch holds depends on it
         config = replace(config, lanes=config.lanes or PartialState().num_processes * max(1, config.workers))
+    refuse_untrainable(config.attention, PartialState().device)
     frozen = Frozen(config.tokenizer, config.text_encoder, encoding)
     network = config.network(frozen)
     names = {"shards": [Path(shard).name for shard in shards], "network": to_dict(network), "digests": frozen.digests}
@@ -151,8 +174,9 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     run.restore()
 
     pipeline, encoder, validation = prepare_data(config, sources, frozen, run)
-    batches = pipeline.batches(start=run.first_batch)
-    weights_L = scale_weights(network.schedule.lengths, config.scale_power).to(run.device)
+    batches = run.feed(pipeline.batches(start=run.first_batch))
+    lengths = taught_lengths(network.schedule, config.keep_last_scale)
+    weights_L = scale_weights(lengths, config.scale_power).to(run.device)
     if config.compile:
         compile_blocks(run.unwrap(model), run.device)
     model.train()
@@ -164,18 +188,24 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
             warmup=config.warmup,
             shape=config.schedule,
             floor=config.lr_floor,
+            hold=config.lr_hold,
         )
         set_lr(optimizer, lr)
         for _ in run.micro_steps(model):
             batch = validation.without_held_out(next(batches))
             lesson = encoder.lesson(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
-            text = encoder.batch_text(batch, drop_captions(batch.prompts, config.caption_dropout))
+            prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
+            text = encoder.batch_text(batch, prompts)
+            taught_L, codes_BL = draw_taught(network.schedule, config.keep_last_scale), lesson.codes_BL
+            if taught_L is not None:
+                taught_L = taught_L.to(run.device)
+                codes_BL = codes_BL[:, taught_L]
             with run.autocast():
-                logits_BLV = model(lesson.teacher_input_BlE, text)
-                loss_BL = token_losses(logits_BLV, lesson.codes_BL, config.label_smoothing)
+                logits_BLV = model(lesson.teacher_input_BlE, text, taught_L=taught_L)
+                loss_BL = token_losses(logits_BLV, codes_BL, config.label_smoothing)
             loss = (loss_BL.mean(dim=0) * weights_L).sum()
             run.backward(loss)
-            run.log({"loss": loss.detach(), "loss_scale": per_scale(loss_BL, network)}, images=len(batch))
+            run.log({"loss": loss.detach(), "loss_scale": per_scale(loss_BL, lengths)}, images=len(batch))
         run.log({"grad_norm": run.clip(model.parameters()), "lr": lr})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -237,15 +267,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
-def drop_captions(prompts: Sequence[str], share: float) -> list[str]:
-    """Some prompts emptied at random (torch's global generator, which the run seeds for each step)."""
-    kept = torch.rand(len(prompts)) >= share
-    return [prompt if keep else "" for prompt, keep in zip(prompts, kept.tolist(), strict=True)]
+def drop_captions(prompts: Sequence[str], share: float, *, above: int = 0) -> list[str]:
+    """Some prompts of more than `above` characters emptied at random (torch's global generator, which the run seeds
+    for each step)."""
+    kept = (torch.rand(len(prompts)) >= share).tolist()
+    return [prompt if keep or len(prompt) <= above else "" for prompt, keep in zip(prompts, kept, strict=True)]
 
 
-def per_scale(loss_BL: Tensor, network: TransformerConfig) -> Tensor:
-    """Mean loss (K,) of each scale, without gradient."""
-    return torch.stack([part.mean() for part in network.schedule.split(loss_BL.detach())])
+def per_scale(loss_BL: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Mean loss (K,) of each scale of so many tokens, without gradient."""
+    return torch.stack([part.mean() for part in loss_BL.detach().split(list(lengths), dim=1)])
 
 
 def prepare_data(
@@ -346,7 +377,7 @@ class Validation:
         for lesson, text in zip(self.lessons, self.texts, strict=True):
             with run.autocast():
                 loss_BL = token_losses(network(lesson.teacher_input_BlE, text), lesson.codes_BL)
-            total_K += per_scale(loss_BL, network.config) * len(loss_BL)
+            total_K += per_scale(loss_BL, self.schedule.lengths) * len(loss_BL)
         network.train(was_training)
         return total_K / self.pictures if self.pictures else total_K + float("nan")
 

@@ -43,6 +43,7 @@ def continued(path: str | Path, fresh: TransformerConfig) -> TransformerConfig:
         dropout=fresh.dropout,
         drop_path=fresh.drop_path,
         attention=fresh.attention,
+        checkpointing=fresh.checkpointing,
         head_float32=fresh.head_float32,
     )
 
