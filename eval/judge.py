@@ -113,7 +113,7 @@ def train(config: JudgeTrainConfig, *, data: Sequence[str], out: str | Path, res
     optimizer = torch.optim.AdamW(_groups(network, config.weight_decay), betas=(0.9, 0.99), fused=True)
     run.track(network=network, optimizer=optimizer)
     run.restore()
-    batches = pipeline.batches(start=run.first_batch)
+    batches = run.feed(pipeline.batches(start=run.first_batch))
     for step in run.steps():
         rate = lr_at(step, peak=config.learning_rate, steps=config.run.steps, warmup=config.warmup)
         set_lr(optimizer, rate)

@@ -5,7 +5,7 @@
     model = run.prepare(model)
     run.track(model=model, optimizer=optimizer)
     run.restore()                                        # the newest checkpoint, where --resume asks for it
-    batches = pipeline.batches(start=run.first_batch)
+    batches = run.feed(pipeline.batches(start=run.first_batch))
     for step in run.steps():                             # seeds, saves, stops on signals, shows progress
         set_lr(optimizer, lr_at(step, peak=1e-4, steps=config.run.steps, warmup=100))
         for _ in run.micro_steps(model):                 # gradient accumulation
@@ -44,12 +44,14 @@ from data.progress import Progress, clock
 from generators import snapshots
 from generators.config import differences
 from generators.metrics import DivergenceError, Means, append_line, forget_lines_after
+from generators.pace import Pace
 from generators.signals import Stopped, StopRequest
 
+Item = TypeVar("Item")
 Network = TypeVar("Network", bound=nn.Module)
 
 # Fields that may change between a run and its continuation: they change what is shown and kept, never what is learnt.
-FREE_FIELDS = frozenset({"log_every", "sample_every", "checkpoint_every", "keep", "trackers", "workers"})
+FREE_FIELDS = frozenset({"log_every", "sample_every", "checkpoint_every", "keep", "trackers", "peak_tflops", "workers"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,12 +70,13 @@ class RunConfig:
     checkpoint_every: int = 1000
     keep: int = 2  # checkpoints
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)  # beside metrics.jsonl
+    peak_tflops: float = 0.0  # of one device by its data sheet, to log how much of it is used; 0: not stated
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"run.{name} is {getattr(self, name)}, expected at least 1: correct it")
-        for name in ("seed", "grad_clip", "sample_every"):
+        for name in ("seed", "grad_clip", "sample_every", "peak_tflops"):
             if getattr(self, name) < 0:
                 raise InputError(f"run.{name} is {getattr(self, name)}, expected at least 0: correct it")
 
@@ -113,6 +116,7 @@ class Run:
         self.tracked: dict[str, Stateful] = {}
         self._means = Means()  # of what was logged since the last line
         self._notes = Means()  # of what the main process alone knows
+        self.pace = Pace(config.peak_tflops, self.world)
         self._seconds = 0.0  # of training, over all starts of this run
         self._stop = StopRequest(self.say)
         self.progress = Progress(None, unit="steps", rate_unit="images", bar=False)  # until steps() begins
@@ -219,13 +223,20 @@ class Run:
             with self._stop:
                 while self.step < self.config.steps:
                     self.seed(rank=self.rank, step=self.step)
+                    self.pace.begin()
                     yield self.step
+                    if hint := self.pace.end():
+                        self.say(hint)
                     self._finish_step()
             self.say(f"{self.config.steps} steps and {self.images} images in {clock(self._seconds)}; wrote {self.out}")
         finally:
             self.progress.close()
             for tracker in self.accelerator.trackers:
                 tracker.finish()
+
+    def feed(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """The same batches; the time spent waiting for them is logged, and told where it starves the device."""
+        return self.pace.feed(batches)
 
     def micro_steps(self, *modules: nn.Module) -> Iterator[int]:
         """The micro-batches of one optimiser step; gradients of `modules` are exchanged in the last one only."""
@@ -385,8 +396,9 @@ class Run:
         rate = self.progress.rate
         self.progress.values = {name: value for name, value in means.items() if "/" not in name}
         state = {"step": self.step, "images": self.images, "seconds": round(self._seconds, 3)}
-        append_line(self.out / "metrics.jsonl", {**state, "images_per_second": round(rate, 3), **means})
-        self.accelerator.log({**means, "images_per_second": rate}, step=self.step)
+        pace = {"images_per_second": round(rate, 3), **self.pace.line(rate)}
+        append_line(self.out / "metrics.jsonl", {**state, **pace, **means})
+        self.accelerator.log({**means, **pace}, step=self.step)
 
     def _check_means(self) -> None:
         """Means over all processes; a loss that is not finite ends the run before it can be saved."""

@@ -48,7 +48,7 @@ def train(config: GanTrainConfig, *, data: Sequence[str], out: str | Path, resum
         cache=config.cache,
     )
     pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
-    batches = pipeline.batches(start=run.first_batch)
+    batches = run.feed(pipeline.batches(start=run.first_batch))
     for step in run.steps():
         draws = Draws(config.run.seed, step, run.rank, run.world)
         lessons = [_lesson(game, next(batches), draws, micro) for micro in range(config.run.accumulate)]

@@ -121,7 +121,7 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
     )
     run.track(pair=pair, optimizer=optimizer)
     run.restore()
-    batches = pipeline.batches(start=run.first_batch)
+    batches = run.feed(pipeline.batches(start=run.first_batch))
     for step in run.steps():
         rate = lr_at(step, peak=config.learning_rate, steps=config.run.steps, warmup=config.warmup)
         set_lr(optimizer, rate)

@@ -127,7 +127,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
         run.track(discriminator=adversary.network, discriminator_optimizer=adversary.optimizer)
     run.restore()
 
-    batches = pipeline.batches(start=run.first_batch)
+    batches = run.feed(pipeline.batches(start=run.first_batch))
     for step in run.steps():
         lr = lr_at(
             step, peak=config.lr, steps=config.lr_steps or config.run.steps, warmup=config.warmup, floor=config.lr_floor
