@@ -6,6 +6,9 @@
 Whatever a pickle names is looked up in one table of harmless stand-ins, and refused by name if it is not there. A
 network comes as one dictionary with its source and its state; the source is never looked at. Tensors carry bytes of
 torch.save inside, which torch's weights-only reader reads.
+
+Programs that pickle their networks as they are name their own modules all over the file. For those a reader is told a
+pattern: what it fits is replaced by something that takes everything and does nothing.
 """
 
 import io
@@ -60,6 +63,25 @@ class Saved:
                 yield from layer._named(f"{prefix}{name}.")
 
 
+class _Passive(Saved):
+    """Stands for a class or a function of a program that is not at hand."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __call__(self, *_: Any, **__: Any) -> "_Passive":
+        return _Passive()
+
+    def __setitem__(self, _key: Any, _value: Any) -> None:
+        pass
+
+    def append(self, _item: Any) -> None:
+        pass
+
+    def extend(self, _items: Any) -> None:
+        pass
+
+
 class _Attributes(dict[str, Any]):
     """Stands for the dictionary class of the StyleGAN line, whose keys are attributes too."""
 
@@ -74,12 +96,15 @@ class _NumberType:
         self.order = ">" if state[1] == ">" else "<"
 
 
-def read_pickle(path: str | Path) -> Any:
-    """The content of a pickle file. Raises InputError if it is missing, cut short, or names anything unknown."""
+def read_pickle(path: str | Path, passive: re.Pattern[str] | None = None) -> Any:
+    """The content of a pickle file. Raises InputError if it is missing, cut short, or names anything unknown.
+
+    passive: full names of the classes and functions that are replaced by stand-ins.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            return _Reader(file, path).load()
+            return _Reader(file, path, passive).load()
     except InputError:
         raise
     except OSError as error:
@@ -92,9 +117,9 @@ def read_pickle(path: str | Path) -> Any:
 
 
 class _Reader(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], path: Path) -> None:
+    def __init__(self, file: IO[bytes], path: Path, passive: re.Pattern[str] | None) -> None:
         super().__init__(file)
-        self.path = path
+        self.path, self.passive = path, passive
         self.known: dict[str, Callable[..., Any]] = {
             "torch_utils.persistence._reconstruct_persistent_obj": _rebuild_saved,
             "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
@@ -121,6 +146,8 @@ class _Reader(pickle.Unpickler):
             return type(name, (Saved,), {})
         if TYPES.fullmatch(full):
             return getattr(torch, name)
+        if self.passive is not None and self.passive.fullmatch(full):
+            return type(name, (_Passive,), {})
         raise self._refusal(full)
 
     def persistent_load(self, pid: Any) -> Any:

@@ -1,13 +1,16 @@
 """The names that the released StyleGAN-T code gives its tensors, and ours: generator and discriminator heads.
 
 Read strictly: a key without a counterpart is refused by name. `None` marks what our networks do not store: the low-pass
-filter, which is a constant, and the frozen towers (CLIP's text, DINO's image tower), which come as models of their own.
+filter, which is held against ours, and the towers (CLIP's text, DINO's image tower), which are models of their own.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor
+
+from generators.layers import fir_kernel
 
 _Table = tuple[tuple[str, str | None], ...]
 
@@ -68,9 +71,14 @@ _HEAD: _Table = (
 def rename_generator(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A released generator's state dict under our names, ready for load_state_dict(strict=True).
 
-    Raises ValueError for a name never seen.
+    Raises ValueError for a name never seen, and for another low-pass filter than ours.
     """
     return _rename(released, _generator_key)
+
+
+def generator_keys(released: Iterable[str]) -> dict[str, str | None]:
+    """For each released name of the generator ours. Raises ValueError for a name never seen."""
+    return {key: _generator_key(key) for key in released}
 
 
 def rename_head(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,5 +117,12 @@ def _find(rest: str, table: _Table, prefix: str, key: str) -> str | None:
 
 
 def _rename(released: Mapping[str, Tensor], our_key: Callable[[str], str | None]) -> dict[str, Tensor]:
-    renamed = {our_key(key): tensor for key, tensor in released.items()}
-    return {key: tensor for key, tensor in renamed.items() if key is not None}
+    renamed = {}
+    for key, tensor in released.items():
+        if (ours := our_key(key)) is not None:
+            renamed[ours] = tensor
+        elif key.endswith("resample_filter"):
+            kernel_kk = fir_kernel()
+            if tensor.shape != kernel_kk.shape or not torch.allclose(tensor.float(), kernel_kk, atol=1e-6):
+                raise ValueError(f"{key} is another filter than 1, 3, 3, 1")
+    return renamed

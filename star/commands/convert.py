@@ -6,8 +6,13 @@ import importlib
 from data.errors import InputError
 from star.catalogue import KINDS, RELEASED, TOKENIZER_FILE
 
-# The style-based GANs' converters, "module:function", called with the file and the folder: shapes tell them everything.
-GANS = {"styleformer": "generators.released_styleformer:convert_styleformer"}
+# The style-based GANs' converters, "module:function", called with the file and the folder, and the text encoder where
+# the network reads text: shapes tell them everything else.
+GANS = {
+    "styleformer": "generators.released_styleformer:convert_styleformer",
+    "stylegan-t": "generators.snapshot_stylegan_t:convert_stylegan_t",
+}
+READS_TEXT = ("stylegan-t",)
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,7 +35,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help=f"{TOKENIZER_FILE}, or what was made of it (default: the file's own, or that one beside it)",
     )
     parser.add_argument(
-        "--text-encoder", metavar="PATH", help="folder or hub id to be remembered by its digest (default: the released)"
+        "--text-encoder",
+        metavar="PATH",
+        help="folder or hub id to be remembered by its digest (default: the released); for a stylegan-t the CLIP that "
+        "it was trained with, whose tokenizer it needs",
     )
     parser.set_defaults(work=work)
 
@@ -53,11 +61,12 @@ def work(args: argparse.Namespace) -> int:
 
 
 def _work_of_gan(args: argparse.Namespace) -> int:
+    told = {"text_encoder": args.text_encoder} if args.kind in READS_TEXT else {}
     for option in ("preset", "tokenizer", "text_encoder"):
-        if (value := getattr(args, option)) is not None:
+        if option not in told and (value := getattr(args, option)) is not None:
             raise InputError(
                 f"--{option.replace('_', '-')} {value} was given for a {args.kind}, whose file is enough: leave it out"
             )
     module, _, function = GANS[args.kind].partition(":")
-    print(getattr(importlib.import_module(module), function)(args.file, args.out).path)
+    print(getattr(importlib.import_module(module), function)(args.file, args.out, **told).path)
     return 0
