@@ -165,8 +165,8 @@ def test_a_step_that_leaves_out_tokens_weighs_those_it_computes_alike(
 
 
 def test_flex_is_refused_before_anything_is_read(house: Path, tmp_path: Path) -> None:
+    flexible = stage(house, "coarse", "star-d30-256", attention="flex")
     with pytest.raises(InputError, match="attention is flex, which has no gradient on a CPU"):
-        flexible = stage(house, "coarse", "star-d30-256", attention="flex")
         train(flexible, data=[str(house / "data" / "train")], out=tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
