@@ -32,8 +32,8 @@ class AugmentDraws:
     hole_column_B: Tensor
 
     @classmethod
-    def of(cls, image_B3HW: Tensor) -> Self:
-        """Drawn for a batch from torch's global generator of its device."""
+    def of(cls, image_B3HW: Tensor, hole: float = HOLE) -> Self:
+        """Drawn for a batch from torch's global generator of its device. hole: see `cutout`."""
         batch, device = len(image_B3HW), image_B3HW.device
         height, width = image_B3HW.shape[2:]
 
@@ -46,7 +46,7 @@ class AugmentDraws:
 
         def middle(size: int) -> Tensor:
             # A hole of even side has its middle between two pixels: one place more.
-            return torch.randint(size + 1 - _part(HOLE, size) % 2, (batch,), device=device)
+            return torch.randint(size + 1 - _part(hole, size) % 2, (batch,), device=device)
 
         return cls(
             brightness_B=uniform(),
@@ -84,11 +84,11 @@ def translation(image_B3HW: Tensor, draws: AugmentDraws) -> Tensor:
     return image_B3HW
 
 
-def cutout(image_B3HW: Tensor, draws: AugmentDraws) -> Tensor:
-    """A hole of 0 in each picture, smaller where its middle is near the border."""
+def cutout(image_B3HW: Tensor, draws: AugmentDraws, hole: float = HOLE) -> Tensor:
+    """A hole of 0 in each picture, smaller where its middle is near the border; `hole`: its side, as `HOLE`."""
     covered = []
     for size, middle_B in zip(image_B3HW.shape[2:], (draws.hole_row_B, draws.hole_column_B), strict=True):
-        side = _part(HOLE, size)
+        side = _part(hole, size)
         place_BN = torch.arange(size, device=image_B3HW.device) - (middle_B[:, None] - side // 2)
         covered.append((place_BN >= 0) & (place_BN < side))
     hole_BHW = covered[0][:, :, None] & covered[1][:, None, :]

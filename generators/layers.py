@@ -64,6 +64,35 @@ class EqualConv2d(nn.Module):
         return F.conv2d(x_BIHW, self.weight * self.scale, self.bias, stride=self.stride, padding=self.padding)
 
 
+class SpectralWeight(nn.Module):
+    """A weight that is divided by its largest singular value when it is used (Miyato et al. 2018, §2.1).
+
+    Its singular vectors are followed by one step of power iteration in each forward pass in training.
+    """
+
+    left_O: Tensor
+    right_I: Tensor
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        """weight: (O, I, ...), whose further axes count as inputs."""
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        outputs = weight.shape[0]
+        self.register_buffer("left_O", F.normalize(torch.randn(outputs), dim=0))
+        self.register_buffer("right_I", F.normalize(torch.randn(weight.numel() // outputs), dim=0))
+
+    def norm(self) -> Tensor:
+        """The largest singular value as far as it is known, with a gradient; in training moves the vectors."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            matrix_OI = self.weight.flatten(1)
+            if self.training:
+                with torch.no_grad():
+                    self.right_I.copy_(F.normalize(matrix_OI.T @ self.left_O, dim=0, eps=1e-12))
+                    self.left_O.copy_(F.normalize(matrix_OI @ self.right_I, dim=0, eps=1e-12))
+            # Copies: a second forward pass before the first one's backward moves the vectors.
+            return self.left_O.clone() @ matrix_OI @ self.right_I.clone()
+
+
 def fir_kernel(taps: tuple[float, ...] = FIR_TAPS) -> Tensor:
     """The separable low-pass filter as a (k, k) kernel that sums to 1."""
     row = torch.tensor(taps)

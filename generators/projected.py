@@ -28,7 +28,7 @@ from transformers import CLIPVisionModel, Dinov2Model, Dinov2WithRegistersModel,
 
 from data.errors import InputError
 from generators.diffaugment import augment, operations
-from generators.layers import SQRT2, EqualLinear, leaky
+from generators.layers import SQRT2, EqualLinear, SpectralWeight, leaky
 from generators.towers import Preprocessing, find, load, random_crop
 
 # What a source may be, by the model type of its config; the pooler of a ViT is not read, and DINO has none.
@@ -137,39 +137,19 @@ class FrozenFeatures(nn.Module):
         return [(states[:, self.others :] + states[:, :1]).transpose(1, 2) for states in chosen]
 
 
-class SpectralConv1d(nn.Module):
-    """A convolution over patches, the row's ends joined, divided by its largest singular value (Miyato et al. 2018).
-
-    The singular vectors are followed by one step of power iteration in each forward pass in training.
-    """
-
-    left_O: Tensor
-    right_I: Tensor
+class SpectralConv1d(SpectralWeight):
+    """A convolution over patches, the row's ends joined, with a weight of spectral norm 1."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1) -> None:
-        super().__init__()
         drawn = nn.Conv1d(inputs, outputs, kernel)
-        self.weight, self.bias = drawn.weight, drawn.bias
+        super().__init__(drawn.weight, drawn.bias)
         self.padding = kernel // 2
-        self.register_buffer("left_O", F.normalize(torch.randn(outputs), dim=0))
-        self.register_buffer("right_I", F.normalize(torch.randn(inputs * kernel), dim=0))
 
     def forward(self, x_BIN: Tensor) -> Tensor:
         """x_BON."""
         if self.padding:
             x_BIN = F.pad(x_BIN, (self.padding, self.padding), mode="circular")
         return F.conv1d(x_BIN, self.weight / self.norm(), self.bias)
-
-    def norm(self) -> Tensor:
-        """The weight's largest singular value as far as it is known, with a gradient; in training moves the vectors."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            matrix_OI = self.weight.flatten(1)
-            if self.training:
-                with torch.no_grad():
-                    self.right_I.copy_(F.normalize(matrix_OI.T @ self.left_O, dim=0, eps=1e-12))
-                    self.left_O.copy_(F.normalize(matrix_OI @ self.right_I, dim=0, eps=1e-12))
-            # Copies: a second forward pass before the first one's backward moves the vectors.
-            return self.left_O.clone() @ matrix_OI @ self.right_I.clone()
 
 
 class VirtualBatchNorm(nn.Module):
