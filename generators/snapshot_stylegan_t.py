@@ -94,8 +94,8 @@ def convert_stylegan_t(file: str | Path, out: str | Path, text_encoder: str | No
     if (config.conditioning == "text") != (text_encoder is not None):
         raise InputError(
             f"{file} has a generator of conditioning {config.conditioning}, and as text encoder {text_encoder} was "
-            "given, expected the CLIP that it was trained with (openai/clip-vit-large-patch14) where it reads text, and "
-            "none otherwise: correct --text-encoder"
+            "given, expected the CLIP that it was trained with (openai/clip-vit-large-patch14) where it reads text, "
+            "and none otherwise: correct --text-encoder"
         )
     try:
         tensors, keys = rename_generator(released), generator_keys(released)

@@ -62,6 +62,7 @@ class FourierInput(nn.Module):
         self.weight = nn.Parameter(torch.randn(channels, channels))
         self.affine = EqualLinear(style_width, 4)
         nn.init.zeros_(self.affine.weight)
+        assert self.affine.bias is not None
         with torch.no_grad():
             self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
 
@@ -98,6 +99,7 @@ class StyledConv(nn.Module):
     """A modulated 3x3 convolution, noise, bias and activation; `up` makes the picture twice as large."""
 
     noise_HW: Tensor
+    kernel_kk: Tensor
 
     def __init__(
         self, inputs: int, outputs: int, side: int, style_width: int, *, up: bool = False, gain: float = 1.0
@@ -158,6 +160,8 @@ class ToRgb(nn.Module):
 
 class Block(nn.Module):
     """All layers of one resolution: Fourier input or upsampling convolution, pairs of plain and residual ones, RGB."""
+
+    kernel_kk: Tensor
 
     def __init__(
         self, inputs: int | None, outputs: int, side: int, style_width: int, *, pairs: int, groups: int, to_rgb: bool
