@@ -1,0 +1,143 @@
+"""Memory of one training step of the next-scale transformer on one device, counted from its shape.
+
+| kind        | what                                                                     | bytes                       |
+|-------------|--------------------------------------------------------------------------|-----------------------------|
+| weights     | float32; in pieces over the devices with FSDP2                           | 4 each                      |
+| moments     | AdamW's two                                                              | 8 each                      |
+| averaged    | the EMA                                                                  | 4 each                      |
+| gradients   | float32                                                                  | 4 each                      |
+| gathered    | the block that computes and the next one, whole, with FSDP2; without it  | 2 or 4 each                 |
+|             | the copies that bfloat16 autocast makes of matrices                      |                             |
+| activations | what the backward pass needs of every block, or of one with checkpointing | see `_block`               |
+| logits      | float32: themselves, their log-softmax, the gradients of both            | 16 for each token and code  |
+
+Not all of it is there at once: the peak is either where the loss begins to go backward, or where the last gradient is
+computed. Kernels' own workspaces, the allocator's waste and the data are not in it.
+
+B batch, L tokens that take part, T text tokens, C model width, N heads, d = C / N, V codebook.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from star.transformer import NextScaleTransformer, TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes on one device by kind; `peak` is what is there at once."""
+
+    weights: int
+    moments: int
+    averaged: int
+    gradients: int
+    gathered: int
+    activations: int
+    logits: int
+    peak: int
+
+    def kinds(self) -> dict[str, int]:
+        """Everything but the peak, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "peak"}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Numbers of parameters: of the network, of one block, of the classifier, and of all matrices."""
+
+    total: int
+    block: int
+    head: int
+    matrices: int
+
+    @classmethod
+    def of(cls, config: TransformerConfig) -> "Parameters":
+        """Counted on a network without memory."""
+        with torch.device("meta"):
+            network = NextScaleTransformer(config)
+        matrices = sum(module.weight.numel() for module in network.modules() if isinstance(module, torch.nn.Linear))
+        return cls(
+            sum(parameter.numel() for parameter in network.parameters()),
+            sum(parameter.numel() for parameter in network.blocks[0].parameters()),
+            sum(parameter.numel() for parameter in network.head.parameters()),
+            matrices,
+        )
+
+
+def memory(
+    network: TransformerConfig,
+    lengths: tuple[int, ...],
+    text_tokens: int,
+    *,
+    batch: int,
+    half: bool,
+    pieces: int = 1,
+) -> Memory:
+    """Of a step with `batch` pictures on the device, whose scales take part with so many tokens.
+
+    half: bfloat16 autocast. pieces: devices that weights and all that goes with them are cut over.
+    """
+    count = Parameters.of(network)
+    tokens = batch * sum(lengths)
+    element = 2 if half else 4
+    if pieces > 1:
+        gathered = 2 * count.block * element
+    else:
+        gathered = count.matrices * 2 if half else 0
+    weights, moments, averaged, gradients = (share * -(-count.total // pieces) for share in (4, 8, 4, 4))
+    block = _block(network, lengths, text_tokens, batch, half)
+    stream, text = 4 * tokens * network.width, 3 * batch * text_tokens * network.width * element
+    kept = stream if network.checkpointing else block
+    ends = 2 * stream + (4 * sum(lengths) ** 2 if network.attention in ("sdpa", "eager") else 0)
+    # With checkpointing one block is there whole, but only once the logits have gone.
+    all_kept = network.depth * (kept + text) + ends
+    logits = 4 * tokens * network.vocabulary
+    # The gradient of what GELU gives takes the place of its value; beside it, that of the stream.
+    at_work = round(network.width * network.mlp_ratio) * tokens * element + stream
+    one = block if network.checkpointing else 0
+    static = weights + moments + averaged + gathered
+    head, own = 4 * count.head // pieces, 4 * count.block // pieces
+    peak = static + max(
+        all_kept + 4 * logits,  # log-softmax goes backward
+        all_kept + logits + head + one + at_work,  # the last block does
+        block + text + ends + logits + gradients - own + at_work,  # the first block does, after all others
+    )
+    return Memory(
+        weights=weights,
+        moments=moments,
+        averaged=averaged,
+        gradients=gradients,
+        gathered=gathered,
+        activations=all_kept + one,
+        logits=4 * logits,
+        peak=peak,
+    )
+
+
+def _block(network: TransformerConfig, lengths: tuple[int, ...], text_tokens: int, batch: int, half: bool) -> int:
+    """Bytes that one block keeps for its backward pass, counted in units of B L C.
+
+    | of               | always float32            | in the type of products                                         |
+    |------------------|---------------------------|-----------------------------------------------------------------|
+    | three LayerNorms | 3 inputs                  | 3 outputs, as inputs of matrices                                |
+    | self-attention   | 2 unit queries and keys   | 3 what one product gives; 1 scaled queries; 1 result; bfloat16: |
+    |                  |                           | 1 a copy of the keys                                            |
+    | cross-attention  | 1 unit queries            | 1 scaled queries; 1 result                                      |
+    | MLP              |                           | 2 mlp_ratio, before and after GELU                              |
+    """
+    tokens, width = batch * sum(lengths), network.width
+    element = 2 if half else 4
+    full, products = 6, 10 + 2 * network.mlp_ratio
+    if half:
+        products += 1
+    if network.attention == "scalewise":
+        products += 1  # the scales' results, and all of them in one
+    bytes_kept = round(tokens * width * (4 * full + element * products))
+    # Means, deviations, lengths and sums of exponentials; the turns of queries and of keys as complex numbers.
+    bytes_kept += 4 * tokens * (6 + 5 * network.heads) + 2 * 4 * sum(lengths) * network.head_width
+    if network.attention == "eager":
+        # The probabilities. Products copy heads to lie side by side, which lets queries, keys and values as one go.
+        scores = batch * network.heads * sum(lengths) * (sum(lengths) + text_tokens)
+        bytes_kept += element * (scores - tokens * width)
+    return bytes_kept
