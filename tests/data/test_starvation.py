@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data.errors import InputError
+from data.images import decode
 from data.pipeline import DataConfig
 from data.starvation import Starvation
 from data.throughput import loader_speeds, table
@@ -43,15 +45,18 @@ def test_the_start_of_the_workers_is_no_starvation() -> None:
 def test_impossible_watches_are_refused() -> None:
     for options in ({"share": 0.0}, {"share": 1.0}, {"steps": 0}):
         with pytest.raises(InputError, match="cannot be watched"):
-            Starvation(**options)  # type: ignore[arg-type]
+            Starvation(**options)
 
 
 def test_a_slow_reader_is_measured_slow(make_shard: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     shard = str(make_shard("a.tar", range(8)))
     config = DataConfig(shards=(shard,), resolution=8)
-    from data.lanes import decode
 
-    monkeypatch.setattr("data.lanes.decode", lambda data: time.sleep(0.005) or decode(data))
+    def slowly(data: bytes) -> Image.Image:
+        time.sleep(0.005)
+        return decode(data)
+
+    monkeypatch.setattr("data.lanes.decode", slowly)
     (slow,) = loader_speeds(config, 4, [0], seconds=0.1)
     assert slow.workers == 0
     assert 0 < slow.per_second < 200

@@ -96,10 +96,19 @@ def test_the_networks_are_loaded_only_to_write_the_model(
 ) -> None:
     loaded: list[Any] = []
     original = Frozen._load
-    monkeypatch.setattr(Frozen, "_load", lambda self, device: loaded.append(device) or original(self, device))
     saved: list[int] = []
     save = star.train.save
-    monkeypatch.setattr(star.train, "save", lambda *given: saved.append(len(loaded)) or save(*given))
+
+    def load(self: Frozen, device: Any) -> Any:
+        loaded.append(device)
+        return original(self, device)
+
+    def counted(*given: Any) -> None:
+        saved.append(len(loaded))
+        save(*given)
+
+    monkeypatch.setattr(Frozen, "_load", load)
+    monkeypatch.setattr(star.train, "save", counted)
     model = train(config(house), data=[str(house / "codes")], out=tmp_path / "run")
     assert saved == [1]
     assert len(loaded) == 1
@@ -170,8 +179,8 @@ def test_what_cannot_be_used_is_named_and_left_out(house: Path, tmp_path: Path) 
     for number in range(2):
         source = (house / "train" / f"train-0000{number}.tar").read_bytes()
         (tmp_path / "in" / f"train-{number}.tar").write_bytes(source[: len(source) // 2] if number else b"no tar")
-    networks = {"tokenizer": house / "tokenizer-0", "text_encoder": house / "text-0"}
-    report = encode([str(tmp_path / "in")], tmp_path / "out", **networks)
+    tokenizer, text_encoder = house / "tokenizer-0", house / "text-0"
+    report = encode([str(tmp_path / "in")], tmp_path / "out", tokenizer=tokenizer, text_encoder=text_encoder)
     assert report.finished
     assert 0 < report.samples < 8
     assert {Path(shard).name for shard in report.skipped.counts} == {"train-0.tar", "train-1.tar"}
@@ -193,7 +202,7 @@ def test_shards_of_other_networks_are_refused(house: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="was encoded with latents False, expected True"):
         make(house, house / "codes", latents=True)
     for name, what in (("tokenizer", "tokenizer"), ("text_encoder", "text encoder")):
-        other = {name: str(house / f"{name.partition('_')[0]}-1")}
+        other: dict[str, Any] = {name: str(house / f"{name.partition('_')[0]}-1")}
         with pytest.raises(InputError, match=f"encoded with a {what} of digest .* give the {what} they were encoded"):
             train(config(house, **other), data=[str(house / "codes")], out=tmp_path / "run")
     with pytest.raises(InputError, match=r"code_noise is 0\.1, which needs latents"):
