@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from data.errors import InputError
 from data.images import Crop, grid
 from data.pipeline import Batch, DataConfig, Pipeline
+from data.sample_log import logged
 from data.shards import list_shards
 from data.splits import held_out_shards, training_sources
 from generators.averaging import blend
@@ -84,6 +85,7 @@ class TrainConfig:
     precompute: bool = True  # latents and text features once, in memory; False: batch by batch
     workers: int = 0
     lanes: int = 0  # see DataConfig
+    log_samples: bool = False  # every key of every batch, see data/sample_log.py
     held_out: float = 0.02  # share of the pictures never trained on, where no validation shards are given
     validation: tuple[str, ...] = ()  # shards; empty: those of the data that are named as held out
     validation_pictures: int = 1024  # at most
@@ -175,6 +177,8 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
 
     pipeline, encoder, validation = prepare_data(config, sources, frozen, run)
     batches = run.feed(pipeline.batches(start=run.first_batch))
+    if config.log_samples:
+        batches = logged(batches, out, run.rank, run.first_batch)
     lengths = taught_lengths(network.schedule, config.keep_last_scale)
     weights_L = scale_weights(lengths, config.scale_power).to(run.device)
     if config.compile:
