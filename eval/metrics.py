@@ -98,7 +98,8 @@ def needs(wanted: Sequence[str]) -> Needs:
         kind, _, by = name.partition("/")
         if not by.startswith(ONLY.get(kind, "")):
             raise InputError(
-                f"{name} was asked for, expected {kind}/{ONLY[kind]}...: the number belongs to that network"
+                f"the metric {name!r} is the number of another network, expected {kind}/{ONLY[kind]}...: name that "
+                "network, or another metric"
             )
         if kind in REWARDS:
             rewards[by] = None
