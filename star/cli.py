@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from data.errors import InputError
 from eval import bench_command, compare_command
 from eval import command as evaluate
-from star.commands import catalogue, convert, measure, plan, sample, shards, train
+from star.commands import catalogue, convert, finetune, measure, plan, sample, shards, train
 
 DESCRIPTION = "Pictures from prompts: draw, train, and prepare data."
 
@@ -32,7 +32,19 @@ def parser() -> Parser:
     top = Parser(prog="star", description=DESCRIPTION)
     top.add_argument("--version", action="store_true", help="print the version and exit")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
-    for command in (sample, catalogue, shards, train, plan, measure, evaluate, compare_command, bench_command, convert):
+    for command in (
+        sample,
+        catalogue,
+        shards,
+        train,
+        finetune,
+        plan,
+        measure,
+        evaluate,
+        compare_command,
+        bench_command,
+        convert,
+    ):
         command.add(commands)
     return top
 

@@ -31,6 +31,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw; for a model of classes its number")
     parser.add_argument("--model", default="star-emoji", help="name, folder or hub id (default: %(default)s)")
+    parser.add_argument("--adapter", metavar="DIR", help="what `star finetune --lora` made of that model")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)")
     parser.add_argument("--guidance", type=float, help="how much further than the prompt alone to go; 0 is neutral")
@@ -68,6 +69,9 @@ def work(args: argparse.Namespace) -> int:
     recommended = registry.recommended(args.model)  # before the slow part: a missing model is told at once
     options = replace(recommended, **{name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None})
     generator = registry.build(args.model, device=args.device or _device())
+    if args.adapter:
+        _adapt(generator, args.model, args.adapter)
+        args.model = f"{args.model} with {args.adapter}"
     wishes = _wishes(args.prompts, generator.conditioning, range(args.seed, args.seed + args.count))
     out = _folder(args.out)
     paths, pictures = [], []
@@ -80,6 +84,20 @@ def work(args: argparse.Namespace) -> int:
         paths.append(_save_grid(out, pictures, args.count))
     print("\n".join(str(path) for path in paths))
     return 0
+
+
+def _adapt(generator: "Generator", model: str, adapter: str) -> None:
+    """Changes the generator's weights by an adapter that belongs to it."""
+    from generators import registry
+    from generators.checkpoint import ModelDirectory
+    from star.adapter import Adapter
+    from star.generator import StarGenerator
+
+    if not isinstance(generator, StarGenerator):
+        raise InputError(f"--adapter was given for {model}, expected a STAR model: leave it out")
+    read = Adapter.read(adapter)
+    read.check_base(ModelDirectory.read(registry.locate(model)))
+    read.merge_into(generator.transformer)
 
 
 def draw(

@@ -1,0 +1,48 @@
+"""`star finetune`: a model and some captioned pictures to an adapter, or to a model of its own."""
+
+import argparse
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "finetune",
+        help="teach a STAR model some pictures of yours",
+        description="Trains a STAR model further on 20 to 10,000 captioned pictures and prints the folder of the "
+        "result: with --lora a small adapter for `star sample --adapter`, without it a whole model. Losses and drawn "
+        "pictures of before and after lie beside it.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="name, folder or hub id of a STAR model")
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="DATA", help="a folder or table of captioned pictures, or shards"
+    )
+    parser.add_argument("--out", default="runs/finetune", metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train an adapter (default: all weights)")
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures a step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=0.0, help="(default: 1e-3 for an adapter, 1e-4 for all weights)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="(default: %(default)s)")
+    parser.add_argument("--validation", nargs="+", default=(), metavar="SHARDS", help="pictures to be measured only")
+    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    parser.set_defaults(work=work)
+
+
+def work(args: argparse.Namespace) -> int:
+    """Trains and prints the folder."""
+    from generators.run import RunConfig
+    from star.finetune import FinetuneConfig, finetune
+
+    run = RunConfig(
+        steps=args.steps,
+        batch_size=args.batch,
+        seed=args.seed,
+        precision=args.precision,
+        sample_every=0,
+        checkpoint_every=200,
+        log_every=20,
+        keep=1,
+        trackers=(),
+    )
+    config = FinetuneConfig(run=run, lora=args.lora, lr=args.lr)
+    print(finetune(args.model, config, data=args.data, out=args.out, validation=args.validation, resume=args.resume))
+    return 0
