@@ -37,7 +37,7 @@ def mark(directory: ModelDirectory) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter that was read: for each layer's name, (r, in) and (out, r), and what their product is multiplied by."""
+    """An adapter that was read: for each layer's name (r, in) and (out, r), and the factor of their product."""
 
     path: Path
     factors: dict[str, tuple[Tensor, Tensor]]

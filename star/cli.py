@@ -15,6 +15,19 @@ from eval import command as evaluate
 from star.commands import catalogue, convert, finetune, measure, plan, sample, shards, train
 
 DESCRIPTION = "Pictures from prompts: draw, train, and prepare data."
+COMMANDS = (
+    sample,
+    catalogue,
+    shards,
+    train,
+    finetune,
+    plan,
+    measure,
+    evaluate,
+    compare_command,
+    bench_command,
+    convert,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,19 +45,7 @@ def parser() -> Parser:
     top = Parser(prog="star", description=DESCRIPTION)
     top.add_argument("--version", action="store_true", help="print the version and exit")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
-    for command in (
-        sample,
-        catalogue,
-        shards,
-        train,
-        finetune,
-        plan,
-        measure,
-        evaluate,
-        compare_command,
-        bench_command,
-        convert,
-    ):
+    for command in COMMANDS:
         command.add(commands)
     return top
 

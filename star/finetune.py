@@ -4,8 +4,8 @@ B batch, L tokens of all scales, K number of scales, 3 RGB, H W pixels.
 
     star finetune star-emoji --data FOLDER --out RUN --lora 8
 
-The pictures are encoded once and kept in memory, so that minutes are enough. Before and after, the same prompts are drawn
-with the same seeds and the same losses are measured: RUN/before-after.png and RUN/losses.json.
+The pictures are encoded once and kept in memory, so that minutes are enough. Before and after, the same prompts are
+drawn with the same seeds and the same losses are measured: RUN/before-after.png and RUN/losses.json.
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from data.errors import InputError
-from data.images import grid, image_to_pixels
+from data.images import grid, image_to_pixels, save_png
 from data.pipeline import DataConfig, Pipeline
 from data.shards import list_shards, pack
 from data.sources import kind_of
@@ -84,7 +84,7 @@ def finetune(
     generator = StarGenerator.from_directory(base)
     run = Run(out, config.run, to_dict(config) | {"model": mark(directory), "data": list(data)}, resume)
     settings = DataConfig(
-        shards=_shards(data, out, generator.resolution[0], run.is_main),
+        shards=_shards(data, run, generator.resolution[0]),
         resolution=generator.resolution[0],
         seed=config.run.seed,
         cache=True,
@@ -118,7 +118,8 @@ def finetune(
             for name in measured
         }
         (out / "losses.json").write_text(json.dumps(table, indent=1) + "\n")
-        run.say("".join(f"{name}: {before[name].mean():.3f} -> {after[name].mean():.3f} nats\n" for name in measured))
+        for name in measured:
+            run.say(f"{name}: {before[name].mean():.3f} -> {after[name].mean():.3f} nats per token")
         _sheet(run, everything[0], drawn_before, draw(generator, everything[0], options))
         text = card(model, config, table)
         if lora_config is None:
@@ -204,7 +205,7 @@ def add_lora(transformer: NextScaleTransformer, rank: int) -> Any:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise InputError(
-            "--lora needs peft, which is not installed: install star-t2i[lora], or leave --lora out to train all weights"
+            "--lora needs peft, which is not installed: install star-t2i[lora], or leave --lora out"
         ) from error
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED)
     inject_adapter_in_model(config, transformer)
@@ -249,22 +250,20 @@ def card(model: str, config: FinetuneConfig, table: dict[str, dict[str, Any]]) -
     )
 
 
-def _shards(data: Sequence[str], out: Path, resolution: int, is_main: bool) -> tuple[str, ...]:
+def _shards(data: Sequence[str], run: Run, resolution: int) -> tuple[str, ...]:
     """The shards that were given, or those made of the one folder or table that was."""
     if all(kind_of(source) == "shards" for source in data):
         return tuple(list_shards(data))
     if len(data) > 1:
         raise InputError(f"{len(data)} places of data were given, expected shards, or one folder or table: pack them")
-    if is_main:
-        pack(data[0], out / "shards", shorter_side=resolution, overwrite=True)
-    torch.distributed.barrier() if torch.distributed.is_initialized() else None
-    return tuple(list_shards([str(out / "shards")]))
+    if run.is_main:
+        run.say(pack(data[0], run.out / "shards", shorter_side=resolution, overwrite=True).text())
+    run.accelerator.wait_for_everyone()
+    return tuple(list_shards([str(run.out / "shards")]))
 
 
 def _sheet(run: Run, batch: Batch, before_B3HW: Tensor, after_B3HW: Tensor) -> None:
     """Rows: the pictures themselves, their captions drawn before, and after."""
-    from data.images import save_png
-
     pixels_B3HW = image_to_pixels(batch.image_B3HW[: len(before_B3HW)])
     save_png(grid(torch.cat((pixels_B3HW, before_B3HW, after_B3HW)), len(before_B3HW)), run.out / "before-after.png")
 
