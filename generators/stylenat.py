@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from data.tiny import tiny_text_encoder
 from generators.gan import GanGenerator, GanNetwork, NoiseMode
-from generators.layers import EqualLinear, MappingNetwork
+from generators.layers import MappingNetwork
 from generators.protocol import Conditioning
 from generators.stylenat_layers import Block, PartitionedAttention, ToRgb, Upsampling
 
@@ -46,6 +46,7 @@ class StyleNatConfig:
     heads: tuple[int, ...] = (16, 16, 16, 16, 16, 8, 4)
     kernels: Groups = ((4,), (7,), (7, 7), (7, 7), (7, 7), (7, 7), (7, 7))
     dilations: Groups = ((1,), (1,), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32))
+    qkv_bias: bool = True
     mlp_ratio: float = 4.0
     latent_width: int = 512
     style_width: int = 512
@@ -139,7 +140,9 @@ class Level(nn.Module):
         width, last = config.widths[i], i + 1 == len(config.widths)
         self.blocks = nn.ModuleList(
             Block(
-                PartitionedAttention(width, config.heads[i], config.kernels[i], config.dilations[i]),
+                PartitionedAttention(
+                    width, config.heads[i], config.kernels[i], config.dilations[i], bias=config.qkv_bias
+                ),
                 config.style_width,
                 int(width * config.mlp_ratio),
             )
@@ -201,13 +204,11 @@ class StyleNatNetwork(GanNetwork):
                 for table in module.tables:
                     nn.init.trunc_normal_(table, std=0.02)
             elif isinstance(module, ToRgb):
-                nn.init.xavier_normal_(module.weight, gain=0.02)
+                nn.init.xavier_normal_(module.weight_3C11, gain=0.02)
                 nn.init.zeros_(module.conv_bias)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias_1311)
             elif isinstance(module, Upsampling):
                 nn.init.zeros_(module.alpha)
-            elif isinstance(module, EqualLinear):
-                assert module.bias is not None  # all have one here, at 0 from the start
 
     def styles(
         self,

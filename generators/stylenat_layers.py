@@ -36,10 +36,13 @@ class Modulation(nn.Module):
 class PartitionedAttention(nn.Module):
     """Neighbourhood attention whose heads fall into groups, each with its kernel, dilation and bias table."""
 
-    def __init__(self, channels: int, heads: int, kernels: Sequence[int], dilations: Sequence[int]) -> None:
+    def __init__(
+        self, channels: int, heads: int, kernels: Sequence[int], dilations: Sequence[int], *, bias: bool = True
+    ) -> None:
+        """bias: of queries, keys and values."""
         super().__init__()
         self.heads, self.kernels, self.dilations = heads, tuple(kernels), tuple(dilations)
-        self.qkv, self.projection = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.qkv, self.projection = nn.Linear(channels, 3 * channels, bias=bias), nn.Linear(channels, channels)
         groups = split_heads(heads, len(kernels))
         self.tables = nn.ParameterList(
             torch.empty(count, 2 * kernel - 1, 2 * kernel - 1) for count, kernel in zip(groups, kernels, strict=True)
@@ -96,13 +99,14 @@ class ToRgb(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(3, channels))
-        self.conv_bias, self.bias = nn.Parameter(torch.empty(3)), nn.Parameter(torch.empty(3))
+        self.weight_3C11 = nn.Parameter(torch.empty(3, channels, 1, 1))
+        self.conv_bias, self.bias_1311 = nn.Parameter(torch.empty(3)), nn.Parameter(torch.empty(1, 3, 1, 1))
         self.register_buffer("kernel_kk", fir_kernel(), persistent=False)
 
     def forward(self, x_BHWC: Tensor, raw_B3HW: Tensor | None, grow: bool) -> Tensor:
         """raw_B3HW of the map's size. grow: the picture so far is of half that size."""
-        own_B3HW = F.linear(x_BHWC, self.weight, self.conv_bias + self.bias).permute(0, 3, 1, 2)
+        bias = self.conv_bias + self.bias_1311.flatten()
+        own_B3HW = F.linear(x_BHWC, self.weight_3C11.flatten(1), bias).permute(0, 3, 1, 2)
         if raw_B3HW is None:
             return own_B3HW
         return own_B3HW + (upsample(raw_B3HW, self.kernel_kk) if grow else raw_B3HW)
