@@ -22,7 +22,7 @@ from eval import elsewhere
 from eval.drawing import check, claim, draw, is_whole, picture_of
 from eval.features import extractor
 from eval.identity import family_of, model_digest, parameters_of
-from eval.inspection import Seen, conversions, digest_of, inspect
+from eval.inspection import UNREADABLE, Seen, conversions, digest_of, inspect
 from eval.layout import Faults, Item, Layout, refuse, spread, survey
 from eval.processes import Processes
 from eval.protocols import Rules, protocol_of, rules_of
@@ -35,7 +35,6 @@ from generators.protocol import LARGEST_SEED, SampleOptions
 
 PROTOCOL = "emoji-64"
 SHEET = "sheet.png"
-UNREADABLE = "pictures unreadable"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

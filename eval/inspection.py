@@ -23,6 +23,7 @@ from eval.layout import READ_ERRORS, Item
 from eval.processes import Processes
 from eval.rows import Filling, count_blocks, fill, open_rows, span
 
+UNREADABLE = "pictures unreadable"  # as a fault of a benchmark
 DIGEST = 32  # bytes of a sha256
 READABLE = 1
 CONVERSIONS = {2: "transparency put on white", 4: "CMYK converted to RGB", 8: "16 bits reduced to 8"}

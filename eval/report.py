@@ -4,9 +4,13 @@ import shlex
 from pathlib import Path
 
 from data.errors import InputError
-from eval import gallery, page, plots, tables
+from eval import elsewhere, gallery, page, plots, tables
+from eval.command import OPTIONS
 from eval.compare import Comparison, short_names
+from eval.inspection import UNREADABLE
 from eval.markdown import to_markdown
+from eval.protocols import PROTOCOLS
+from eval.record import OVERALL, Record
 
 TITLE = "Text to image, measured side by side"
 ROWS = 24  # prompts of the gallery
@@ -62,19 +66,33 @@ def html(comparison: Comparison, rows: int = ROWS, benchmark: str | Path | None 
 
 
 def reproduction(comparison: Comparison) -> list[str]:
-    """The commands behind a comparison; other options than guidance are those that the table of models states."""
+    """The commands behind a comparison, with every option of drawing that `star eval` takes."""
     names = short_names([entry.path for entry in comparison.entries])
-    lines = []
-    for entry, name in zip(comparison.entries, names, strict=True):
-        protocol, measured = entry.record.protocol, entry.record.measured
-        words = ["star", "eval", measured.name, "--benchmark", protocol.benchmark, "--out", name]
-        if measured.source == "model":
-            words += ["--seed", str(measured.seed)]
-        if "guidance" in measured.options:
-            words += ["--guidance", f"{measured.options['guidance']}"]
-        lines.append(shlex.join(words))
+    lines = [_evaluation(entry.record, name) for entry, name in zip(comparison.entries, names, strict=True)]
     mixing = ["--mix-protocols"] if comparison.mixed else []
     return [*lines, shlex.join(["star", "compare", *names, "--out", "comparison", *mixing])]
+
+
+def _evaluation(record: Record, out: str) -> str:
+    protocol, measured = record.protocol, record.measured
+    model = [measured.name] if measured.source == "model" else ["--drawn", measured.name]
+    words = ["star", "eval", *model, "--benchmark", protocol.benchmark, "--out", out, "--protocol", protocol.name]
+    left_out = {reason: len(places) for reason, places in record.skipped.items()}
+    unread = sum(left_out.get(reason, 0) for reason in (UNREADABLE, elsewhere.MISSING, elsewhere.UNREADABLE))
+    words += ["--pictures", str(protocol.pictures + unread)]
+    measures = list(record.metrics[OVERALL])
+    if protocol.name in PROTOCOLS and not set(measures) <= set(PROTOCOLS[protocol.name].metrics):
+        words += ["--metrics", *measures]
+    if measured.source == "model":
+        words += ["--seed", str(measured.seed)]
+    for name in OPTIONS:
+        if name in measured.options:
+            words += [f"--{name.replace('_', '-')}", f"{measured.options[name]}"]
+    if left_out.keys() - {elsewhere.MISSING, elsewhere.UNREADABLE}:
+        words.append("--skip-bad")
+    if left_out.keys() & {elsewhere.MISSING, elsewhere.UNREADABLE}:
+        words.append("--allow-missing")
+    return shlex.join(words)
 
 
 def _lead(comparison: Comparison) -> str:

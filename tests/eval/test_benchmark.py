@@ -276,7 +276,8 @@ def test_ranking_is_sane(benchmark: Path, tmp_path: Path) -> None:
     prompts = [item.prompt for item in survey(benchmark).items]
 
     def noisy(prompt: str, place: int) -> torch.Tensor:
-        return painted(prompt, place, 60)
+        snow_3HW = np.abs(np.random.default_rng(place).normal(0, 90, (3, SIDE, SIDE)))
+        return (painted(prompt, place, 8) + torch.from_numpy(snow_3HW)).clamp(0, 255).to(torch.uint8)
 
     def shuffled(prompt: str, place: int) -> torch.Tensor:
         return painted(prompts[(place + 7) % COUNT], place, 8)
