@@ -70,6 +70,7 @@ def test_judge_emoji_has_rows_of_single_pictures_and_none_of_prompts(tmp_path: P
     assert extractor(f"judge:{shipped('judge-emoji')}").digest == judge.digest
 
 
+@pytest.mark.slow
 def test_judge_emoji_tells_subjects_apart_whatever_the_style(shared: Path) -> None:
     """Real pictures: those of one subject lie nearer to each other than the others do."""
     from data.pipeline import DataConfig, Pipeline
