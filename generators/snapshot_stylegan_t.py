@@ -25,9 +25,10 @@ from generators.restricted import Shapes, check_fit
 from generators.stylegan_t import StyleGanT, StyleGanTConfig, StyleGanTGenerator
 
 SOURCE = "https://github.com/autonomousvision/stylegan-t"
-# What the program's own networks, and the pickler that it uses, name in a file.
+# What the program's own networks name in a file, and dill, the pickler that it uses.
 PROGRAM = re.compile(
-    r"(networks|training|open_clip|timm|torchvision\.(transforms|ops))\.[\w.]+|dill\._dill\.\w+|functools\.partial"
+    r"(networks|training|open_clip|timm|torchvision\.(transforms|ops))\.[\w.]+|functools\.partial"
+    r"|dill\._dill(\.\w+)?|builtins\.[gs]etattr"
     r"|torch\.(nn|_C\._nn)\.[\w.]+|numpy\.(_?core\.multiarray\._reconstruct|ndarray)"
 )
 CLIP = "mapping.clip.model."

@@ -156,7 +156,9 @@ def network(state: dict[str, Tensor], groups: int = GROUPS) -> nn.Module:
 
 def write(path: Path, state: dict[str, Tensor], groups: int = GROUPS, **more: Any) -> Path:
     judge = Layer()
+    # Closures and their attributes, as dill writes them.
     judge.hook = Calls(create_function, b"code", {"activations": {}})  # type: ignore[assignment]
+    judge.attributes = [Calls(getattr, Layer, "forward"), Calls(setattr, Layer, "spoilt", 1)]  # type: ignore[assignment]
     made = network(state, groups)
     content = {"G": made, "D": judge, "G_ema": made, "training_set_kwargs": {"class_name": "data"}, **more}
     path.write_bytes(pickle.dumps(content, protocol=4))
@@ -187,6 +189,7 @@ def test_a_snapshot_draws_what_its_tensors_draw(tmp_path: Path, capsys: pytest.C
     untrained = StyleGanTGenerator(expected.network, tiny_text_encoder(), projection_PD)
     assert not torch.equal(pixels_B3HW, untrained.generate(prompts, seeds=seeds))
     assert ModelDirectory.read(tmp_path / "model").about["conditioning"] == "text"
+    assert not hasattr(Layer, "spoilt")
 
 
 @pytest.mark.parametrize("path", gan_cases("StyleGAN-T generator"))
