@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from safetensors.torch import save
 from torch import Tensor
 
@@ -75,7 +75,7 @@ def encode(
     if len(shards) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"Two of the shards would be written as {twice}; encode them into folders of their own.")
-    state = PartialState()
+    state = Accelerator()
     networks = (
         MultiScaleTokenizer.from_directory(tokenizer, device=state.device),
         TextEncoder.from_pretrained(text_encoder, device=state.device),

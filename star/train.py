@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -155,7 +155,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         encoding.check_use(config.crop, config.code_noise)
         config = replace(config, precompute=False)
     if not config.precompute:  # what a streamed batch holds depends on it
-        config = replace(config, lanes=config.lanes or PartialState().num_processes * max(1, config.workers))
+        config = replace(config, lanes=config.lanes or Accelerator().num_processes * max(1, config.workers))
     refuse_untrainable(config.attention, PartialState().device)
     frozen = Frozen(config.tokenizer, config.text_encoder, encoding)
     network = config.network(frozen)

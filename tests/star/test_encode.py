@@ -166,7 +166,7 @@ def test_several_processes_share_the_shards(house: Path, tmp_path: Path, monkeyp
     finished = []
     for rank in range(2):
         state = SimpleNamespace(process_index=rank, num_processes=2, device=torch.device("cpu"))
-        monkeypatch.setattr(star.encode_shards, "PartialState", lambda state=state: state)
+        monkeypatch.setattr(star.encode_shards, "Accelerator", lambda state=state: state)
         report = make(house, tmp_path / "out")
         assert report.written == 2
         finished.append(report.finished)
