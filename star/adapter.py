@@ -53,9 +53,9 @@ class Adapter:
         if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
             kind = ", ".join(odd) or f"{config.get('peft_type')} with bias {config.get('bias')}"
             raise InputError(f"{path} holds an adapter of {kind}, expected plain LoRA: train one by `star finetune`")
+        if not (path / WEIGHTS).is_file() or sha256(path / WEIGHTS) != base.get("sha256"):
+            raise InputError(f"{path / WEIGHTS} is not what {BASE} names by its sha256: get the adapter again")
         try:
-            if sha256(path / WEIGHTS) != base["sha256"]:
-                raise InputError(f"{path / WEIGHTS} differs from the sha256 in {BASE}: get the adapter again")
             tensors = load_file(path / WEIGHTS)
             names = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
             factors = {

@@ -104,7 +104,7 @@ def finetune(
     drawn_before = draw(generator, everything[0], options)
     lora_config = add_lora(transformer, config.lora) if config.lora else None
     optimizer = torch.optim.AdamW(
-        parameter_groups(Learnt(transformer), config.weight_decay), lr=config.peak, betas=(0.9, 0.95), fused=True
+        parameter_groups(transformer, config.weight_decay), lr=config.peak, betas=(0.9, 0.95), fused=True
     )
     run.track(learnt=Learnt(transformer), optimizer=optimizer)
     run.restore()
@@ -153,7 +153,7 @@ def learn(
             loss = (loss_BL.mean(dim=0) * weights_L).sum()
             run.backward(loss)
             run.log({"loss": loss.detach()}, images=len(batch))
-        run.log({"grad_norm": run.clip(optimizer.param_groups[0]["params"]), "lr": lr})
+        run.log({"grad_norm": run.clip(network.parameters()), "lr": lr})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     transformer.eval()
@@ -179,16 +179,14 @@ class Measure:
 
 
 class Learnt:
-    """What of a network is trained, as the state that a run keeps and as named parameters for the optimiser."""
+    """What of a network is trained, as the state that a run keeps."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
-    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, weight) for name, weight in self.network.named_parameters() if weight.requires_grad]
-
     def state_dict(self) -> dict[str, Any]:
-        return {name: weight.detach() for name, weight in self.named_parameters()}
+        """The trained weights themselves, by name."""
+        return {name: weight.detach() for name, weight in self.network.named_parameters() if weight.requires_grad}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Raises RuntimeError if the names are others."""

@@ -156,7 +156,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         config = replace(config, precompute=False)
     if not config.precompute:  # what a streamed batch holds depends on it
         config = replace(config, lanes=config.lanes or Accelerator().num_processes * max(1, config.workers))
-    refuse_untrainable(config.attention, PartialState().device)
+    refuse_untrainable(config.attention, Accelerator().device)
     frozen = Frozen(config.tokenizer, config.text_encoder, encoding)
     network = config.network(frozen)
     names = {"shards": [Path(shard).name for shard in shards], "network": to_dict(network), "digests": frozen.digests}
@@ -262,12 +262,13 @@ def compile_blocks(model: NextScaleTransformer, device: torch.device) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: what decays, and what does not (UNDECAYED and everything of one dimension)."""
+    """Two groups for AdamW of what is trained: what decays, and what does not (UNDECAYED, all of one dimension)."""
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         spare = parameter.ndim <= 1 or name.endswith(UNDECAYED)
-        (spared if spare else decayed).append(parameter)
+        if parameter.requires_grad:
+            (spared if spare else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
