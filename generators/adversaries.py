@@ -10,12 +10,14 @@ from generators.projected import FrozenFeatures, ProjectedConfig, ProjectedDiscr
 from generators.styleformer import StyleformerConfig, StyleformerGenerator
 from generators.stylegan2_discriminator import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
 from generators.stylegan_t import Phase, StyleGanT, StyleGanTConfig, StyleGanTGenerator, grow_from, trainable
+from generators.stylenat import StyleNatConfig, StyleNatGenerator
+from generators.wavelet import WaveletConfig, WaveletDiscriminator
 
-NetworkConfig = StyleGanTConfig | StyleformerConfig
-DiscriminatorConfig = ProjectedConfig | StyleGan2DiscriminatorConfig
+NetworkConfig = StyleGanTConfig | StyleNatConfig | StyleformerConfig
+DiscriminatorConfig = ProjectedConfig | WaveletConfig | StyleGan2DiscriminatorConfig
 
 FAMILIES: dict[type, type[GanGenerator]] = {
-    family.config_class: family for family in (StyleGanTGenerator, StyleformerGenerator)
+    family.config_class: family for family in (StyleGanTGenerator, StyleNatGenerator, StyleformerGenerator)
 }
 
 
@@ -34,6 +36,8 @@ def build_discriminator(config: DiscriminatorConfig) -> nn.Module:
     """A discriminator with fresh weights: raw_B3HW and condition_BP (or None) to logits (B,) or (B, N)."""
     if isinstance(config, ProjectedConfig):
         return ProjectedDiscriminator(config, FrozenFeatures.from_pretrained(config.features))
+    if isinstance(config, WaveletConfig):
+        return WaveletDiscriminator(config)
     return StyleGan2Discriminator(config)
 
 

@@ -23,6 +23,7 @@ from generators.ada import AdaptiveAugment
 from generators.adversaries import build_discriminator, build_network, family_of, learning, start_from
 from generators.averaging import blend
 from generators.conditions import Conditions, OwnTower
+from generators.consistency import consistency_loss
 from generators.draws import Draws
 from generators.gan import GanGenerator
 from generators.gan_config import GanTrainConfig
@@ -138,8 +139,6 @@ class Game:
                     losses["loss_mismatch"] = FAKE_LOSS[config.loss](wrong)
                     total = total + config.mismatch * self._share(losses["loss_mismatch"], lesson)
                 if config.consistency:
-                    from generators.consistency import consistency_loss
-
                     losses["loss_consistency"] = consistency_loss(
                         lambda raw_B3HW, told=lesson.condition_BP: self.look(raw_B3HW, told),
                         [(lesson.raw_B3HW, real), (fake_B3HW, fake)],

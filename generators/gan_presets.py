@@ -9,7 +9,7 @@ shards changes is only its scale: sizes, batch, pace of averages, and one CLIP g
 from dataclasses import replace
 from typing import Any
 
-from generators import styleformer, stylegan2_discriminator, stylegan_t
+from generators import styleformer, stylegan2_discriminator, stylegan_t, stylenat, wavelet
 from generators.gan_config import Average, Blur, GanTrainConfig, Lazy
 from generators.projected import ProjectedConfig
 from generators.run import RunConfig
@@ -51,7 +51,8 @@ _EMOJI = _run(40000, 64, 2000)
 # ---- StyleGAN-T (Sauer et al. 2023)
 
 _STYLEGAN_T = GanTrainConfig(
-    run=_run(195_000, 128, 5000, precision="bf16"),  # 25 million pictures
+    # 25 million pictures. Guidance weighs against hinge losses over 8 pictures: with N processes accumulate 16 / N times.
+    run=_run(195_000, 128, 5000, precision="bf16", accumulate=16),
     network=stylegan_t.CONFIGS["full-64"],
     discriminator=ProjectedConfig(),
     clip="openai/clip-vit-large-patch14",
@@ -157,6 +158,19 @@ STYLEFORMER = {
         labels=CIFAR10,
         sample_prompts=tuple(label for label in CIFAR10 for _ in range(8)),
     ),
+    # The published example of 32 pixels against a discriminator that a CPU can bear, for a look within minutes.
+    "cifar10-cpu": replace(
+        _CIFAR,
+        run=_run(1000, 32, 250, log_every=25),
+        network=replace(styleformer.CONFIGS["readme"], conditioning="class", condition_width=10),
+        discriminator=replace(
+            stylegan2_discriminator.CONFIGS["cifar10-classes"], channel_base=2048, channel_max=128, mapping_layers=2
+        ),
+        labels=CIFAR10,
+        augment=(),
+        average=Average(half_life=2_000),
+        sample_prompts=tuple(label for label in CIFAR10 for _ in range(8)),
+    ),
     "stl10-48": replace(
         _STYLEFORMER,
         network=styleformer.CONFIGS["stl10-48"],
@@ -190,6 +204,62 @@ STYLEFORMER = {
         discriminator=replace(stylegan2_discriminator.CONFIGS["test"], condition_width=256),
         r1=Lazy(weight=0.05, every=2),
         path_length=Lazy(weight=2.0, every=2),
+        bring_along=True,
+        dtype="float32",
+    ),
+}
+
+# ---- StyleNAT (Walton et al. 2022)
+
+_STYLENAT = GanTrainConfig(
+    run=_run(1_000_000, 64, 5000),
+    network=stylenat.CONFIGS["ffhq-256"],
+    discriminator=wavelet.CONFIGS["ffhq-256"],
+    r1=Lazy(weight=10.0, every=16),
+    consistency=10.0,
+    clip_discriminator=5.0,
+    lr=5e-5,
+    lr_discriminator=2e-4,
+    lr_decay_from=775_000,
+    average=Average(half_life=20_000, rampup=0.0),
+    flips=True,
+)
+_STYLENAT_EMOJI = replace(
+    _STYLENAT,
+    run=_EMOJI,
+    network=replace(stylenat.CONFIGS["emoji-64"], widths=(512, 512, 256, 128, 64), heads=(16, 16, 8, 4, 4)),
+    discriminator=replace(wavelet.CONFIGS["emoji-64"], widths=(128, 512, 512, 512), spectral=True),
+    clip=CLIP,
+    guidance=1.0,
+    lr_decay_from=0,
+    flips=False,  # a caption may say left or right
+    sample_prompts=PROMPTS,
+    dtype="bfloat16",
+    bring_along=False,
+    licence=LICENCE,
+)
+STYLENAT = {
+    "ffhq-256": _STYLENAT,
+    "ffhq-1024": replace(
+        _STYLENAT, network=stylenat.CONFIGS["ffhq-1024"], discriminator=wavelet.CONFIGS["ffhq-1024"], lr_decay_from=0
+    ),
+    "emoji": _STYLENAT_EMOJI,
+    "emoji-cpu": replace(
+        _STYLENAT_EMOJI,
+        run=_EMOJI_CPU,
+        network=stylenat.CONFIGS["emoji-64"],
+        discriminator=wavelet.CONFIGS["emoji-64"],
+        r1=Lazy(weight=1.0, every=16),
+        lr=1e-3,
+        lr_discriminator=2e-3,
+        average=Average(half_life=1_500),
+    ),
+    "test": replace(
+        _STYLENAT_EMOJI,
+        run=_run(4, 4, 2, log_every=1),
+        network=replace(stylenat.CONFIGS["test"], condition_width=256),
+        discriminator=replace(wavelet.CONFIGS["test"], condition_width=256),
+        r1=Lazy(weight=1.0, every=2),
         bring_along=True,
         dtype="float32",
     ),

@@ -15,6 +15,7 @@ TRAINERS = {
     "star": ("star.presets:PRESETS", "star.train:train", "the next-scale transformer, on a trained tokenizer"),
     "clip": ("star.clip:CLIP_PRESETS", "star.clip:train", "a small CLIP, whose text tower reads the prompts"),
     "stylegan-t": ("generators.gan_presets:STYLEGAN_T", "generators.train:train", "a StyleGAN-T"),
+    "stylenat": ("generators.gan_presets:STYLENAT", "generators.train:train", "a StyleNAT"),
     "styleformer": ("generators.gan_presets:STYLEFORMER", "generators.train:train", "a Styleformer"),
     "judge": ("eval.judge:PRESETS", "eval.judge:train", "a classifier, whose features the metrics compare"),
 }

@@ -17,14 +17,14 @@ from data.writing import ShardWriter
 from generators import gan_presets
 from generators.config import from_dict, to_dict
 from generators.gan_config import Average, Blur, GanTrainConfig, Lazy
-from generators.gan_presets import STYLEFORMER, STYLEGAN_T
+from generators.gan_presets import STYLEFORMER, STYLEGAN_T, STYLENAT
 from generators.metrics import DivergenceError
 from generators.registry import build
 from generators.run import RunConfig
 from generators.train import train
 from tests.generators.lessons import lesson
 
-PRESETS = {"stylegan-t": STYLEGAN_T["test"], "styleformer": STYLEFORMER["test"]}
+PRESETS = {"stylegan-t": STYLEGAN_T["test"], "stylenat": STYLENAT["test"], "styleformer": STYLEFORMER["test"]}
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_the_half_life_of_averaged_weights_grows_with_the_pictures_seen() -> Non
     assert Average(half_life=1000, rampup=0).decay(1000, 0) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", ["STYLEGAN_T", "STYLEFORMER"])
+@pytest.mark.parametrize("name", ["STYLEGAN_T", "STYLENAT", "STYLEFORMER"])
 def test_every_preset_survives_its_json(name: str) -> None:
     for preset, recipe in getattr(gan_presets, name).items():
         assert from_dict(GanTrainConfig, to_dict(recipe)) == recipe, preset
