@@ -51,7 +51,7 @@ _EMOJI = _run(40000, 64, 2000)
 # ---- StyleGAN-T (Sauer et al. 2023)
 
 _STYLEGAN_T = GanTrainConfig(
-    # 25 million pictures. Guidance weighs against hinge losses over 8 pictures: with N processes accumulate 16 / N times.
+    # 25 million pictures. Guidance weighs against hinge losses of 8 pictures: N processes accumulate 16 / N times.
     run=_run(195_000, 128, 5000, precision="bf16", accumulate=16),
     network=stylegan_t.CONFIGS["full-64"],
     discriminator=ProjectedConfig(),
