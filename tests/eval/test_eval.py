@@ -1,6 +1,7 @@
 """The layout reader, prompt ranking and `star eval`, on a benchmark and networks made on the spot."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from data.clip_tokenizer import learn_tokenizer
 from data.errors import InputError
-from data.images import read_png, save_png
+from data.images import decode, pil_to_pixels, save_png
 from eval.alignment import ClipScorer, bootstrap_interval, prompt_ranks
 from eval.layout import read_layout, spread
+from eval.record import read
+from star.cli import main
 from star.clip import CLIP_PRESETS, save_clip
 from star.clip_network import build_clip
 
@@ -87,9 +90,38 @@ def test_equal_prompts_are_never_rivals() -> None:
 
 def test_scorer_is_independent_of_the_batch(clip: Path, benchmark: Path) -> None:
     scorer = ClipScorer(clip)
-    pixels = torch.stack([read_png(item.picture) for item in read_layout(benchmark)])
+    pixels = torch.stack([pil_to_pixels(decode(item.picture.read_bytes())) for item in read_layout(benchmark)])
     together = scorer.images(pixels)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(COUNT))
     torch.testing.assert_close(together[5:6], scorer.images(pixels[5:6]), atol=1e-5, rtol=0)
     prompts = ["one of all", "a much longer prompt than that, " * 20]
     torch.testing.assert_close(scorer.texts(prompts)[:1], scorer.texts(prompts[:1]), atol=1e-5, rtol=0)
+
+
+def test_the_command_draws_scores_and_continues(
+    clip: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "record.json"
+    measures = [f"prompt_rank_20/clip:{clip}", f"cmmd/clip:{clip}"]
+    command = ["eval", "star-test", "--benchmark", str(benchmark), "--out", str(out), "--bootstrap", "10"]
+    command += ["--metrics", *measures]
+    assert main(command) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"star-test on benchmark, {COUNT} pictures"
+    assert told[1].startswith(f"  true prompt first of 20 by clip:{clip}")
+    assert "; the real pictures " in told[1]
+    assert told[-2:] == [str(out), str(out.with_suffix("") / "sheet.png")]
+    record = read(out)
+    assert list(record.metrics["overall"]) == measures
+    pictures = sorted(out.with_suffix("").glob("pictures/*.png"))
+    assert len(pictures) == COUNT
+    before = pictures[7].read_bytes()
+    pictures[7].unlink()
+    assert main(command) == 0
+    assert pictures[7].read_bytes() == before
+    assert replace(read(out), times={}) == replace(record, times={})
+    capsys.readouterr()
+    assert main([*command, "--guidance", "2"]) == 2
+    assert "options.guidance was 4.0, now 2.0" in capsys.readouterr().err
+    assert main(["eval", "--drawn", str(tmp_path), "--speed", "--benchmark", str(benchmark), "--out", str(out)]) == 2
+    assert "--speed was given without a model" in capsys.readouterr().err
