@@ -26,29 +26,34 @@ from data.skips import SkipReport
 from data.tars import index_shard
 from data.text import TextEncoder, TextFeatures
 from data.writing import entry_of, read_index, write_index, write_shard
-from star.encoded import Encoder
+from star.encoded import Encoder, each_caption_unmentioned
 from star.encoding import NAME, TEXT_DTYPES, Encoding
 from tokenizer.tokenizer import MultiScaleTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeReport:
-    """What one process did. `finished`: all shards are there, of this and of all other processes."""
+    """What one process did.
+
+    cut: captions of those written that are longer than the text encoder reads. finished: all shards are there, of this
+    and of all other processes.
+    """
 
     out: Path
     samples: int
     written: int
     kept: int
+    cut: int
     finished: bool
     skipped: SkipReport
 
     def text(self) -> str:
         kept = f", {self.kept} were there already" if self.kept else ""
         missing = "" if self.finished else "; other shards are still missing"
-        return (
-            f"{self.samples} samples in {self.written} shards written to {self.out}{kept}{missing}\n"
-            f"{self.skipped.text()}"
-        )
+        lines = [f"{self.samples} samples in {self.written} shards written to {self.out}{kept}{missing}"]
+        if self.cut:
+            lines.append(f"{self.cut} captions are longer than the text encoder reads and lost their end")
+        return "\n".join([*lines, self.skipped.text()])
 
 
 def encode(
@@ -104,7 +109,13 @@ def encode(
     except OSError as error:
         raise InputError(f"Cannot write to {out} ({error.strerror or error}); give a folder with room.") from error
     return EncodeReport(
-        out=out, samples=samples, written=written, kept=len(mine) - written, finished=finished, skipped=report
+        out=out,
+        samples=samples,
+        written=written,
+        kept=len(mine) - written,
+        cut=writer.cut,
+        finished=finished,
+        skipped=report,
     )
 
 
@@ -123,6 +134,7 @@ class _Writer:
     ) -> None:
         self.encoder = Encoder(tokenizer, text_encoder, device, half=half)
         self.encoding = Encoding.by(tokenizer, text_encoder, crop=crop, latents=latents)
+        self.cut = 0
         self.code_dtype = torch.int16 if tokenizer.vocabulary <= 2**15 else torch.int32
 
     def samples(self, batches: Iterator[Batch]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
@@ -156,7 +168,9 @@ class _Writer:
         unknown = [caption for caption in dict.fromkeys(captions) if caption not in known]
         if not unknown:
             return
-        text: TextFeatures = self.encoder.text(unknown).to("cpu", TEXT_DTYPES[self.encoding.config.text_dtype])
+        self.cut += sum(lost > 0 for lost in self.encoder.text_encoder.truncated(unknown))
+        with each_caption_unmentioned():
+            text: TextFeatures = self.encoder.text(unknown).to("cpu", TEXT_DTYPES[self.encoding.config.text_dtype])
         for caption, tokens_TD, mask_T, pooled_D in zip(
             unknown, text.tokens_BTD, text.mask_BT, text.pooled_BD, strict=True
         ):

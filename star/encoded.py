@@ -121,7 +121,7 @@ class EncodedSet(Encoder):
             )
         with Progress(len(prompts), unit="captions", title="text features") as progress:
             for start in range(0, len(prompts), 256):
-                with _each_caption_unmentioned():
+                with each_caption_unmentioned():
                     part = text_encoder.encode(prompts[start : start + 256], chunk=256)
                 parts.append(part.to("cpu", text_dtype))
                 progress.update(len(part))
@@ -138,7 +138,7 @@ class EncodedSet(Encoder):
 
 
 @contextmanager
-def _each_caption_unmentioned() -> Iterator[None]:
+def each_caption_unmentioned() -> Iterator[None]:
     """No warning for each caption that is cut; how many are is said once."""
     encoder_logger = logging.getLogger("data.text")
     level = encoder_logger.level

@@ -156,6 +156,7 @@ def test_an_interrupted_encoding_goes_on_and_ends_the_same(
     before = os.stat(tmp_path / "out" / "train-00000.tar").st_mtime_ns
     report = make(house, tmp_path / "out")
     assert (report.written, report.kept, report.samples, report.finished) == (3, 1, 20, True)
+    assert report.cut == 0
     assert os.stat(tmp_path / "out" / "train-00000.tar").st_mtime_ns == before
     for path in (house / "codes").iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
@@ -194,6 +195,17 @@ def test_what_cannot_be_used_is_named_and_left_out(house: Path, tmp_path: Path) 
     pipeline = Pipeline(data, batch_size=2, reader=EncodedReader(encoding.config))
     assert sum(len(batch) for batch in pipeline.one_pass()) == report.samples
     assert {fault.key for fault in pipeline.report.named if fault.reason == "broken encoding"} == {"k", "l"}
+
+
+def test_captions_that_are_too_long_are_counted_not_listed(
+    house: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = tiny_text_encoder(max_tokens=8)
+    short.save_pretrained(tmp_path / "short")
+    report = make(house, tmp_path / "out", text_encoder=tmp_path / "short")
+    assert report.cut > 0
+    assert f"{report.cut} captions are longer than the text encoder reads" in report.text()
+    assert caplog.text == ""
 
 
 def test_shards_of_other_networks_are_refused(house: Path, tmp_path: Path) -> None:
