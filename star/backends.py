@@ -100,7 +100,7 @@ def _flex(queries: Tensor, keys: Tensor, values: Tensor, blocks: Any, scale: flo
     from torch.nn.attention.flex_attention import flex_attention
 
     plain = queries.device.type == "cpu" or torch.compiler.is_compiling()
-    function: Callable[..., Tensor] = flex_attention if plain else _compiled(flex_attention)
+    function: Any = flex_attention if plain else _compiled(flex_attention)
     return function(queries, keys, values, block_mask=blocks, scale=scale)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from data.errors import InputError
 from data.synthetic import write
@@ -48,7 +49,7 @@ def adapter(house: Path, tmp_path: Path) -> Path:
     network, generator = tiny_transformer(), torch.Generator().manual_seed(0)
     tensors = {}
     for name in LAYERS:
-        rows, columns = network.get_submodule(name).weight.shape  # type: ignore[union-attr]
+        rows, columns = network.get_parameter(f"{name}.weight").shape
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, columns, generator=generator)
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(rows, RANK, generator=generator)
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -72,7 +73,7 @@ def test_what_is_added_is_the_product(adapter: Path) -> None:
     changed = dict(before.named_parameters())
     for name, weight in network.named_parameters():
         layer = name.removesuffix(".weight")
-        expected = changed[name]
+        expected: Tensor = changed[name]
         if layer in LAYERS:
             down, up = (tensors[f"base_model.model.{layer}.lora_{letter}.weight"] for letter in "AB")
             expected = expected + ALPHA / RANK * up @ down
