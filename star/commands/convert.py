@@ -10,6 +10,7 @@ from star.catalogue import KINDS, RELEASED, TOKENIZER_FILE
 # the network reads text: shapes tell them everything else.
 GANS = {
     "styleformer": "generators.released_styleformer:convert_styleformer",
+    "stylenat": "generators.released_stylenat:convert_stylenat",
     "stylegan-t": "generators.snapshot_stylegan_t:convert_stylegan_t",
 }
 READS_TEXT = ("stylegan-t",)
