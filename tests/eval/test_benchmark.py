@@ -56,7 +56,7 @@ def whole(benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(benchmark: Path, out: Path, **changes: Any) -> Asked:
-    given = {"model": MODEL, "metrics": METRICS, "bootstrap": 20, "sheet": 4} | changes
+    given: dict[str, Any] = {"model": MODEL, "metrics": METRICS, "bootstrap": 20, "sheet": 4} | changes
     return Asked(benchmark=benchmark, out=out, **given)
 
 
@@ -172,8 +172,11 @@ def test_two_processes_equal_one(benchmark: Path, whole: Path, tmp_path: Path) -
     wish, barrier = asked(benchmark, tmp_path / "record.json"), threading.Barrier(2)
     results: dict[int, Record | None] = {}
 
+    def meet() -> None:
+        barrier.wait(60)
+
     def work(rank: int) -> None:
-        results[rank] = evaluate(wish, Processes(rank=rank, world=2, wait=lambda: barrier.wait(60) and None), load)
+        results[rank] = evaluate(wish, Processes(rank=rank, world=2, wait=meet), load)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
