@@ -61,7 +61,7 @@ class WaveletConfig:
 _FFHQ_256 = WaveletConfig()
 CONFIGS: dict[str, WaveletConfig] = {
     "ffhq-256": _FFHQ_256,
-    "ffhq-1024": replace(_FFHQ_256, widths=(32, 128, *(512,) * 6)),
+    "ffhq-1024": replace(_FFHQ_256, widths=(32, 128, 256, *(512,) * 5)),
     "emoji-64": WaveletConfig(condition_width=256, widths=(48, 96, 96, 96), spectral=False),
     "test": WaveletConfig(condition_width=32, widths=(8, 16)),
 }

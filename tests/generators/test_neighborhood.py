@@ -165,7 +165,7 @@ def test_heads_fall_into_groups() -> None:
         ({"kernel": 3, "table_Nbb": torch.zeros(2, 3, 3)}, r"the table has shape \(2, 3, 3\), expected \(2, 5, 5\)"),
         (
             {"kernel": 3, "backend": "tile"},
-            r"the backend 'tile' was given, expected one of tiled, gather, dense, natten or auto",
+            r"'tile' was given, expected one of tiled, gather, dense, natten or auto",
         ),
         ({"kernel": 3, "backend": "natten"}, r"the backend natten was given on cpu, expected a CUDA device"),
     ],

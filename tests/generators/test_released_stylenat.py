@@ -165,7 +165,7 @@ class Harm:
 def test_files_of_another_kind(tmp_path: Path) -> None:
     for content, message in (
         ({"g": released_state()}, "has no averaged generator g_ema"),
-        ({"g_ema": released_state(), "args": Harm()}, r"would run builtins\.eval on loading"),
+        ({"g_ema": released_state(), "args": Harm()}, r"would run \w+\.eval on loading"),
     ):
         torch.save(content, tmp_path / "file.pt")
         with pytest.raises(InputError, match=message):
