@@ -144,7 +144,7 @@ class _Writer:
             self._learn(known, [caption for several in batch.captions for caption in several])
             latent_BEhw = self.encoder.latents(batch)
             codes_BL = torch.cat(self.encoder.tokenizer.quantizer.encode(latent_BEhw).codes, dim=1)
-            codes_BL, latent_BEhw = codes_BL.to("cpu", self.code_dtype), latent_BEhw.cpu()
+            codes_BL, latent_BEhw = codes_BL.to("cpu", self.code_dtype), latent_BEhw.cpu().contiguous()
             for row, key in enumerate(batch.keys):
                 captions = batch.captions[row]
                 tensors = {

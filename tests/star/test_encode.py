@@ -163,6 +163,20 @@ def test_an_interrupted_encoding_goes_on_and_ends_the_same(
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
+def test_latents_in_another_memory_format_are_written_the_same(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = star.encode_shards.Encoder.latents
+    monkeypatch.setattr(
+        star.encode_shards.Encoder,
+        "latents",
+        lambda self, batch: original(self, batch).to(memory_format=torch.channels_last),
+    )
+    make(house, tmp_path / "out", latents=True)
+    for name in ("train-00000.tar", "test-00000.tar"):
+        assert (tmp_path / "out" / name).read_bytes() == (house / "latents" / name).read_bytes()
+
+
 def test_several_processes_share_the_shards(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished = []
     for rank in range(2):
