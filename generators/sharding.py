@@ -33,7 +33,12 @@ def shard(module: nn.Module, blocks: Iterable[nn.Module], device: torch.device, 
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
+    # Inputs stay as they are, for autocast to lower what products take: angles of rotary positions are float32.
+    policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        if half
+        else None
+    )
     options: dict[str, Any] = {"mesh": mesh} | ({"mp_policy": policy} if policy else {})
     for block in blocks:
         fully_shard(block, **options)

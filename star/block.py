@@ -81,10 +81,12 @@ class Block(nn.Module):
         gains: tuple[Tensor, ...] | None,
         rotation: Rotation | None,
         sight: ScaleCausality | Tensor | None,
-        words: tuple[Tensor, Tensor, Tensor, Tensor | None] | None,
+        words: tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor | None] | None,
         cache: KeyValueCache | None,
     ) -> Tensor:
-        """(B, l, C) -> (B, l, C). sight: see SelfAttention. words: text keys, values, mask and source rows."""
+        """(B, l, C) -> (B, l, C). sight: see SelfAttention. words: the text's keys and values, or
+        its tokens (B, T, D); its mask, and source rows.
+        """
         normed = self.norm(x_BlC)
         if gains is None:
             x_BlC = x_BlC + self.drop(self.attention(normed, rotation, sight, cache))
@@ -92,7 +94,8 @@ class Block(nn.Module):
             gain1, gain2, scale1, scale2, shift1, shift2 = gains
             x_BlC = x_BlC + self.drop(gain1 * self.attention(normed * (1 + scale1) + shift1, rotation, sight, cache))
         if self.cross_attention is not None and words is not None:
-            keys, values, mask, source_B = words
+            text, mask, source_B = words
+            keys, values = self.cross_attention.encode_text(text) if isinstance(text, Tensor) else text
             read_BlC = self.cross_attention(self.norm(x_BlC), keys, values, mask)
             x_BlC = x_BlC + self.drop(read_BlC if source_B is None else read_BlC[source_B], whole=False)
         if gains is None:

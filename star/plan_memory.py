@@ -91,11 +91,11 @@ def memory(
     kept = stream if network.checkpointing else block
     ends = 2 * stream + (4 * sum(lengths) ** 2 if network.attention in ("sdpa", "eager") else 0)
     # With checkpointing one block is there whole, but only once the logits have gone.
-    all_kept = network.depth * (kept + text) + ends
+    all_kept = network.depth * (kept + (0 if network.checkpointing else text)) + ends
     logits = 4 * tokens * network.vocabulary
     # The gradient of what GELU gives takes the place of its value; beside it, that of the stream.
     at_work = round(network.width * network.mlp_ratio) * tokens * element + stream
-    one = block if network.checkpointing else 0
+    one = block + text if network.checkpointing else 0
     static = weights + moments + averaged + gathered
     head, own = 4 * count.head // pieces, 4 * count.block // pieces
     peak = static + max(

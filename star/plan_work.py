@@ -50,11 +50,12 @@ def work(network: TransformerConfig, lengths: tuple[int, ...], text_tokens: int)
     attention_backward = 2 * attention if network.attention == "eager" else 5 * attention // 2
     # What is known and has no gradient: the text, and the codes of the coarser scales.
     given = 2 * (tokens - lengths[0]) * network.code_width * width + 2 * text_width * width
-    given += network.depth * 2 * text_tokens * text_width * 2 * width
+    words = 2 * text_tokens * text_width * 2 * width
+    given += network.depth * words
     head = 2 * tokens * width * network.vocabulary
     return Work(
         forward=network.depth * (linear + attention) + given + head,
         backward=network.depth * (2 * linear + attention_backward) + given + 2 * head,
         # The second time ends before the last product, whose result nobody needs.
-        again=network.depth * (linear - down + attention) if network.checkpointing else 0,
+        again=network.depth * (linear - down + attention + words) if network.checkpointing else 0,
     )

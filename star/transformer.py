@@ -92,9 +92,14 @@ class TextKeys:
     source_B, where given, names for every row the row whose cross-attention output it receives (sampler.py says why).
     """
 
-    keys_values: list[tuple[Tensor, Tensor]]  # (B, N, T, d) each
+    keys_values: list[tuple[Tensor, Tensor]]  # (B, N, T, d) each; none while training: blocks make their own
+    tokens_BTD: Tensor
     mask_B11T: Tensor
     source_B: Tensor | None = None
+
+    def of_block(self, i: int) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor | None]:
+        """What block i is given, see Block.forward."""
+        return (self.keys_values[i] if self.keys_values else self.tokens_BTD, self.mask_B11T, self.source_B)
 
 
 @dataclass(slots=True)
@@ -110,6 +115,7 @@ class DrawingState:
         """The same state for some rows of the batch only."""
         text = self.text and TextKeys(
             [(keys[span], values[span]) for keys, values in self.text.keys_values],
+            self.text.tokens_BTD[span],
             self.text.mask_B11T[span],
             None if self.text.source_B is None else self.text.source_B[span],
         )
@@ -221,9 +227,10 @@ class NextScaleTransformer(nn.Module):
             teacher_input_BlE = teacher_input_BlE[:, taught_L[first:] - first]
         tokens_BlC = self.input_projection(teacher_input_BlE)
         x_BLC = torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1)
-        text_keys, sight = self.encode_text(text, source_B), self.causality(x_BLC)
+        # A block in pieces (FSDP2) is whole only while it computes, so here each reads the words by itself.
+        words, sight = self.encode_text(text, source_B, beforehand=False), self.causality(x_BLC)
         span = slice(None) if taught_L is None else taught_L
-        return self.run_blocks(x_BLC, span, condition_BC, text_keys, sight, None), condition_BC
+        return self.run_blocks(x_BLC, span, condition_BC, words, sight, None), condition_BC
 
     def begin(self, text: "TextFeatures | Tensor", source_B: Tensor | None = None) -> DrawingState:
         """Everything that depends on the prompts alone, and empty caches for all L tokens."""
@@ -259,15 +266,19 @@ class NextScaleTransformer(nn.Module):
         condition_BC = self.class_embedding(text)
         return condition_BC, condition_BC.unsqueeze(1) + self.start_position
 
-    def encode_text(self, text: "TextFeatures | Tensor", source_B: Tensor | None = None) -> TextKeys | None:
-        """Keys and values of the words for every block, once per prompt."""
+    def encode_text(
+        self, text: "TextFeatures | Tensor", source_B: Tensor | None = None, *, beforehand: bool = True
+    ) -> TextKeys | None:
+        """Keys and values of the words for every block, once per prompt; or only the words, see TextKeys."""
         if not self.config.cross_attention or isinstance(text, Tensor):
             return None
         pairs = [
-            block.cross_attention.encode_text(text.tokens_BTD) for block in self._blocks() if block.cross_attention
+            block.cross_attention.encode_text(text.tokens_BTD)
+            for block in self._blocks()
+            if block.cross_attention and beforehand
         ]
         mask = additive(text.mask_BT[:, None, None, :].bool(), self._compute_dtype())
-        return TextKeys(pairs, mask, source_B)
+        return TextKeys(pairs, text.tokens_BTD, mask, source_B)
 
     def run_blocks(
         self,
@@ -288,7 +299,7 @@ class NextScaleTransformer(nn.Module):
         if self.shared_modulation is not None and condition_BC is not None:
             shared_B6C = self.shared_modulation(F.silu(condition_BC)).unflatten(-1, (6, -1))
         for i, block in enumerate(self._blocks()):
-            words = None if text is None else (*text.keys_values[i], text.mask_B11T, text.source_B)
+            words = None if text is None else text.of_block(i)
             cache = None if caches is None else caches[i]
             given = (x_BlC, block.gains(condition_BC, shared_B6C), rotation, sight, words, cache)
             if self.config.checkpointing and self.training and torch.is_grad_enabled():
