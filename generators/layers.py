@@ -73,8 +73,8 @@ class SpectralWeight(nn.Module):
     left_O: Tensor
     right_I: Tensor
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
-        """weight: (O, I, ...), whose further axes count as inputs."""
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Both parameters. weight: (O, I, ...), whose further axes count as inputs."""
         super().__init__()
         self.weight, self.bias = weight, bias
         outputs = weight.shape[0]

@@ -194,8 +194,8 @@ def dense(
     if table is not None:
         bias = table[:, index[0][:, None, :, None], index[1][None, :, None, :]].flatten(1, 2).flatten(2).to(query.dtype)
     mask = bias.masked_fill(~seen_HWHW.flatten(0, 1).flatten(1), float("-inf"))
-    flat = (tensor.flatten(2, 3) for tensor in (query, key, value))
-    return F.scaled_dot_product_attention(*flat, attn_mask=mask, scale=scale).unflatten(2, (height, width))
+    q, k, v = (tensor.flatten(2, 3) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).unflatten(2, (height, width))
 
 
 def tiled(

@@ -1,6 +1,7 @@
 """Neighbourhood attention: every backend against a rule written out in loops, with gradients of two orders."""
 
 import sys
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
@@ -64,10 +65,10 @@ def by_loops(query: Tensor, key: Tensor, value: Tensor, table: Tensor, kernel: i
 def test_gather_is_the_definition(height: int, width: int, kernel: int, dilation: int) -> None:
     query, key, value, table = (tensor.detach() for tensor in inputs(height, width, kernel))
     expected = by_loops(query, key, value, table, kernel, dilation)
-    options = {"kernel": kernel, "dilation": dilation, "table_Nbb": table, "backend": "gather"}
-    torch.testing.assert_close(neighborhood_attention(query, key, value, **options), expected)
-    options["table_Nbb"] = table + 0.01 * torch.randn_like(table)
-    assert kernel == 1 or not torch.allclose(neighborhood_attention(query, key, value, **options), expected)
+    attend = partial(neighborhood_attention, query, key, value, kernel=kernel, dilation=dilation, backend="gather")
+    torch.testing.assert_close(attend(table_Nbb=table), expected)
+    other = table + 0.01 * torch.randn_like(table)
+    assert kernel == 1 or not torch.allclose(attend(table_Nbb=other), expected)
 
 
 @pytest.mark.parametrize("backend", ["tiled", "dense"])
@@ -199,12 +200,9 @@ def test_natten_agrees() -> None:
         pytest.skip("natten has no compiled library here, or there is no CUDA device")
     for height, width, kernel, dilation in MAPS:
         if kernel > 1:
-            some = [x.detach().float().cuda() for x in inputs(height, width, kernel, head_width=32)[:3]]
-            options = {"kernel": kernel, "dilation": dilation}
-            actual = neighborhood_attention(*some, **options, backend="natten")
-            torch.testing.assert_close(
-                actual, neighborhood_attention(*some, **options, backend="gather"), atol=1e-2, rtol=1e-2
-            )
+            query, key, value, _ = (x.detach().float().cuda() for x in inputs(height, width, kernel, head_width=32))
+            attend = partial(neighborhood_attention, query, key, value, kernel=kernel, dilation=dilation)
+            torch.testing.assert_close(attend(backend="natten"), attend(backend="gather"), atol=1e-2, rtol=1e-2)
 
 
 def test_measured_in_time_and_memory() -> None:

@@ -59,7 +59,7 @@ def block_of(network: StyleNatNetwork, name: str) -> Block:
     """By its released name, as in "layers.3.blocks.0.attn (...)"."""
     found = re.match(r"layers\.(\d+)\.blocks\.(\d+)", name)
     assert found is not None
-    block = network.levels[int(found[1])].blocks[int(found[2])]  # type: ignore[union-attr, index]
+    block = network.levels[int(found[1])].blocks[int(found[2])]  # type: ignore[index]
     assert isinstance(block, Block)
     return block
 
@@ -79,7 +79,7 @@ def test_layers_give_the_same(path: Path) -> None:
     maps: dict[str, Tensor] = {}
     for i, level in enumerate(network.levels):
         level.register_forward_hook(lambda _, __, out, i=i: maps.update({f"out.layer{i}": out[0]}))
-        for j, part in enumerate(level.blocks):  # type: ignore[arg-type, union-attr]
+        for j, part in enumerate(level.blocks):  # type: ignore[arg-type]
             part.register_forward_hook(lambda _, __, out, i=i, j=j: maps.update({f"out.layer{i}.block{j}": out}))
     network.synthesis(network.styles(case["in.z"]))
     expected = [key for key in case.tensors if key.startswith("out.layer")]
