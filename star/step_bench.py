@@ -7,6 +7,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from torch import Tensor
 from data.errors import InputError
 from data.pipeline import DataConfig, Pipeline
 from data.splits import training_shards
+from data.tars import read_shard
+from data.writing import write_shard
 from star.encode_shards import encode
 from star.encoded import Encoder, Lessons
 from star.encoded_shards import EncodedReader, EncodedShards
@@ -48,7 +52,9 @@ class StepShares:
 def compare(
     config: TrainConfig, data: Sequence[str], workers: Sequence[int], *, steps: int = 20
 ) -> Iterator[StepShares]:
-    """Measures steps on pictures, then on codes of the first of the shards, for every number of workers.
+    """Measures steps on pictures, then on codes of the same pictures, for every number of workers.
+
+    As many pictures as there are steps for are copied from the shards into one of their own.
 
     Raises InputError for data or a config that cannot be trained on, and for shards that are encoded already.
     """
@@ -56,9 +62,11 @@ def compare(
     if encoding_of(shards) is not None:
         raise InputError(f"{data[0]} holds encoded shards; give shards of pictures, which both ways begin with.")
     with tempfile.TemporaryDirectory() as folder:
+        pictures, codes_folder = Path(folder) / "train.tar", Path(folder) / "codes"
+        write_shard(pictures, _some(shards, (WARM_UP + steps) * config.run.batch_size))
         encode(
-            shards[:1],
-            folder,
+            [str(pictures)],
+            codes_folder,
             tokenizer=config.tokenizer,
             text_encoder=config.text_encoder,
             crop=config.crop,
@@ -66,7 +74,15 @@ def compare(
         )
         for codes in (False, True):
             for number in workers:
-                yield _measure(config, training_shards([folder]) if codes else shards[:1], number, steps)
+                place = codes_folder if codes else pictures
+                yield _measure(config, training_shards([str(place)]), number, steps)
+
+
+def _some(shards: Sequence[str], count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Keys and members of the first samples."""
+    groups = (group for shard in shards for group in read_shard(shard, []))
+    for group in islice(groups, count):
+        yield group.key, {name: data for name, data in group.members.items() if isinstance(data, bytes)}
 
 
 def _measure(config: TrainConfig, shards: tuple[str, ...], workers: int, steps: int) -> StepShares:

@@ -18,7 +18,7 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         "bench",
         help="throughput of shards, alone and in training",
         description="Prints how many pictures a second the pipeline delivers by number of worker processes. With "
-        "--model, also the shares of a training step on the pictures and on codes made of the first shard; fields of "
+        "--model, also the shares of a training step on the pictures and on codes made of them; fields of "
         "the preset can be changed as in `star train`.",
     )
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders, tars, patterns, URLs or lists")
