@@ -45,7 +45,7 @@ def _run(steps: int, batch: int, every: int, **settings: Any) -> RunConfig:
     )
 
 
-_EMOJI_CPU = _run(2400, 16, 300, log_every=25)
+_EMOJI_CPU = _run(4000, 8, 500, log_every=25)
 _EMOJI = _run(40000, 64, 2000)
 
 # ---- StyleGAN-T (Sauer et al. 2023)
@@ -96,6 +96,8 @@ STYLEGAN_T = {
         network=StyleGanTConfig(condition_width=256, channel_base=1024, channel_max=128, residual_blocks=1, groups=8),
         discriminator=ProjectedConfig(features=CLIP, taps=(1, 3), condition_width=256),
         blur=Blur(sigma=2.0, pictures=5_000),
+        lr=1e-2,  # stored weights are of unit size: at 2e-3 a few thousand steps hardly move them
+        lr_discriminator=1e-3,
         average=Average(half_life=1_500),
     ),
     "test": replace(
@@ -247,7 +249,13 @@ STYLENAT = {
     "emoji-cpu": replace(
         _STYLENAT_EMOJI,
         run=_EMOJI_CPU,
-        network=stylenat.CONFIGS["emoji-64"],
+        network=replace(
+            stylenat.CONFIGS["emoji-64"],
+            widths=(128, 128, 64, 32, 16),
+            heads=(4, 4, 2, 2, 2),
+            kernels=((4,), (7,), (5, 5), (3, 3), (3, 3)),
+            mlp_ratio=2.0,
+        ),
         discriminator=wavelet.CONFIGS["emoji-64"],
         r1=Lazy(weight=1.0, every=16),
         lr=1e-3,
