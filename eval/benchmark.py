@@ -19,7 +19,7 @@ from typing import Any
 
 from data.errors import InputError
 from eval import elsewhere
-from eval.drawing import check, claim, draw, is_whole, picture_of
+from eval.drawing import check, claim, draw, is_whole, picture_of, tidy
 from eval.features import extractor
 from eval.identity import family_of, model_digest, parameters_of
 from eval.inspection import UNREADABLE, Seen, conversions, digest_of, inspect
@@ -109,6 +109,8 @@ def evaluate(asked: Asked, processes: Processes, load: Load = extractor) -> Reco
         refuse(layout.faults, asked.benchmark)
     manifest = _manifest(asked, rules, layout)
     check(folder, manifest)
+    if processes.is_main:
+        tidy(folder)
     networks = Networks(rules.metrics, processes.device, load)
     notes = asked.cache or folder / "features"
     with _timed(times, "read"):

@@ -8,6 +8,7 @@ bits depend on its batch.
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def picture_of(folder: Path, item: Item) -> Path:
 
 
 def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Makes the folder one for pictures of this manifest (plain values), and removes what a kill left half written.
+    """Makes the folder one for pictures of this manifest (plain values).
 
     Raises InputError if it holds others, see `check`, or cannot be written.
     """
@@ -48,10 +49,16 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
         staging = folder / f".{MANIFEST}"
         staging.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         staging.replace(folder / MANIFEST)
-        for partial in (folder / "pictures").glob(".*.part"):
-            partial.unlink()
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); give another --out") from error
+
+
+def tidy(folder: Path) -> None:
+    """Removes what a kill left half written: pictures, and rows of features."""
+    for partial in (folder / "pictures").glob(".*.part"):
+        partial.unlink(missing_ok=True)
+    for rows in (folder / "features").glob(".*"):
+        shutil.rmtree(rows, ignore_errors=True)
 
 
 def check(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:

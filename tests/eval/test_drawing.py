@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.errors import InputError
-from eval.drawing import MANIFEST, check, claim, draw, is_whole, manifest_of, picture_of
+from eval.drawing import MANIFEST, check, claim, draw, is_whole, manifest_of, picture_of, tidy
 from eval.identity import model_digest, parameters_of
 from eval.layout import Item, survey
 from eval.processes import Processes
@@ -52,11 +52,14 @@ def test_a_damaged_manifest_is_no_leave_to_mix(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
-    claim(tmp_path, WANTED)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/.0000.png-x.part").write_bytes(b"half")
-    claim(tmp_path, WANTED)
-    assert list((tmp_path / "pictures").iterdir()) == []
+    (tmp_path / "pictures/0001.png").write_bytes(b"whole")
+    (tmp_path / "features/.drawn-x").mkdir(parents=True)
+    (tmp_path / "features/drawn").mkdir()
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["0001.png", "drawn"]
+    tidy(tmp_path / "nowhere")
 
 
 def test_a_batch_with_a_missing_picture_is_drawn_whole(tmp_path: Path, items: list[Item]) -> None:
