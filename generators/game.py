@@ -12,6 +12,7 @@ B batch, P condition width, S style slots, W style width, 3 RGB, H W pixels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,9 +140,9 @@ class Game:
                     losses["loss_mismatch"] = FAKE_LOSS[config.loss](wrong)
                     total = total + config.mismatch * self._share(losses["loss_mismatch"], lesson)
                 if config.consistency:
+                    seen = [(lesson.raw_B3HW, real), (fake_B3HW, fake)]
                     losses["loss_consistency"] = consistency_loss(
-                        lambda raw_B3HW, told=lesson.condition_BP: self.look(raw_B3HW, told),
-                        [(lesson.raw_B3HW, real), (fake_B3HW, fake)],
+                        partial(self.look, condition_BP=lesson.condition_BP), seen
                     )
                     total = total + config.consistency * losses["loss_consistency"]
             run.backward(total)

@@ -5,7 +5,7 @@ Sauer et al. 2023, §3.2 and §3.3. B batch, P condition width, N logits of a pi
 
 import math
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,8 @@ class ClipGuidance(nn.Module):
         folder = find(source)
         clip = load(CLIPModel, folder)
         self.tower, self.projection = clip.vision_model, clip.visual_projection  # texts come as vectors
-        self.preprocessing = Preprocessing.read(folder, clip.config.vision_config.image_size)
+        vision: Any = clip.config.vision_config
+        self.preprocessing = Preprocessing.read(folder, vision.image_size)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, whatever the network around it does."""

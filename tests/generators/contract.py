@@ -127,7 +127,7 @@ def gradient_reaches_every_parameter(family: type[Family]) -> None:
                 for name, parameter in network.named_parameters():
                     if parameter.grad is not None and bool((parameter.grad != 0).any()):
                         waiting.pop(name, None)
-                        parameter -= 1e-2 * parameter.grad
+                        parameter.sub_(1e-2 * parameter.grad)
     assert not waiting, f"no gradient reaches {', '.join(waiting)}"
 
 

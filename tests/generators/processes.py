@@ -5,17 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from generators.averaging import blend
 from generators.config import to_dict
 from generators.run import Run, RunConfig
 from generators.sharding import local, shard, whole_state
-
-
-def blend(averaged: list[Tensor], current: list[Tensor], count: Any) -> None:
-    for mean, value in zip(averaged, current, strict=True):
-        local(mean).lerp_(local(value), 0.5)
 
 
 def main(out: Path, resume: bool, stop_at: int, sharding: Any) -> None:
@@ -24,9 +20,9 @@ def main(out: Path, resume: bool, stop_at: int, sharding: Any) -> None:
     )
     run = Run(out, config, {"run": to_dict(config)}, resume)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 1))
-    ema = AveragedModel(model, multi_avg_fn=blend)
+    ema = AveragedModel(model, multi_avg_fn=blend(lambda: 0.5))
     if sharding == "fsdp2":
-        shard(ema.module, [ema.module[0]], run.device)  # type: ignore[index, list-item]
+        shard(ema.module, [ema.module[0]], run.device)  # type: ignore[index]
     model = run.distribute(model, [model[0], model[2]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     run.track(model=model, optimizer=optimizer, ema=ema)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,13 @@ from generators.projected import (
 from generators.towers import Preprocessing, random_crop
 
 CLIP_EMOJI = Path(__file__).parents[2] / "star" / "weights" / "clip-emoji"
-SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+SIZES: dict[str, Any] = {
+    "hidden_size": 8,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: ViTModel(ViTConfig(**SIZES, intermediate_size=16), add_pooling_layer=False),
     "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**SIZES, intermediate_size=16)),
@@ -111,7 +118,7 @@ def test_the_picture_is_averaged_down_and_normed() -> None:
     (patches_BCN,) = features(image_B3HW, taps=(), patches=True)
     torch.testing.assert_close(patches_BCN, features(averaged, taps=(), patches=True)[0])
     mean, deviation = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, DEVIATION))
-    tokens = features.tower.embeddings((averaged * 0.5 + 0.5 - mean) / deviation)  # type: ignore[operator, union-attr]
+    tokens = features.tower.embeddings((averaged * 0.5 + 0.5 - mean) / deviation)  # type: ignore[operator]
     torch.testing.assert_close(patches_BCN, (tokens[:, 1:] + tokens[:, :1]).transpose(1, 2))
 
 

@@ -246,7 +246,7 @@ class Calls:
 
 def inner(value: Any) -> Calls:
     """Hidden in the bytes of a tensor's storage, which is a pickle of its own."""
-    return Calls(torch.storage._load_from_bytes, pickle.dumps(value, protocol=2))  # type: ignore[attr-defined]
+    return Calls(torch.storage._load_from_bytes, pickle.dumps(value, protocol=2))
 
 
 def dangerous(marker: Path) -> dict[str, Any]:
@@ -334,7 +334,13 @@ def test_files_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture) ->
             convert_styleformer(tmp_path / "file.pkl", out)
     with pytest.raises(InputError, match=r"No such file|cannot be read"):
         convert_styleformer(tmp_path / "missing.pkl", out)
-    for arguments in ({}, {"synthesis_kwargs": {}}, {"synthesis_kwargs": {"depth": True}}, {"synthesis_kwargs": [8]}):
+    odd: list[dict[str, Any]] = [
+        {},
+        {"synthesis_kwargs": {}},
+        {"synthesis_kwargs": {"depth": True}},
+        {"synthesis_kwargs": [8]},
+    ]
+    for arguments in odd:
         with pytest.raises(InputError, match="does not tell the depth"):
             convert_styleformer(write(tmp_path / "file.pkl", state, arguments), out)
     file = str(write(tmp_path / "file.pkl", state))

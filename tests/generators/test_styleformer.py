@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,8 @@ def test_more_heads_where_there_are_more_channels() -> None:
     assert [replace(config, minimum_head=4).heads(width) for width in config.widths] == [8, 4, 4]
     network = build()
     assert [layer.heads for layer in network.modules() if isinstance(layer, StyleAttention)] == [3, 2, 2]
-    assert not torch.allclose(*(draw(build(replace(TINY, depth=depth))) for depth in (4, 100)), atol=1e-3)
+    few, many = (draw(build(replace(TINY, depth=depth))) for depth in (100, 4))
+    assert not torch.allclose(few, many, atol=1e-3)
 
 
 def test_the_projection_stands_where_tokens_are_many() -> None:
@@ -214,11 +216,11 @@ def test_positions_tell_tokens_apart() -> None:
     network = build(replace(TINY, start=8))
     with torch.no_grad():
         network.constant_nC.copy_(network.constant_nC[:1].expand_as(network.constant_nC))
-        network.blocks[0].position_1nC.zero_()
-        network.blocks[1].position_1nC.zero_()
+        network.get_parameter("blocks.0.position_1nC").zero_()
+        network.get_parameter("blocks.1.position_1nC").zero_()
         inner = network(*inputs(TINY, 1), "none")[0][..., 4:-4, 4:-4]
         torch.testing.assert_close(inner, inner[..., :1, :1].expand_as(inner), rtol=1e-3, atol=1e-4)
-        network.blocks[0].position_1nC.normal_()
+        network.get_parameter("blocks.0.position_1nC").normal_()
         assert network(*inputs(TINY, 1), "none")[0][..., 4:-4, 4:-4].std(dim=(2, 3)).min() > 1e-3
 
 
@@ -255,8 +257,8 @@ def test_classes_decide_with_the_latent() -> None:
 def test_a_condition_is_embedded_beside_the_latent() -> None:
     """As the released code embeds classes: linear, brought to unit second moment, behind z."""
     network, (latent_BZ, condition_BP) = build().double(), inputs(TINY, 2, torch.float64)
-    mapping = network.mapping
-    assert mapping.embedding is not None
+    mapping: Any = network.mapping
+    assert condition_BP is not None
     embedded_BW = condition_BP @ mapping.embedding.weight.T / math.sqrt(5) + mapping.embedding.bias
     parts = [x / (x.square().mean(dim=1, keepdim=True) + 1e-8).sqrt() for x in (latent_BZ, embedded_BW)]
     x = torch.cat(parts, dim=1)
@@ -268,6 +270,7 @@ def test_a_condition_is_embedded_beside_the_latent() -> None:
 
 def test_truncation_of_text_is_towards_the_mean_of_the_text() -> None:
     network, (latent_BZ, condition_BP) = build(), inputs(TINY, 2)
+    assert condition_BP is not None
     network.mapping.average_W.fill_(100.0)  # the mean over everything, which text must not be drawn to
     same_BP = condition_BP[:1].expand(2, -1)
     mean_BSW = network.styles(latent_BZ, same_BP, truncation=0.0)

@@ -1,6 +1,7 @@
 """StyleGAN2-ADA's discriminator: sizes, the projection of a condition, the deviation within a batch, R1 in float64."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,7 @@ def test_the_logit_is_a_product_with_the_condition(monkeypatch: pytest.MonkeyPat
 def test_a_condition_is_mapped_like_a_latent() -> None:
     discriminator, (_, condition_BP) = build().double(), inputs(dtype=torch.float64)
     assert discriminator.embedding is not None
+    assert discriminator.embedding.bias is not None
     x_BM = condition_BP @ discriminator.embedding.weight.T / 3**0.5 + discriminator.embedding.bias
     x_BM = x_BM / (x_BM.square().mean(dim=1, keepdim=True) + 1e-8).sqrt()
     assert len(discriminator.mapping) == 2
@@ -117,14 +119,14 @@ def test_activations_are_clamped() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["resnet", "orig"])
-def test_every_parameter_learns(architecture: str) -> None:
+def test_every_parameter_learns(architecture: Any) -> None:
     discriminator, (image_B3HW, condition_BP) = build(replace(TINY, architecture=architecture)), inputs()
     logistic_discriminator(*discriminator(image_B3HW, condition_BP).chunk(2)).backward()
     assert not [name for name, p in discriminator.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 @pytest.mark.parametrize("architecture", ["resnet", "orig"])
-def test_r1_against_finite_differences(architecture: str) -> None:
+def test_r1_against_finite_differences(architecture: Any) -> None:
     """In float64: the penalty itself, from differences of logits, and its gradient in every parameter."""
     config = replace(TINY, architecture=architecture, channel_max=4, mapping_layers=1)
     discriminator, (image_B3HW, condition_BP) = build(config).double(), inputs(2, dtype=torch.float64)

@@ -148,8 +148,8 @@ def test_classes_are_learnt_and_drawn_by_name(classes: list[str], tmp_path: Path
     preset = PRESETS["styleformer"]
     options = config(
         "styleformer",
-        network=replace(preset.network, conditioning="class", condition_width=2),  # type: ignore[arg-type]
-        discriminator=replace(preset.discriminator, condition_width=2),  # type: ignore[arg-type]
+        network=replace(preset.network, conditioning="class", condition_width=2),
+        discriminator=replace(preset.discriminator, condition_width=2),
         labels=("odd", "even"),
         guidance=0.0,
         clip="",
@@ -164,8 +164,8 @@ def test_a_picture_without_its_class_is_an_error(shards: list[str], tmp_path: Pa
     preset = PRESETS["styleformer"]
     options = config(
         "styleformer",
-        network=replace(preset.network, conditioning="class", condition_width=2),  # type: ignore[arg-type]
-        discriminator=replace(preset.discriminator, condition_width=2),  # type: ignore[arg-type]
+        network=replace(preset.network, conditioning="class", condition_width=2),
+        discriminator=replace(preset.discriminator, condition_width=2),
         guidance=0.0,
     )
     with pytest.raises(InputError, match="label is None, expected a number from 0 to 1"):
@@ -178,7 +178,8 @@ def test_a_grown_network_learns_behind_its_frozen_trunk(
     """The trunk here is of 16 pixels, so that the test is quick."""
     monkeypatch.setattr("generators.stylegan_t.TRUNK", 16)
     trunk = train(config("stylegan-t"), data=shards, out=tmp_path / "trunk")
-    grown = replace(PRESETS["stylegan-t"].network, resolution=32)  # type: ignore[arg-type]
+    network: Any = PRESETS["stylegan-t"].network
+    grown = replace(network, resolution=32)
     options = config("stylegan-t", network=grown, phase="freeze64", init_from=str(trunk))
     train(options, data=shards, out=tmp_path / "grown")
     before, after = load_file(trunk / "model.safetensors"), state(tmp_path / "grown", 4)["generator"]
@@ -205,7 +206,7 @@ def test_only_a_stylegan_t_has_phases(shards: list[str], tmp_path: Path) -> None
 
 
 def test_text_of_another_width_is_refused(shards: list[str], tmp_path: Path) -> None:
-    network = replace(PRESETS["styleformer"].network, condition_width=99)  # type: ignore[arg-type]
+    network = replace(PRESETS["styleformer"].network, condition_width=99)
     with pytest.raises(InputError, match=r"network.condition_width is 99, expected 256"):
         train(config("styleformer", network=network), data=shards, out=tmp_path / "run")
 

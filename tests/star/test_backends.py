@@ -88,7 +88,8 @@ def test_flex_learns_the_same_on_a_gpu() -> None:
     for backend in ("flex", "sdpa"):
         tensors = [tensor.cuda().requires_grad_() for tensor in heads()]
         sight = ScaleCausality(SCHEDULE.lengths, backend, torch.float32, tensors[0].device)
-        sight.attend(*tensors, scale=SCALE).square().sum().backward()
+        query, key, value = tensors
+        sight.attend(query, key, value, scale=SCALE).square().sum().backward()
         gradients.append([tensor.grad for tensor in tensors])
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-2)
 

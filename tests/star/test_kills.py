@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def command(tmp_path: Path) -> list[str]:
     generator._save_tokenizer(tmp_path / "tokenizer")
     generator.text_encoder.save_pretrained(tmp_path / "text")
     write(tmp_path / "data", count=40, size=16, test=0)
-    fields = {"run.steps": STEPS, "run.checkpoint_every": 7, "run.log_every": 10, "run.sample_every": 0}
+    fields: dict[str, Any] = {"run.steps": STEPS, "run.checkpoint_every": 7, "run.log_every": 10, "run.sample_every": 0}
     fields |= {
         "validate_every": 50,
         "dropout": 0.1,
