@@ -227,7 +227,13 @@ register_family("var", "star.class_generator:VarGenerator")
 register_family("styleformer", "generators.styleformer:StyleformerGenerator")
 register_family("stylegan-t", "generators.stylegan_t:StyleGanTGenerator")
 register_family("stylenat", "generators.stylenat:StyleNatGenerator")
-register("star-emoji", Entry(family="star", weights=Weights(location="package:star/weights/star-emoji")))
+for _name, _family in (
+    ("star-emoji", "star"),
+    ("stylegan-t-emoji", "stylegan-t"),
+    ("stylenat-emoji", "stylenat"),
+    ("styleformer-emoji", "styleformer"),
+):
+    register(_name, Entry(family=_family, weights=Weights(location=f"package:star/weights/{_name}")))
 
 # What the papers published (star/catalogue.py): fetched from the hub and converted when first asked for.
 _STAR = Weights(

@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 import star
 from generators.registry import build, recommended
 
 WEIGHTS = Path(star.__path__[0]) / "weights"
+RIVALS = ("stylegan-t-emoji", "stylenat-emoji", "styleformer-emoji")
 HOLDERS = ("Google", "C1710", "Twitter", "EmojiTwo", "Mozilla", "Microsoft", "Streamline", "emojibase")
 
 
-def test_star_emoji_draws_the_same_alone_and_in_a_batch_of_seven_in_another_order() -> None:
-    generator = build("star-emoji")
-    options = recommended("star-emoji")
+@pytest.mark.parametrize("name", ["star-emoji", *RIVALS])
+def test_it_draws_the_same_alone_and_in_a_batch_of_seven_in_another_order(name: str) -> None:
+    generator = build(name)
+    options = recommended(name)
     prompts = [f"a {colour} heart, noto emoji style" for colour in ("red", "blue", "green", "white", "black")] + [
         "",
         "a cat",
@@ -35,6 +38,16 @@ def test_a_red_and_a_blue_heart_differ_in_the_colour_asked_for() -> None:
     ).double()
     redness = pixels[:, 0].mean((1, 2)) - pixels[:, 2].mean((1, 2))
     assert redness[0::2].mean() > redness[1::2].mean() + 20
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_moved_seed_moves_the_picture_and_a_moved_prompt_its_colours(name: str) -> None:
+    generator, options = build(name), recommended(name)
+    prompts = ["a red heart, noto emoji style"] * 8 + ["a dog, drawn as a black silhouette icon"] * 8
+    pixels = generator.generate(prompts, seeds=[*range(8)] * 2, options=options).double()
+    assert len({picture.numpy().tobytes() for picture in pixels}) == 16
+    redness = (pixels[:, 0] - pixels[:, 1:].mean(dim=1)).clamp(min=0).mean((1, 2))
+    assert redness[:8].mean() > redness[8:].mean() + 10
 
 
 def test_weights_stay_small_and_their_cards_name_whose_art_they_learnt_from() -> None:
