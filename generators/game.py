@@ -97,8 +97,8 @@ class Game:
         self.learner.requires_grad_(False)
         _let_learn(self.learning, True)
         self.judging = [p for p in self.discriminator.parameters() if p.requires_grad]
-        self.learner_optimizer = _adam(self.learning, config, config.lr, config.path_length.interval)
-        self.judge_optimizer = _adam(self.judging, config, config.lr_discriminator, config.r1.interval)
+        self.learner_optimizer = _adam(self._groups(), config, config.lr, config.path_length.interval)
+        self.judge_optimizer = _adam([{"params": self.judging}], config, config.lr_discriminator, config.r1.interval)
         self._rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
         self.learner.train()
         self.discriminator.train()
@@ -106,6 +106,14 @@ class Game:
     @property
     def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
         return self.learner_optimizer, self.judge_optimizer
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What learns on the generator's side, projections over tokens by themselves."""
+        names = {id(parameter): name for name, parameter in self.learner.named_parameters()}
+        over_tokens = [p for p in self.learning if names[id(p)].endswith("attention.projection")]
+        others = [p for p in self.learning if not names[id(p)].endswith("attention.projection")]
+        groups: list[dict[str, Any]] = [{"params": others, "lr_scale": 1.0}]
+        return groups + [{"params": over_tokens, "lr_scale": self.config.lr_projection}] if over_tokens else groups
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, for `Run.track`."""
@@ -266,6 +274,6 @@ def _augment(config: GanTrainConfig) -> AdaptiveAugment:
     )
 
 
-def _adam(parameters: Sequence[nn.Parameter], config: GanTrainConfig, lr: float, interval: int) -> torch.optim.Adam:
+def _adam(groups: list[dict[str, Any]], config: GanTrainConfig, lr: float, interval: int) -> torch.optim.Adam:
     lr, betas = lazy_optimizer_settings(lr, config.betas, interval)
-    return torch.optim.Adam(list(parameters), lr=lr, betas=betas, eps=1e-8)
+    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=1e-8)

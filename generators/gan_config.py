@@ -75,6 +75,7 @@ class GanTrainConfig:
     flips: bool = False  # of real pictures
     lr: float = 2.5e-3  # of the generator
     lr_discriminator: float = 2.5e-3
+    lr_projection: float = 1.0  # times lr, for a Styleformer's projections: one step moves thousands of tokens together
     lr_decay_from: int = 0  # step from which both rates fall to 0 linearly; 0: never
     betas: tuple[float, float] = (0.0, 0.99)
     clip_discriminator: float = 0.0  # largest gradient norm of the discriminator's adversarial turn; 0: any

@@ -231,3 +231,19 @@ def test_the_same_network_also_learns_outside_the_game() -> None:
     assert network is generator.network
     value: Tensor = loss()
     assert value.requires_grad
+
+
+def test_projections_over_tokens_have_a_rate_of_their_own(shards: list[str], tmp_path: Path) -> None:
+    """A step of Adam with betas (0, .99) is the rate times the sign at first."""
+    moved = {}
+    for scale in (1.0, 0.0):
+        out = tmp_path / str(scale)
+        train(
+            config("styleformer", steps=1, every=1, lr_projection=scale, r1=Lazy(), path_length=Lazy()),
+            data=shards,
+            out=out,
+        )
+        moved[scale] = state(out, 1)["generator"]
+    one, none = moved[1.0], moved[0.0]
+    differ = {name for name, tensor in one.items() if not torch.equal(tensor, none[name])}
+    assert differ == {name for name in one if name.endswith("attention.projection")}
