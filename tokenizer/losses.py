@@ -22,7 +22,13 @@ def reconstruction_loss(image_B3HW: Tensor, target_B3HW: Tensor, l1_weight: floa
 
 
 def quantisation_loss(
-    latent_BEhw: Tensor, sums: Sequence[Tensor], *, beta: float, commit_to: str = "last", relative: bool = True
+    latent_BEhw: Tensor,
+    sums: Sequence[Tensor],
+    *,
+    beta: float,
+    commit_to: str = "last",
+    relative: bool = True,
+    mean_square: Tensor | None = None,
 ) -> Tensor:
     """beta MSE(sg[sum_k], f) + MSE(sum_k, sg[f]), where sum_k is the sum up to scale k; the second term averaged.
 
@@ -30,13 +36,16 @@ def quantisation_loss(
     released (Tian et al. 2024, Eq. 5) the encoder commits to every partial sum, commit_to "all". That pulls the latent
     towards what one 1x1 code can say, and trained from scratch it is what collapses the coarse scales (EXPERIMENTS.md);
     "last" commits to the full sum only. relative divides by the latent's mean square, so that the latent gains nothing
-    by growing or shrinking.
+    by growing or shrinking; mean_square is that of all processes where there are several.
     """
     fit = torch.stack([F.mse_loss(total, latent_BEhw.detach()) for total in sums]).mean()
     committed = sums if commit_to == "all" else sums[-1:]
     commitment = torch.stack([F.mse_loss(latent_BEhw, total.detach()) for total in committed]).mean()
     loss = beta * commitment + fit
-    return loss / latent_BEhw.detach().square().mean().clamp_min(1e-8) if relative else loss
+    if not relative:
+        return loss
+    mean_square = latent_BEhw.detach().square().mean() if mean_square is None else mean_square
+    return loss / mean_square.clamp_min(1e-8)
 
 
 def straight_through(latent_BEhw: Tensor, quantised_BEhw: Tensor) -> Tensor:

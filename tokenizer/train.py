@@ -83,7 +83,7 @@ class TokenizerTrainConfig:
 
 
 class TokenizerStep(nn.Module):
-    """The differentiable part of a step, in one module so that DDP sees one forward pass."""
+    """The differentiable part of a step."""
 
     def __init__(self, tokenizer: MultiScaleTokenizer) -> None:
         super().__init__()
@@ -116,7 +116,8 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
         part.requires_grad_(False)
     averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True).to(run.device)
     ema: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
-    step_module = run.prepare(TokenizerStep(tokenizer))
+    # Gradients are averaged by hand: which parameters take part changes with the cut, and that DDP does not forgive.
+    step_module = TokenizerStep(tokenizer).to(run.device)
     learnt = [p for p in tokenizer.parameters() if p.requires_grad]
     optimizer = _adam(learnt, config)
     adversary = _Adversary(config, run) if config.adversary_weight > 0 else None
@@ -136,7 +137,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
         judged = adversary is not None and step >= config.adversary_start
         scales = _scales(config, network.quantizer.schedule.count, step)
         fakes: list[tuple[Tensor, Tensor]] = []
-        for _ in run.micro_steps(step_module):
+        for _ in run.micro_steps():
             batch = next(batches)
             image_B3HW = batch.image_B3HW.to(run.device).contiguous(memory_format=torch.channels_last)
             with run.autocast():
@@ -144,7 +145,12 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
             reborn = 0 if config.freeze_codes else codebook.update(tokenizer.quantizer, pyramid)
             reconstruction = config.reconstruction * reconstruction_loss(decoded_B3HW, image_B3HW, config.l1)
             quantisation = quantisation_loss(
-                latent_BEhw, pyramid.latents, beta=config.beta, commit_to=config.commit_to, relative=config.relative
+                latent_BEhw,
+                pyramid.latents,
+                beta=config.beta,
+                commit_to=config.commit_to,
+                relative=config.relative,
+                mean_square=run.average(latent_BEhw.detach().float().square().mean()),
             )
             values: dict[str, float | Tensor] = {
                 "loss_reconstruction": reconstruction,
@@ -161,6 +167,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
                 fakes.append((image_B3HW, decoded_B3HW.detach()))
             run.backward(loss)
             run.log({**values, "loss": loss, "reborn": float(reborn)}, images=len(batch))
+        run.average_gradients(learnt)
         run.log({"grad_norm": run.clip(learnt), "lr": lr})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -173,7 +180,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
             _show(run, ema, config, held_out or shards, step)
     if run.is_main:
         return _finish(run, ema, config, held_out, pipeline)
-    return out / "model"
+    return Path(out) / "model"
 
 
 def _initial(config: TokenizerTrainConfig) -> MultiScaleTokenizer:

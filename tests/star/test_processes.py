@@ -21,6 +21,10 @@ COMMON = ["--run.steps=20", "--run.batch_size=8", "--run.log_every=1", "--run.ch
 COMMON += ["--run.sample_every=0"]
 CALM = ["--caption_dropout=0.0", "--code_noise=0.0", "--held_out=0.0"]  # no draws that belong to a process
 # What a process draws for itself (noise, augmentation) or compares within itself is off; latents belong to pictures.
+STILL = [
+    "--codebook.reborn_below=0.0",
+    "--codebook.scale_floor=0.0",
+]  # reborn codes are drawn from a process's pictures
 GAN = ["--noise=none", "--augment", "--path_length.weight=0.0", "--discriminator.group=1"]
 
 
@@ -51,7 +55,7 @@ def arguments(network: str, house: Path) -> list[str]:
     data = ["--data", str(house / "data" / "train")]
     frozen = [f"--tokenizer={house / 'tokenizer'}", f"--text_encoder={house / 'text'}"]
     return {
-        "tokenizer": ["tokenizer", "--preset", "test", *data, *COMMON],
+        "tokenizer": ["tokenizer", "--preset", "test", *data, *COMMON, *STILL],
         "star": ["star", "--preset", "test", *data, *COMMON, *CALM, *frozen],
         "star-fsdp2": ["star", "--preset", "test", *data, *COMMON, *CALM, *frozen, "--run.sharding=fsdp2"],
         "styleformer": ["styleformer", "--preset", "test", *data, *COMMON, *GAN],
