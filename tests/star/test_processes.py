@@ -24,7 +24,7 @@ CALM = ["--caption_dropout=0.0", "--code_noise=0.0", "--held_out=0.0"]  # no dra
 STILL = [
     "--codebook.reborn_below=0.0",
     "--codebook.scale_floor=0.0",
-]  # reborn codes are drawn from a process's pictures
+]  # codes reborn from pictures of a process
 GAN = ["--noise=none", "--augment", "--path_length.weight=0.0", "--discriminator.group=1"]
 
 
