@@ -22,8 +22,9 @@ help:
 	@echo 'make install               the package and its dependencies in $(VENV)'
 	@echo 'make format                format and fix the code'
 
+# What Python compiled is kept, or every call would compile transformers anew.
 sample: $(VENV)/installed
-	@$(BIN)/star sample "$(PROMPT)" --out "$(OUT)"
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/star sample "$(PROMPT)" --out "$(OUT)"
 
 install: $(VENV)/installed
 
