@@ -23,8 +23,10 @@ AT_ONCE = 8  # resamples whose covariances are held at a time
 def counts(rows: int, resamples: int, seed: int) -> Tensor:
     """counts_NR uint8: how often each row is drawn in each resample of as many draws."""
     generator = np.random.default_rng(seed)
-    drawn = [np.bincount(generator.integers(0, rows, rows), minlength=rows) for _ in range(resamples)]
-    return torch.from_numpy(np.stack(drawn, axis=1).astype(np.uint8))
+    drawn_NR = np.empty((rows, resamples), np.uint8)
+    for number in range(resamples):
+        drawn_NR[:, number] = np.bincount(generator.integers(0, rows, rows), minlength=rows)
+    return torch.from_numpy(drawn_NR)
 
 
 def centred(value: float, resampled_R: Tensor) -> Interval:
