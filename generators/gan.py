@@ -24,6 +24,7 @@ from data.images import image_to_pixels
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory, Reference, load_into, write
 from generators.config import from_dict, to_dict
+from generators.layers import MappingNetwork
 from generators.protocol import Conditioning, SampleOptions, check_request
 
 NoiseMode = Literal["random", "const", "none"]
@@ -85,6 +86,35 @@ class GanNetwork(nn.Module, ABC):
     def denormalise(self, raw_B3HW: Tensor) -> Tensor:
         """raw to image, not clamped."""
         return raw_B3HW
+
+
+class MappedNetwork(GanNetwork):
+    """A network whose styles come from one mapping network that reads latent and condition: w, once for each slot."""
+
+    mapping: MappingNetwork
+
+    def styles(
+        self,
+        latent_BZ: Tensor,
+        condition_BP: Tensor | None = None,
+        *,
+        truncation: float = 1.0,
+        cutoff: int | None = None,
+        track: bool = False,
+    ) -> Tensor:
+        """w_BSW, see GanNetwork. Text is truncated towards the mean of its own styles, classes as released."""
+        w_BW = self.mapping(latent_BZ, condition_BP)
+        if track:
+            self.mapping.track(w_BW)
+        w_BSW = w_BW[:, None].expand(-1, self.slots, -1)
+        if truncation == 1.0:
+            return w_BSW
+        mean_BW = None
+        if condition_BP is not None and self.conditioning == "text":
+            mean_BW = self.mapping.mean_given(condition_BP)
+        shortened_BW = self.mapping.truncate(w_BW, truncation, mean_BW)
+        cutoff = self.slots if cutoff is None else cutoff
+        return torch.cat([shortened_BW[:, None].expand(-1, cutoff, -1), w_BSW[:, cutoff:]], dim=1)
 
 
 class GanGenerator(ABC):

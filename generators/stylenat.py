@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.tiny import tiny_text_encoder
-from generators.gan import GanGenerator, GanNetwork, NoiseMode
+from generators.gan import GanGenerator, MappedNetwork, NoiseMode
 from generators.layers import MappingNetwork
 from generators.protocol import Conditioning
 from generators.stylenat_layers import Block, PartitionedAttention, ToRgb, Upsampling
@@ -165,7 +165,7 @@ class Level(nn.Module):
         return x_BHWC, self.to_rgb(x_BHWC, raw_B3HW, grows)
 
 
-class StyleNatNetwork(GanNetwork):
+class StyleNatNetwork(MappedNetwork):
     """The generator network; raw pictures are normalised by ImageNet's mean and deviation, as they were trained."""
 
     def __init__(self, config: StyleNatConfig) -> None:
@@ -209,29 +209,6 @@ class StyleNatNetwork(GanNetwork):
                 nn.init.zeros_(module.bias_1311)
             elif isinstance(module, Upsampling):
                 nn.init.zeros_(module.alpha)
-
-    def styles(
-        self,
-        latent_BZ: Tensor,
-        condition_BP: Tensor | None = None,
-        *,
-        truncation: float = 1.0,
-        cutoff: int | None = None,
-        track: bool = False,
-    ) -> Tensor:
-        """w_BSW, see GanNetwork. Text is truncated towards the mean of its own styles."""
-        w_BW = self.mapping(latent_BZ, condition_BP)
-        if track:
-            self.mapping.track(w_BW)
-        w_BSW = w_BW[:, None].expand(-1, self.slots, -1)
-        if truncation == 1.0:
-            return w_BSW
-        mean_BW = None
-        if condition_BP is not None and self.conditioning == "text":
-            mean_BW = self.mapping.mean_given(condition_BP)
-        shortened_BW = self.mapping.truncate(w_BW, truncation, mean_BW)
-        cutoff = self.slots if cutoff is None else cutoff
-        return torch.cat([shortened_BW[:, None].expand(-1, cutoff, -1), w_BSW[:, cutoff:]], dim=1)
 
     def synthesis(self, w_BSW: Tensor, noise: NoiseMode = "random") -> Tensor:
         """raw_B3HW, the same for every `noise`: there is none."""
