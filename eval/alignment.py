@@ -25,7 +25,10 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from data.errors import InputError
 from data.images import pixels_to_pil
 from data.text import quiet_transformers
+from eval.table import Table
 from generators.checkpoint import digest
+
+ROWS = 2048  # at a time
 
 
 class ClipScorer:
@@ -125,12 +128,13 @@ def _embedding(output: object) -> Tensor:
     return F.normalize(tensor.float(), dim=-1)
 
 
-def products(image_ND: Tensor, text_ND: Tensor) -> Tensor:
+def products(image_ND: Table, text_ND: Table) -> Tensor:
     """Each picture's row times its prompt's row; (N,)."""
-    return (image_ND * text_ND).sum(dim=1)
+    parts = [slice(top, top + ROWS) for top in range(0, len(image_ND), ROWS)]
+    return torch.cat([(image_ND[part] * text_ND[part]).sum(dim=1) for part in parts or [slice(0)]])
 
 
-def prompt_ranks(image_BD: Tensor, text_BD: Tensor, prompts: Sequence[str], candidates: int, seed: int = 0) -> Tensor:
+def prompt_ranks(image_BD: Table, text_BD: Table, prompts: Sequence[str], candidates: int, seed: int = 0) -> Tensor:
     """int64 (B,): place of each picture's own prompt among `candidates`, 0 the best.
 
     The other candidates are drawn without repeats from the prompts of the other pictures that read differently. A tie
@@ -144,7 +148,7 @@ def prompt_ranks(image_BD: Tensor, text_BD: Tensor, prompts: Sequence[str], cand
     ranks = []
     for index, prompt in enumerate(prompts):
         others = generator.choice(distinct[distinct != first[prompt]], candidates - 1, replace=False)
-        scores = products(text_BD[torch.from_numpy(np.append(others, index))], image_BD[index])
+        scores = (text_BD[torch.from_numpy(np.append(others, index))] * image_BD[index : index + 1]).sum(dim=1)
         ranks.append(int((scores[:-1] >= scores[-1]).sum()))
     return torch.tensor(ranks)
 

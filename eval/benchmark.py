@@ -23,7 +23,7 @@ from eval.drawing import check, claim, draw, is_whole, picture_of, tidy
 from eval.features import extractor
 from eval.identity import family_of, model_digest, parameters_of
 from eval.inspection import UNREADABLE, Seen, conversions, digest_of, inspect
-from eval.layout import Faults, Item, Layout, refuse, spread, survey
+from eval.layout import Faults, Item, Layout, Lazily, refuse, spread, survey
 from eval.processes import Processes
 from eval.protocols import Rules, protocol_of, rules_of
 from eval.record import Measured, Picture, Record, folder_of, write, write_pictures
@@ -121,13 +121,13 @@ def evaluate(asked: Asked, processes: Processes, load: Load = extractor) -> Reco
             if asked.model
             else _made_elsewhere(asked, manifest, items, processes)
         )
-    chosen = {item.key: references[item.key] for item in drawn.items}
+    digest = digest_of((item.key for item in drawn.items), references)
     size = _size(rules, drawn, asked)
     with _timed(times, "score"):
         scoring = Scoring(drawn.items, rules, size, networks, processes, folder / "features", asked.cache)
         scores = scoring.run(
             Pictures(title="drawn", files=drawn.files, digest=drawn.source),
-            Pictures(title="references", files=[item.picture for item in drawn.items], digest=digest_of(chosen)),
+            Pictures(title="references", files=_references(drawn.items), digest=digest),
         )
     if scores is None:
         return None
@@ -137,7 +137,7 @@ def evaluate(asked: Asked, processes: Processes, load: Load = extractor) -> Reco
             rules,
             benchmark=layout.name,
             items=drawn.items,
-            references=digest_of(chosen),
+            references=digest,
             size=size,
             file_format=drawn.file_format,
             extractors=networks.digests,
@@ -146,7 +146,7 @@ def evaluate(asked: Asked, processes: Processes, load: Load = extractor) -> Reco
         metrics=scores.metrics,
         references=scores.references,
         skipped={**faults, **drawn.faults},
-        converted={**conversions(chosen, drawn.items, "reference"), **drawn.converted},
+        converted={**conversions(references, drawn.items, "reference"), **drawn.converted},
         times={name: round(seconds, 3) for name, seconds in times.items()},
     )
     _write(record, scores, drawn, size, rules, asked)
@@ -169,10 +169,10 @@ def _manifest(asked: Asked, rules: Rules, layout: Layout) -> dict[str, Any]:
 
 def _readable(
     asked: Asked, layout: Layout, rules: Rules, notes: Path, processes: Processes
-) -> tuple[list[Item], dict[str, Seen], Faults]:
+) -> tuple[list[Item], Mapping[str, Seen], Faults]:
     """The prompts to draw, what their reference pictures are, and all that is left out."""
     items = spread(layout.items, rules.pictures or len(layout.items))
-    seen = inspect([item.key for item in items], [item.picture for item in items], notes, processes, "references")
+    seen = inspect([item.key for item in items], _references(items), notes, processes, "references")
     faults = dict(layout.faults)
     if len(seen) < len(items):
         faults[UNREADABLE] = [item.place for item in items if item.key not in seen]
@@ -181,13 +181,17 @@ def _readable(
     return [item for item in items if item.key in seen], seen, faults
 
 
+def _references(items: Sequence[Item]) -> Sequence[Traversable]:
+    return Lazily(items, lambda item: item.picture)
+
+
 def _by_model(
     asked: Asked, rules: Rules, manifest: Mapping[str, Any], items: list[Item], processes: Processes
 ) -> Drawn:
     """Draws what is missing. A model whose pictures are all there is not loaded."""
     folder, options = folder_of(asked.out), from_dict(SampleOptions, manifest["options"])
     told = check(folder, manifest)
-    files = [picture_of(folder, item) for item in items]
+    files = Lazily(items, lambda item: picture_of(folder, item))
     ready = told is not None and all(map(is_whole, files))
     processes.wait()  # before anybody draws, so that all find the same
     if told is None or not ready:
@@ -215,22 +219,22 @@ def _by_model(
 def _made_elsewhere(asked: Asked, manifest: Mapping[str, Any], items: list[Item], processes: Processes) -> Drawn:
     """Links to the pictures of a folder, under the names that drawn pictures have."""
     assert asked.drawn is not None
-    folder = folder_of(asked.out)
+    folder, place = folder_of(asked.out), asked.drawn
     pictures, seen, faults = elsewhere.gather(
         asked.drawn, items, folder / "features", processes, allow_missing=asked.allow_missing
     )
     there = [item for item in items if item.key in seen]
     if processes.is_main:
         claim(folder, manifest)
-        elsewhere.link(pictures, folder / "pictures")
+        elsewhere.link(place, pictures, folder / "pictures")
     processes.wait()
     measured = Measured(
-        name=manifest["name"], source="folder", digest=digest_of(seen), resolution=elsewhere.common_size(seen)
+        name=manifest["name"], source="folder", digest=digest_of(seen, seen), resolution=elsewhere.common_size(seen)
     )
     return Drawn(
         measured=measured,
         items=there,
-        files=[pictures[item.key] for item in there],
+        files=Lazily(there, lambda item: place / pictures[item.key]),
         source=measured.digest,
         file_format=elsewhere.formats(pictures),
         faults=faults,
@@ -256,7 +260,8 @@ def _write(
     """The record last: where it is, all else is."""
     write_pictures(_judged(scores, drawn.items), asked.out)
     if asked.sheet:
-        pairs = spread(list(zip(drawn.items, drawn.files, strict=True)), asked.sheet)
+        chosen = spread(range(len(drawn.items)), asked.sheet)
+        pairs = [(drawn.items[row], drawn.files[row]) for row in chosen]
         write_sheet(pairs, folder_of(asked.out) / SHEET, size or drawn.measured.resolution, rules.resize)
     write(record, asked.out)
 

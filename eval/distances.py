@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.table import Table, chunks, pick
+
 ROWS = 2048  # at a time, in float64
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (N, D), (M, D) float64 -> (N, M)
@@ -32,17 +34,17 @@ class Gaussian:
         self.scatter_DD = torch.zeros(width, width, dtype=torch.float64)
 
     @classmethod
-    def of(cls, features_ND: Tensor) -> Self:
+    def of(cls, features_ND: Table) -> Self:
         """Of all rows."""
         gaussian = cls(features_ND.shape[1])
         gaussian.add(features_ND)
         return gaussian
 
-    def add(self, features_ND: Tensor) -> None:
+    def add(self, features_ND: Table) -> None:
         """Adds rows of any floating type. Raises ValueError for another width, or for values that are not finite."""
         if features_ND.ndim != 2 or features_ND.shape[1] != len(self.mean_D):
             raise ValueError(f"features are {tuple(features_ND.shape)}, expected (N, {len(self.mean_D)})")
-        for part_ND in features_ND.split(ROWS):
+        for part_ND in chunks(features_ND, ROWS):
             rows_ND = part_ND.double().cpu()
             if not bool(rows_ND.isfinite().all()):
                 raise ValueError("features hold NaN or infinite values; look for the cause in the extractor")
@@ -128,7 +130,7 @@ def gaussian_distance(shift: float, traces: float, product_RR: Tensor) -> float:
     return max(0.0, shift + traces - 2 * shared)
 
 
-def frechet_infinity(features_ND: Tensor, reference_MD: Tensor, *, halvings: int = 4, seed: int = 0) -> float:
+def frechet_infinity(features_ND: Table, reference_MD: Table, *, halvings: int = 4, seed: int = 0) -> float:
     """FD extrapolated to endless pictures: its line over 1 / n, at n -> infinity; Chong and Forsyth 2020, §4.
 
     The line is laid through all rows and the mean over random halves. Unlike the paper's subsets of the drawn alone,
@@ -145,7 +147,7 @@ def frechet_infinity(features_ND: Tensor, reference_MD: Tensor, *, halvings: int
         rows = generator.permutation(N)
         others = rows if M == N else generator.permutation(M)
         for part, other in zip(np.array_split(rows, 2), np.array_split(others, 2), strict=True):
-            halves.append(frechet(Gaussian.of(_rows(features_ND, part)), Gaussian.of(_rows(reference_MD, other))))
+            halves.append(frechet(Gaussian.of(pick(features_ND, part)), Gaussian.of(pick(reference_MD, other))))
     return 2 * frechet(Gaussian.of(features_ND), Gaussian.of(reference_MD)) - float(np.mean(halves))
 
 
@@ -154,7 +156,7 @@ def can_extrapolate(drawn: int, references: int, width: int) -> bool:
     return min(drawn, references) > 2 * width
 
 
-def kid(features_ND: Tensor, reference_MD: Tensor, *, subsets: int = 0, size: int = 1000, seed: int = 0) -> float:
+def kid(features_ND: Table, reference_MD: Table, *, subsets: int = 0, size: int = 1000, seed: int = 0) -> float:
     """Kernel distance: unbiased squared MMD under (x . y / D + 1)^3; Binkowski et al. 2018, §4. May be negative.
 
     Over all rows, which has the least variance; or, as often published, the mean over `subsets` draws of `size` rows of
@@ -180,7 +182,7 @@ def kid(features_ND: Tensor, reference_MD: Tensor, *, subsets: int = 0, size: in
     )
 
 
-def cmmd(features_ND: Tensor, reference_MD: Tensor) -> float:
+def cmmd(features_ND: Table, reference_MD: Table) -> float:
     """CMMD: squared MMD of unit vectors under a Gaussian kernel of width 10, times 1000; Jayasumana et al. 2024, §4.
 
     Rows are brought to unit length. Unbiased, as in the paper; its code also counts each row with itself, which adds
@@ -200,7 +202,7 @@ def gaussian(one_ND: Tensor, other_MD: Tensor) -> Tensor:
     return torch.exp((cosine_NM - 1) / CMMD_SIGMA**2)
 
 
-def mmd(features_ND: Tensor, reference_MD: Tensor, kernel: Kernel, weights_NR: Tensor | None = None) -> Tensor:
+def mmd(features_ND: Table, reference_MD: Table, kernel: Kernel, weights_NR: Tensor | None = None) -> Tensor:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3), float64.
 
     weights_NR: how often each row of `features_ND` was drawn in each of R resamples, each of N draws; then (R,), else a
@@ -210,7 +212,7 @@ def mmd(features_ND: Tensor, reference_MD: Tensor, kernel: Kernel, weights_NR: T
     if min(N, M) < 2:
         raise ValueError(f"{N} and {M} rows given; a kernel distance needs at least 2 on both sides")
     ones_N1, ones_M1 = (torch.ones(count, 1, dtype=torch.float64) for count in (N, M))
-    drawn_NR = ones_N1 if weights_NR is None else weights_NR.double()
+    drawn_NR = ones_N1 if weights_NR is None else weights_NR
     within = _pairs(features_ND, features_ND, kernel, drawn_NR, drawn_NR, alone=True) / (N * (N - 1))
     across = _pairs(features_ND, reference_MD, kernel, drawn_NR, ones_M1, alone=False) / (N * M)
     references = _pairs(reference_MD, reference_MD, kernel, ones_M1, ones_M1, alone=True) / (M * (M - 1))
@@ -218,18 +220,18 @@ def mmd(features_ND: Tensor, reference_MD: Tensor, kernel: Kernel, weights_NR: T
     return found_R[0] if weights_NR is None else found_R
 
 
-def _pairs(one: Tensor, other: Tensor, kernel: Kernel, one_NR: Tensor, other_MR: Tensor, *, alone: bool) -> Tensor:
+def _pairs(one: Table, other: Table, kernel: Kernel, one_NR: Tensor, other_MR: Tensor, *, alone: bool) -> Tensor:
     """Sum of the kernel over all pairs of rows, weighted; `alone`: less each row of the one set with itself."""
-    total_R = one_NR.new_zeros(one_NR.shape[1])
+    total_R = torch.zeros(one_NR.shape[1], dtype=torch.float64)
     for top in range(0, len(one), ROWS):
-        rows = one[top : top + ROWS].double()
+        rows, weights = one[top : top + ROWS].double(), one_NR[top : top + ROWS].double()
         for left in range(0, len(other), ROWS):
             block = kernel(rows, other[left : left + ROWS].double())
             if alone and top == left:
-                total_R -= (one_NR[top : top + ROWS] * block.diagonal()[:, None]).sum(dim=0)
-            total_R += (one_NR[top : top + ROWS] * (block @ other_MR[left : left + ROWS])).sum(dim=0)
+                total_R -= (weights * block.diagonal()[:, None]).sum(dim=0)
+            total_R += (weights * (block @ other_MR[left : left + ROWS].double())).sum(dim=0)
     return total_R
 
 
-def _rows(features_ND: Tensor, places: np.ndarray) -> Tensor:
+def _rows(features_ND: Table, places: np.ndarray) -> Tensor:
     return features_ND[torch.from_numpy(np.sort(places))]

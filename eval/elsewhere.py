@@ -5,27 +5,31 @@ moves the distances.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data.errors import InputError
 from eval.inspection import Seen, inspect
-from eval.layout import Faults, Item, describe, pictures_in
+from eval.layout import Faults, Item, Lazily, describe, pictures_in
 from eval.processes import Processes
 
 FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 MISSING, UNREADABLE = "drawn pictures missing", "drawn pictures unreadable"
 
 
-def find(folder: Path, items: Sequence[Item]) -> dict[str, Path]:
-    """id -> picture, of the items that have one. Raises InputError if there is no folder, or an id has several."""
+def find(folder: Path, items: Sequence[Item]) -> dict[str, str]:
+    """id -> its picture as seen from the folder, of the items that have one.
+
+    Raises InputError if there is no folder, or an id has several.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder, expected one with a picture <id>.png for every prompt: give another")
     categories = sorted({item.category for item in items})
-    found: dict[tuple[str, str], list[Path]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for category in ("", *categories):
         if (folder / category).is_dir():
-            for file in pictures_in(folder / category):
-                found.setdefault((category, file.stem), []).append(file)
+            for name in pictures_in(folder / category):
+                file = f"{category}/{name}" if category else name
+                found.setdefault((category, PurePosixPath(name).stem), []).append(file)
     chosen, ambiguous = {}, []
     for item in items:
         pictures = [file for category in ("", item.category) for file in found.get((category, item.key), [])]
@@ -40,15 +44,16 @@ def find(folder: Path, items: Sequence[Item]) -> dict[str, Path]:
 
 def gather(
     folder: Path, items: Sequence[Item], notes: Path, processes: Processes, *, allow_missing: bool
-) -> tuple[dict[str, Path], dict[str, Seen], Faults]:
-    """The readable pictures of a folder by id, what was found out about them, and the ids that have none.
+) -> tuple[dict[str, str], Mapping[str, Seen], Faults]:
+    """The readable pictures of a folder, as `find` does, what was found out about them, and the ids that have none.
 
     notes: where what was found out is kept. Raises InputError that names ids without a picture that can be read,
     unless `allow_missing`; and in any case if no id has one.
     """
     pictures = find(folder, items)
     there = [item.key for item in items if item.key in pictures]
-    seen = inspect(there, [pictures[key] for key in there], notes, processes, "drawn") if there else {}
+    files = Lazily(there, lambda key: folder / pictures[key])
+    seen: Mapping[str, Seen] = inspect(there, files, notes, processes, "drawn") if there else {}
     faults = {
         reason: places
         for reason, places in (
@@ -72,23 +77,23 @@ def gather(
 
 def common_size(seen: Mapping[str, Seen]) -> tuple[int, int] | None:
     """(H, W) of all pictures, None if they differ."""
-    sizes = {one.size for one in seen.values()}
+    sizes = {seen[key].size for key in seen}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def formats(pictures: Mapping[str, Path]) -> str:
+def formats(pictures: Mapping[str, str]) -> str:
     """ "png", or "jpeg and png" where there are several."""
-    return " and ".join(sorted({FORMATS[file.suffix.lower()] for file in pictures.values()}))
+    return " and ".join(sorted({FORMATS[PurePosixPath(file).suffix.lower()] for file in pictures.values()}))
 
 
-def link(pictures: Mapping[str, Path], folder: Path) -> None:
-    """Links <id>.png to the picture of that id, whatever its format, in place of what is there."""
+def link(place: Path, pictures: Mapping[str, str], folder: Path) -> None:
+    """Links <id>.png to the picture in `place` of that id, whatever its format, in place of what is there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for key, file in pictures.items():
-            place, staging = folder / f"{key}.png", folder / f".{key}.part"
+            staging = folder / f".{key}.part"
             staging.unlink(missing_ok=True)
-            staging.symlink_to(file.resolve())
-            staging.replace(place)
+            staging.symlink_to((place / file).resolve())
+            staging.replace(folder / f"{key}.png")
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}): give another --out") from error

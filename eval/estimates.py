@@ -20,6 +20,7 @@ from eval.resampling import (
     mean_interval,
     normal_interval,
 )
+from eval.table import Table
 
 KID_SCALE = 1000.0  # as tables show it
 K, K_DENSITY = 3, 5  # neighbours
@@ -30,7 +31,7 @@ Measure = tuple[float, Interval | None]
 
 
 def estimates(
-    kinds: Sequence[str], drawn_ND: Tensor, real_MD: Tensor, *, bootstrap: int, seed: int
+    kinds: Sequence[str], drawn_ND: Table, real_MD: Table, *, bootstrap: int, seed: int
 ) -> dict[str, Estimate]:
     """kind -> estimate. bootstrap: resamples behind each interval, 0 for none."""
     N, fewest = len(drawn_ND), min(len(drawn_ND), len(real_MD))
@@ -61,13 +62,13 @@ def mean(values_N: Tensor, bootstrap: int, seed: int) -> Measure:
     return float(values_N.double().mean()), mean_interval(values_N, bootstrap, seed) if bootstrap else None
 
 
-def _frechet(drawn_ND: Tensor, real_MD: Tensor, bootstrap: int, seed: int) -> Measure:
+def _frechet(drawn_ND: Table, real_MD: Table, bootstrap: int, seed: int) -> Measure:
     reference = Gaussian.of(real_MD)
     value = frechet(Gaussian.of(drawn_ND), reference)
     return value, centred(value, frechet_resamples(drawn_ND, reference, bootstrap, seed)) if bootstrap else None
 
 
-def _infinity(drawn_ND: Tensor, real_MD: Tensor, bootstrap: int, seed: int) -> Measure:
+def _infinity(drawn_ND: Table, real_MD: Table, bootstrap: int, seed: int) -> Measure:
     value = frechet_infinity(drawn_ND, real_MD, seed=seed)
     few = min(bootstrap, DEAR)
     return value, normal_interval(value, frechet_infinity_resamples(drawn_ND, real_MD, few, seed)) if few > 1 else None
@@ -76,8 +77,8 @@ def _infinity(drawn_ND: Tensor, real_MD: Tensor, bootstrap: int, seed: int) -> M
 def _kernel(
     kernel: Callable[[Tensor, Tensor], Tensor],
     scale: float,
-    drawn_ND: Tensor,
-    real_MD: Tensor,
+    drawn_ND: Table,
+    real_MD: Table,
     bootstrap: int,
     seed: int,
 ) -> Measure:

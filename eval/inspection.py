@@ -7,7 +7,7 @@ the benchmark: transparency is put on white, CMYK becomes RGB, 16 bits become 8.
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -41,12 +41,14 @@ class Seen:
 
 def inspect(
     keys: Sequence[str], files: Sequence[Traversable], folder: Path, processes: Processes, title: str
-) -> dict[str, Seen]:
+) -> Mapping[str, Seen]:
     """Reads every file, or takes what is known of it from `folder` as long as its size and date have not changed.
 
     By key, in the order of files; those that cannot be read are missing.
     """
-    stamps = hashlib.sha256(repr([(key, _stamp(file)) for key, file in zip(keys, files, strict=True)]).encode())
+    stamps = hashlib.sha256()
+    for key, file in zip(keys, files, strict=True):
+        stamps.update(repr((key, _stamp(file))).encode())
     identity = {"files": stamps.hexdigest()}
     shape = (len(files), DIGEST + 1 + 8)
     rows = open_rows(folder, f"{title}-files", identity, shape=shape, processes=processes, dtype=np.uint8)
@@ -60,14 +62,34 @@ def inspect(
         return np.stack(loaded)
 
     fill([Filling(rows, compute)], lambda row: _look(files[row]), processes, title=f"read {title}", unit="pictures")
-    return {key: _told(row) for key, row in zip(keys, rows.read(), strict=True) if row[DIGEST]}
+    return _Found(keys, rows.read())
 
 
-def digest_of(seen: Mapping[str, Seen]) -> str:
-    """sha256 of files, their keys included."""
+class _Found(Mapping[str, Seen]):
+    """What is known of files, by key: kept as the numbers it was stored as, 41 bytes a file."""
+
+    def __init__(self, keys: Sequence[str], rows: NDArray[np.uint8]) -> None:
+        self._rows = rows
+        self._places = {key: place for place, key in enumerate(keys) if rows[place, DIGEST]}
+
+    def __getitem__(self, key: str) -> Seen:
+        return _told(self._rows[self._places[key]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+
+def digest_of(keys: Iterable[str], seen: Mapping[str, Seen]) -> str:
+    """sha256 of the files of these keys, the keys included."""
     total = hashlib.sha256()
-    for key, one in seen.items():
-        total.update(key.encode() + b"\0" + one.digest)
+    for key in keys:
+        total.update(key.encode() + b"\0" + seen[key].digest)
     return total.hexdigest()
 
 

@@ -9,14 +9,16 @@ folders whose names begin with a dot or with "__", are passed over.
 
 import hashlib
 import json
+import os
 import re
+import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from data.errors import InputError
 from eval.record import OVERALL
@@ -27,7 +29,7 @@ FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]{0,199}")  # an id names the file of i
 SHOWN = 3  # of the ids behind a fault
 READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: an encrypted zip
 
-Folders = dict[str, dict[str, list[Traversable]]]  # category -> id -> its pictures
+Folders = dict[str, tuple[Traversable, dict[str, list[str]]]]  # category -> its folder, id -> names of its pictures
 Faults = dict[str, list[str]]  # what is wrong, in the plural -> "category/id" of each
 
 
@@ -38,7 +40,13 @@ class Item:
     key: str
     category: str
     prompt: str
-    picture: Traversable
+    folder: Traversable  # shared by a category; a path of its own for every one of 30,000 pictures would take megabytes
+    file: str
+
+    @property
+    def picture(self) -> Traversable:
+        """The reference picture."""
+        return self.folder.joinpath(self.file)
 
     @property
     def place(self) -> str:
@@ -69,18 +77,20 @@ def survey(place: str | Path) -> Layout:
     claimed: set[tuple[str, str]] = set()
     for key, entries in sorted(_entries(meta, place).items()):
         category, prompt = _said(entries[0])
+        category = sys.intern(category)
         claimed.update((_said(entry)[0], key) for entry in entries)
         told.append((key, category, prompt))
-        pictures = folders.get(category, {}).get(key, [])
+        pictures = folders[category][1].get(key, []) if category in folders else []
         if reason := _fault(key, category, len(entries), pictures, folders):
             faults.setdefault(reason, []).append(f"{category}/{key}" if category else key)
         else:
-            items.append(Item(key, category, prompt, pictures[0]))
-    stray = [f"{c}/{key}" for c, found in sorted(folders.items()) for key in sorted(found) if (c, key) not in claimed]
+            items.append(Item(key, category, prompt, folders[category][0], pictures[0]))
+    found_in = {category: found for category, (_, found) in sorted(folders.items())}
+    stray = [f"{c}/{key}" for c, found in found_in.items() for key in sorted(found) if (c, key) not in claimed]
     if stray:
         faults["pictures without a prompt"] = stray
     asked_for = {category for category, _ in claimed}
-    if empty := sorted(category for category, found in folders.items() if not found and category not in asked_for):
+    if empty := sorted(category for category, found in found_in.items() if not found and category not in asked_for):
         faults["empty category folders without prompts"] = empty
     if not items:
         raise InputError(f"{place} has no prompt with a picture ({describe(faults)}): get the benchmark again")
@@ -113,6 +123,27 @@ def describe(faults: Mapping[str, Sequence[str]]) -> str:
 
 
 Thing = TypeVar("Thing")
+File = TypeVar("File", bound=Traversable)
+
+
+class Lazily(Sequence[File]):
+    """Files of things, made when they are asked for: paths of 30,000 pictures would take tens of megabytes."""
+
+    def __init__(self, things: Sequence[Thing], file_of: Callable[[Thing], File]) -> None:
+        self._length = len(things)
+        self._file = lambda index: file_of(things[index])
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> File: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[File]: ...
+    def __getitem__(self, index: int | slice) -> File | list[File]:
+        if isinstance(index, slice):
+            return [self._file(one) for one in range(self._length)[index]]
+        return self._file(index)
 
 
 def spread(items: Sequence[Thing], count: int) -> list[Thing]:
@@ -127,11 +158,11 @@ def prompts_digest(items: Iterable[Item]) -> str:
     return _digest((item.key, item.category, item.prompt) for item in items)
 
 
-def pictures_in(folder: Path) -> Iterator[Path]:
-    """The picture files of a folder that are not hidden, in the order of their names."""
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file():
-            yield file
+def pictures_in(folder: Path) -> Iterator[str]:
+    """Names of the picture files of a folder that are not hidden, in their order."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
+    return (name for name in sorted(names) if not name.startswith("."))
 
 
 def _digest(prompts: Iterable[tuple[str, str, str]]) -> str:
@@ -148,7 +179,7 @@ def _said(entry: Any) -> tuple[str, str]:
     return (category, prompt) if isinstance(values[1], str) and category not in ("", OVERALL) else ("", "")
 
 
-def _fault(key: str, category: str, times: int, pictures: Sequence[Traversable], folders: Folders) -> str | None:
+def _fault(key: str, category: str, times: int, pictures: Sequence[str], folders: Folders) -> str | None:
     if times > 1:
         return "ids given twice"
     if not category:
@@ -157,7 +188,7 @@ def _fault(key: str, category: str, times: int, pictures: Sequence[Traversable],
         return "ids that cannot name a file"
     if category not in folders:
         return f"pictures missing with the whole folder {category}"
-    if not folders[category]:
+    if not folders[category][1]:
         return f"pictures missing in the empty folder {category}"
     if not pictures:
         return "pictures missing"
@@ -198,13 +229,13 @@ def _open(place: Path) -> tuple[Traversable, Folders]:
         here = [path for path in sorted(place.iterdir()) if not _passed_over(path.name)]
     except OSError:
         here = []  # the missing meta_data.json is what will be told
-    folders: Folders = {path.name: {} for path in here if path.is_dir()}
+    folders: Folders = {path.name: (path, {}) for path in here if path.is_dir()}
     archives = [path for path in here if path.suffix.lower() == ".zip"]
     if not folders and len(archives) == 1:
         return _open_zip(archives[0], place / META)
-    for category, found in folders.items():
-        for file in pictures_in(place / category):
-            found.setdefault(file.stem, []).append(file)
+    for folder, found in folders.values():
+        for name in pictures_in(Path(str(folder))):
+            found.setdefault(PurePosixPath(name).stem, []).append(name)
     return place / META, folders
 
 
@@ -227,9 +258,10 @@ def _open_zip(archive: Path, beside: Path) -> tuple[Traversable, Folders]:
     folders: Folders = {}
     for name, path in paths.items():
         if name.endswith("/") and path.parent == top:
-            folders.setdefault(path.name, {})
+            folders.setdefault(path.name, (root.joinpath(name), {}))
         elif path.suffix.lower() in EXTENSIONS and path.parent.parent == top and path.parent != top:
-            folders.setdefault(path.parent.name, {}).setdefault(path.stem, []).append(root.joinpath(name))
+            _, found = folders.setdefault(path.parent.name, (root.joinpath(str(path.parent)), {}))
+            found.setdefault(path.stem, []).append(path.name)
     return meta, folders
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eval.table import Table
+
 ROWS = 2048  # at a time
 
 
@@ -40,7 +42,7 @@ class Manifold:
         }
 
 
-def precision_recall_density_coverage(real_MD: Tensor, drawn_ND: Tensor, *, k: int = 3, k_density: int = 5) -> Manifold:
+def precision_recall_density_coverage(real_MD: Table, drawn_ND: Table, *, k: int = 3, k_density: int = 5) -> Manifold:
     """k: neighbours of precision and recall; k_density: of density and coverage; the defaults are the papers'.
 
     Raises ValueError unless both sides have more rows than neighbours are asked for.
@@ -70,7 +72,7 @@ def precision_recall_density_coverage(real_MD: Tensor, drawn_ND: Tensor, *, k: i
     return Manifold(precision_N=precision_N, recall_M=recall_M, density_N=density_N, coverage_M=coverage_M)
 
 
-def _radii(features_ND: Tensor, centre_D: Tensor, neighbours: tuple[int, ...]) -> Tensor:
+def _radii(features_ND: Table, centre_D: Tensor, neighbours: tuple[int, ...]) -> Tensor:
     """Squared distance of each row to its k-th nearest other row, for several k; (N, len(neighbours))."""
     most = max(neighbours)
     parts = []

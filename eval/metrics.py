@@ -12,7 +12,7 @@ A metric's name is "<kind>/<extractor>": "fd/judge-emoji", "clip_score/clip-emoj
     values = alignment(wanted, prompts, drawn, texts, rewards, seed=0)           # one number per picture: (N,)
     metrics = score(reference, drawn, categories, wanted, values=values, bootstrap=200, seed=0)
 
-Features are float32 tensors and may lie in files: torch.from_numpy(numpy.load(path, mmap_mode="c")) is read in chunks.
+Features are float32 tensors, or lie in files and are read in chunks: eval.table.FileRows(path).
 A metric is left out of a group with too few pictures for it, never set to a made-up number.
 N pictures, D feature width.
 """
@@ -21,13 +21,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import InputError
 from eval.alignment import products, prompt_ranks
 from eval.estimates import estimate, estimates, mean
 from eval.record import OVERALL, Estimate
+from eval.table import Table, pick
 from generators.registry import near
 
 
@@ -112,8 +115,8 @@ def needs(wanted: Sequence[str]) -> Needs:
 def alignment(
     wanted: Sequence[str],
     prompts: Sequence[str],
-    drawn: Mapping[str, Tensor],
-    texts: Mapping[str, Tensor],
+    drawn: Mapping[str, Table],
+    texts: Mapping[str, Table],
     rewards: Mapping[str, Tensor],
     *,
     seed: int,
@@ -138,8 +141,8 @@ def alignment(
 
 
 def score(
-    reference: Mapping[str, Tensor],
-    drawn: Mapping[str, Tensor],
+    reference: Mapping[str, Table],
+    drawn: Mapping[str, Table],
     categories: Sequence[str],
     wanted: Sequence[str],
     *,
@@ -163,12 +166,12 @@ def score(
     for group in (OVERALL, *sorted(set(categories))):
         found: dict[str, Estimate] = {}
         for name, of_all in (values or {}).items():
-            own = _members(of_all, categories, group)
+            own = of_all if group == OVERALL else of_all[torch.from_numpy(_places(categories, group))]
             if len(own):
                 found[name] = estimate(mean(own, bootstrap, seed), len(own))
         for by, kinds in _kinds(wanted).items():
-            own, real = _members(drawn[by], categories, group), _members(reference[by], others, group)
-            told = estimates(kinds, own, real, bootstrap=bootstrap, seed=seed)
+            mine, real = _members(drawn[by], categories, group), _members(reference[by], others, group)
+            told = estimates(kinds, mine, real, bootstrap=bootstrap, seed=seed)
             found |= {f"{kind}/{by}": known for kind, known in told.items()}
         groups[group] = {name: found[name] for name in wanted if name in found}
     return groups
@@ -184,8 +187,11 @@ def _kinds(wanted: Sequence[str]) -> dict[str, list[str]]:
     return kinds
 
 
-def _members(rows: Tensor, categories: Sequence[str], group: str) -> Tensor:
-    """Rows of a group; all rows are not copied, since they may lie in a file."""
-    if group == OVERALL:
-        return rows
-    return rows[torch.tensor([row for row, name in enumerate(categories) if name == group], dtype=torch.long)]
+def _places(categories: Sequence[str], group: str) -> NDArray[np.int64]:
+    """Which rows are of a group."""
+    return np.array([row for row, name in enumerate(categories) if name == group], dtype=np.int64)
+
+
+def _members(rows: Table, categories: Sequence[str], group: str) -> Table:
+    """Rows of a group, not copied, since they may lie in a file."""
+    return rows if group == OVERALL else pick(rows, _places(categories, group))

@@ -8,7 +8,7 @@ gives the same record, in one go or continued after a kill. Scores of single pic
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -156,10 +156,10 @@ def read_pictures(path: str | Path) -> list[Picture]:
 
 def write_pictures(pictures: Iterable[Picture], path: str | Path) -> None:
     """Writes pictures.jsonl of the record at `path`, whole or not at all."""
-    _write(folder_of(path) / "pictures.jsonl", [json.dumps(to_dict(p), ensure_ascii=False) for p in pictures])
+    _write(folder_of(path) / "pictures.jsonl", (json.dumps(to_dict(p), ensure_ascii=False) for p in pictures))
 
 
-def _write(path: Path, lines: Sequence[str]) -> None:
+def _write(path: Path, lines: Iterable[str]) -> None:
     staging = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

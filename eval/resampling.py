@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from eval.distances import ROWS, Gaussian, frechet_infinity, gaussian_distance, root
+from eval.table import Table, pick
 
 Interval = tuple[float, float]
 TAILS = (0.025, 0.975)
@@ -44,7 +45,7 @@ def mean_interval(values_N: Tensor, resamples: int, seed: int) -> Interval:
     return float(low), float(high)
 
 
-def frechet_resamples(features_ND: Tensor, reference: Gaussian, resamples: int, seed: int) -> Tensor:
+def frechet_resamples(features_ND: Table, reference: Gaussian, resamples: int, seed: int) -> Tensor:
     """FD to the reference of R resamples, float64 (R,).
 
     With the reference's covariance F F', only rows projected onto F are needed, as wide as its rank: each resample is
@@ -54,7 +55,7 @@ def frechet_resamples(features_ND: Tensor, reference: Gaussian, resamples: int, 
     weights_NR = counts(N, resamples, seed)
     found = []
     for first in range(0, resamples, AT_ONCE):
-        weights_NG = weights_NR[:, first : first + AT_ONCE].double()
+        weights_NG = weights_NR[:, first : first + AT_ONCE]
         mean_GD, squares_G, product_Grr = _moments(features_ND, reference.mean_D, reference_DR, weights_NG)
         for mean_D, squares, product_rr in zip(mean_GD, squares_G, product_Grr, strict=True):
             projected_r = mean_D @ reference_DR
@@ -66,7 +67,7 @@ def frechet_resamples(features_ND: Tensor, reference: Gaussian, resamples: int, 
 
 
 def _moments(
-    features_ND: Tensor, centre_D: Tensor, reference_DR: Tensor, weights_NG: Tensor
+    features_ND: Table, centre_D: Tensor, reference_DR: Tensor, weights_NG: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted mean (G, D), sum of squares (G,) and projected products (G, r, r) of rows around the centre."""
     N, groups, rank = len(features_ND), weights_NG.shape[1], reference_DR.shape[1]
@@ -75,7 +76,7 @@ def _moments(
     product_Grr = torch.zeros(groups, rank, rank, dtype=torch.float64)
     for top in range(0, N, ROWS):
         rows_nD = features_ND[top : top + ROWS].double() - centre_D
-        weights_nG = weights_NG[top : top + ROWS]
+        weights_nG = weights_NG[top : top + ROWS].double()
         projected_nr = rows_nD @ reference_DR
         total_GD += weights_nG.T @ rows_nD
         squares_G += weights_nG.T @ rows_nD.square().sum(dim=1)
@@ -84,14 +85,14 @@ def _moments(
     return total_GD / N, squares_G, product_Grr
 
 
-def frechet_infinity_resamples(features_ND: Tensor, reference_MD: Tensor, resamples: int, seed: int) -> Tensor:
+def frechet_infinity_resamples(features_ND: Table, reference_MD: Table, resamples: int, seed: int) -> Tensor:
     """FD-infinity of R resamples; of pairs of rows where both sides have as many, so that these stay together."""
     generator = np.random.default_rng(seed)
     N, M, found = len(features_ND), len(reference_MD), []
     for number in range(resamples):
-        rows = torch.from_numpy(generator.integers(0, N, N))
-        others = reference_MD[rows] if M == N else reference_MD
-        found.append(frechet_infinity(features_ND[rows], others, seed=seed + number))
+        rows = generator.integers(0, N, N)
+        others = pick(reference_MD, rows) if M == N else reference_MD
+        found.append(frechet_infinity(pick(features_ND, rows), others, seed=seed + number))
     return torch.tensor(found, dtype=torch.float64)
 
 

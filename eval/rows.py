@@ -2,7 +2,7 @@
 
     rows = open_rows(folder, "judge-emoji", identity, shape=(N, D), processes=processes)
     fill([Filling(rows, compute)], load, processes, title="score")
-    rows.read()                                          # (N, D), mapped into memory
+    rows.table()                                         # (N, D) float32, read where they are asked for
 
 A block is always computed whole and from the same pictures, whoever does it and whenever: networks round by batch, and
 so a run that was killed and continued, or shared by other processes, has the same bits. A block counts as done once its
@@ -28,6 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 from data.errors import InputError
 from data.progress import Progress
 from eval.processes import Processes
+from eval.table import FileRows
 
 BLOCK = 32  # pictures; part of what a feature's last bits depend on
 READERS = 4  # threads that read and decode ahead of the network
@@ -40,7 +41,7 @@ class Rows:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rows = np.load(folder / "rows.npy", mmap_mode="r+")
+        self._rows = np.load(folder / "rows.npy", mmap_mode="r")  # for its shape
         self._done = np.load(folder / "done.npy", mmap_mode="r+")
 
     def __len__(self) -> int:
@@ -59,8 +60,11 @@ class Rows:
         place = self._rows[span(block, len(self))]
         if values.shape != place.shape:
             raise ValueError(f"block {block} of {self.folder} has shape {place.shape}, not {values.shape}")
-        place[:] = values
-        self._rows.flush()  # before the block counts as done
+        with (self.folder / "rows.npy").open("r+b") as file:  # mapped pages would count as this process's memory
+            file.seek(self._rows.offset + span(block, len(self)).start * self._rows.strides[0])
+            file.write(np.ascontiguousarray(values, dtype=self._rows.dtype).tobytes())
+            file.flush()
+            os.fsync(file.fileno())  # before the block counts as done
         self._done[block] = 1
         self._done.flush()
 
@@ -71,6 +75,10 @@ class Rows:
     def read(self) -> NDArray[Any]:
         """All rows, mapped into memory; what is written to them stays in this process."""
         return np.load(self.folder / "rows.npy", mmap_mode="c")
+
+    def table(self) -> FileRows:
+        """Rows of float32, which stay in their file. Raises ValueError for rows of another kind."""
+        return FileRows(self.folder / "rows.npy")
 
 
 def open_rows(

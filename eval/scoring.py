@@ -1,7 +1,7 @@
 """From files to estimates: every network of a protocol sees every picture once, and what it said stays on the disk.
 
-Features lie in `features/` beside the record, mapped into memory, one row for each picture: the run may be killed and
-continued, shared by processes, and scored again without a network. N pictures, D feature width.
+Features lie in `features/` beside the record, one row for each picture, and are read where they are needed: the run may
+be killed and continued, shared by processes, and scored again without a network. N pictures, D feature width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,7 @@ from eval.processes import Processes
 from eval.protocols import Rules, resized
 from eval.record import Estimate
 from eval.rows import Filling, Rows, fill, open_rows
+from eval.table import Table
 
 SEED = 0  # of resampling and of the prompts that compete in a rank
 
@@ -109,9 +110,9 @@ class Scoring:
         text_rows = self._texts()
         if not self.processes.is_main:
             return None
-        features, texts = _tensors(drawn_rows, plan.features), _tensors(text_rows, plan.texts)
-        real = _tensors(reference_rows, marked)
-        rewards = {name: rows.squeeze(1) for name, rows in _tensors(drawn_rows, plan.rewards).items()}
+        features, texts = _tables(drawn_rows, plan.features), _tables(text_rows, plan.texts)
+        real = _tables(reference_rows, marked)
+        rewards = {name: rows[:].squeeze(1) for name, rows in _tables(drawn_rows, plan.rewards).items()}
         judged = [
             name for name in self.rules.metrics if name.partition("/")[2] in plan.texts and metric(name).per_picture
         ]
@@ -126,8 +127,8 @@ class Scoring:
     def _estimates(
         self,
         wanted: Sequence[str],
-        real: Mapping[str, Tensor],
-        drawn: Mapping[str, Tensor],
+        real: Mapping[str, Table],
+        drawn: Mapping[str, Table],
         values: Mapping[str, Tensor],
     ) -> Groups:
         categories = [item.category for item in self.items]
@@ -213,6 +214,6 @@ def _pixels(file: Traversable) -> Tensor:
         raise InputError(f"{file} can no longer be read ({error}): remove or restore it, and run again") from error
 
 
-def _tensors(rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, Tensor]:
-    """Features as tensors that stay in their files."""
-    return {name: torch.from_numpy(rows[name].read()) for name in names}
+def _tables(rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, Table]:
+    """Features that stay in their files."""
+    return {name: rows[name].table() for name in names}
