@@ -69,8 +69,8 @@ class _Found(Mapping[str, Seen]):
     """What is known of files, by key: kept as the numbers it was stored as, 41 bytes a file."""
 
     def __init__(self, keys: Sequence[str], rows: NDArray[np.uint8]) -> None:
-        self._rows = rows
-        self._places = {key: place for place, key in enumerate(keys) if rows[place, DIGEST]}
+        self._rows = np.asarray(rows)  # a plain array: parts of a mapped one are slow
+        self._places = {key: place for place, key in enumerate(keys) if self._rows[place, DIGEST]}
 
     def __getitem__(self, key: str) -> Seen:
         return _told(self._rows[self._places[key]])

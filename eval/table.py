@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK_BYTES = 4 << 20  # read at once where rows lie close together
-APART = 16  # rows that lie further apart than this, on the average, are read one by one
+APART_BYTES = 32 << 10  # rows that lie further apart, on the average, are read one by one: a call costs as much
 
 
 class FileRows:
@@ -57,19 +57,22 @@ class FileRows:
         rows_nD = np.empty((len(places_n), self.shape[1]), np.float32)
         order_n = np.argsort(places_n, kind="stable")
         sorted_n = places_n[order_n]
-        if len(sorted_n) and not 0 <= sorted_n[0] <= sorted_n[-1] < len(self):
+        if not len(sorted_n):
+            return rows_nD
+        if not 0 <= sorted_n[0] <= sorted_n[-1] < len(self):
             raise IndexError(f"rows {sorted_n[0]} to {sorted_n[-1]} asked for, {self.path} has {len(self)}")
+        bytes_per_row = 4 * self.shape[1]
         with self._open() as file:
+            if bytes_per_row * int(sorted_n[-1] - sorted_n[0]) > APART_BYTES * len(sorted_n):
+                for place, to in zip(sorted_n.tolist(), order_n.tolist(), strict=True):
+                    file.read_into(rows_nD[to], self._start + bytes_per_row * place)
+                return rows_nD
             first = 0
             while first < len(sorted_n):
                 start = int(sorted_n[first])
-                block = max(1, BLOCK_BYTES // (4 * self.shape[1]))
-                last = int(np.searchsorted(sorted_n, start + block))
-                span = int(sorted_n[last - 1]) + 1 - start
-                if span > APART * (last - first):
-                    block, last = 1, int(np.searchsorted(sorted_n, start + 1))
-                    span = 1
-                rows_nD[order_n[first:last]] = self._read(file, start, start + span)[sorted_n[first:last] - start]
+                last = int(np.searchsorted(sorted_n, start + max(1, BLOCK_BYTES // bytes_per_row)))
+                block_mD = self._read(file, start, int(sorted_n[last - 1]) + 1)
+                rows_nD[order_n[first:last]] = block_mD[sorted_n[first:last] - start]
                 first = last
         return rows_nD
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from eval.distances import Gaussian, cmmd, frechet_infinity, kid
 from eval.manifold import precision_recall_density_coverage
 from eval.resampling import frechet_infinity_resamples, frechet_resamples
-from eval.table import BLOCK_BYTES, FileRows, chunks, pick
+from eval.table import APART_BYTES, BLOCK_BYTES, FileRows, chunks, pick
 
 
 def features(count: int = 700, width: int = 6, seed: int = 0) -> Tensor:
@@ -27,11 +27,14 @@ def filed(rows: Tensor, folder: Path, name: str = "rows") -> FileRows:
     [[0, 699, 3, 3, 350], list(range(0, 700, 7)), [5], [], list(range(699, -1, -1))],
     ids=["repeats", "spread", "one", "none", "backwards"],
 )
-@pytest.mark.parametrize("block", [BLOCK_BYTES, 4 * 6 * 10], ids=["whole", "small"])
+@pytest.mark.parametrize(
+    ("block", "apart"), [(BLOCK_BYTES, APART_BYTES), (4 * 6 * 10, APART_BYTES), (BLOCK_BYTES, 0)], ids=str
+)
 def test_any_rows_are_those_of_the_array(
-    tmp_path: Path, places: list[int], block: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, places: list[int], block: int, apart: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eval.table.BLOCK_BYTES", block)
+    monkeypatch.setattr("eval.table.APART_BYTES", apart)
     table = filed(features(), tmp_path)
     wanted = torch.tensor(places, dtype=torch.long)
     assert torch.equal(table[wanted], features()[wanted])
