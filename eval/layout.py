@@ -71,31 +71,33 @@ def survey(place: str | Path) -> Layout:
     """
     place = Path(place)
     meta, folders = _open(place)
+    entries, prompts = _entries(meta, place), hashlib.sha256()
     faults: Faults = {}
     items: list[Item] = []
-    told: list[tuple[str, str, str]] = []
-    claimed: set[tuple[str, str]] = set()
-    for key, entries in sorted(_entries(meta, place).items()):
-        category, prompt = _said(entries[0])
-        category = sys.intern(category)
-        claimed.update((_said(entry)[0], key) for entry in entries)
-        told.append((key, category, prompt))
+    for key in sorted(entries):
+        category, prompt = entries[key][0]
+        _add(prompts, key, category, prompt)
         pictures = folders[category][1].get(key, []) if category in folders else []
-        if reason := _fault(key, category, len(entries), pictures, folders):
+        if reason := _fault(key, category, len(entries[key]), pictures, folders):
             faults.setdefault(reason, []).append(f"{category}/{key}" if category else key)
         else:
             items.append(Item(key, category, prompt, folders[category][0], pictures[0]))
     found_in = {category: found for category, (_, found) in sorted(folders.items())}
-    stray = [f"{c}/{key}" for c, found in found_in.items() for key in sorted(found) if (c, key) not in claimed]
+    stray = [
+        f"{category}/{key}"
+        for category, found in found_in.items()
+        for key in sorted(found)
+        if all(claimed != category for claimed, _ in entries.get(key, ()))
+    ]
     if stray:
         faults["pictures without a prompt"] = stray
-    asked_for = {category for category, _ in claimed}
+    asked_for = {category for said in entries.values() for category, _ in said}
     if empty := sorted(category for category, found in found_in.items() if not found and category not in asked_for):
         faults["empty category folders without prompts"] = empty
     if not items:
         raise InputError(f"{place} has no prompt with a picture ({describe(faults)}): get the benchmark again")
     name = place.resolve().stem if place.is_file() else place.resolve().name
-    return Layout(name=name, prompts=_digest(told), items=items, faults=faults)
+    return Layout(name=name, prompts=prompts.hexdigest(), items=items, faults=faults)
 
 
 def read_layout(place: str | Path) -> list[Item]:
@@ -155,7 +157,10 @@ def spread(items: Sequence[Thing], count: int) -> list[Thing]:
 
 def prompts_digest(items: Iterable[Item]) -> str:
     """sha256 of ids, categories and prompts."""
-    return _digest((item.key, item.category, item.prompt) for item in items)
+    total = hashlib.sha256()
+    for item in items:
+        _add(total, item.key, item.category, item.prompt)
+    return total.hexdigest()
 
 
 def pictures_in(folder: Path) -> Iterator[str]:
@@ -165,17 +170,20 @@ def pictures_in(folder: Path) -> Iterator[str]:
     return (name for name in sorted(names) if not name.startswith("."))
 
 
-def _digest(prompts: Iterable[tuple[str, str, str]]) -> str:
-    total = hashlib.sha256()
-    for line in prompts:
-        total.update(json.dumps(line).encode() + b"\n")
-    return total.hexdigest()
+def _add(total: "hashlib._Hash", key: str, category: str, prompt: str) -> None:
+    total.update(json.dumps((key, category, prompt)).encode() + b"\n")
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it stands, with keys that are given twice."""
 
 
 def _said(entry: Any) -> tuple[str, str]:
     """Category and prompt of an entry, ("", "") where it is not complete."""
-    values = (entry.get("category"), entry.get("prompt")) if isinstance(entry, dict) else (None, None)
+    told = dict(entry) if isinstance(entry, _Pairs) else {}
+    values = (told.get("category"), told.get("prompt"))
     category, prompt = (value if isinstance(value, str) else "" for value in values)
+    category = sys.intern(category)  # a few strings, not one for every entry
     return (category, prompt) if isinstance(values[1], str) and category not in ("", OVERALL) else ("", "")
 
 
@@ -197,12 +205,8 @@ def _fault(key: str, category: str, times: int, pictures: Sequence[str], folders
     return None
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as it stands, with keys that are given twice."""
-
-
-def _entries(meta: Traversable, place: Path) -> dict[str, list[Any]]:
-    """id -> what stands behind it, several where the id is given several times."""
+def _entries(meta: Traversable, place: Path) -> dict[str, list[tuple[str, str]]]:
+    """id -> category and prompt behind it, several where the id is given several times."""
     try:
         pairs = json.loads(meta.read_bytes(), object_pairs_hook=_Pairs)
     except READ_ERRORS as error:
@@ -215,9 +219,11 @@ def _entries(meta: Traversable, place: Path) -> dict[str, list[Any]]:
         raise InputError(f"{meta} is no JSON ({error}); get the benchmark again") from error
     if not isinstance(pairs, _Pairs) or not pairs:
         raise InputError(f"{meta} holds no entries; expected an object of id -> category and prompt")
-    entries: dict[str, list[Any]] = {}
-    for key, value in pairs:
-        entries.setdefault(key, []).append(dict(value) if isinstance(value, _Pairs) else value)
+    entries: dict[str, list[tuple[str, str]]] = {}
+    pairs.reverse()
+    while pairs:  # what was read is let go as it is understood
+        key, value = pairs.pop()
+        entries.setdefault(key, []).append(_said(value))
     return entries
 
 
