@@ -221,7 +221,7 @@ def _made_elsewhere(asked: Asked, manifest: Mapping[str, Any], items: list[Item]
     assert asked.drawn is not None
     folder, place = folder_of(asked.out), asked.drawn
     pictures, seen, faults = elsewhere.gather(
-        asked.drawn, items, folder / "features", processes, allow_missing=asked.allow_missing
+        place, items, folder / "features", processes, allow_missing=asked.allow_missing
     )
     there = [item for item in items if item.key in seen]
     if processes.is_main:

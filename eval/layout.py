@@ -239,8 +239,8 @@ def _open(place: Path) -> tuple[Traversable, Folders]:
     archives = [path for path in here if path.suffix.lower() == ".zip"]
     if not folders and len(archives) == 1:
         return _open_zip(archives[0], place / META)
-    for folder, found in folders.values():
-        for name in pictures_in(Path(str(folder))):
+    for category, (_, found) in folders.items():
+        for name in pictures_in(place / category):
             found.setdefault(PurePosixPath(name).stem, []).append(name)
     return place / META, folders
 

@@ -165,12 +165,13 @@ def score(
     groups: dict[str, dict[str, Estimate]] = {}
     for group in (OVERALL, *sorted(set(categories))):
         found: dict[str, Estimate] = {}
+        places, real_places = _places(categories, group), _places(others, group)
         for name, of_all in (values or {}).items():
-            own = of_all if group == OVERALL else of_all[torch.from_numpy(_places(categories, group))]
+            own = of_all if places is None else of_all[torch.from_numpy(places)]
             if len(own):
                 found[name] = estimate(mean(own, bootstrap, seed), len(own))
         for by, kinds in _kinds(wanted).items():
-            mine, real = _members(drawn[by], categories, group), _members(reference[by], others, group)
+            mine, real = _members(drawn[by], places), _members(reference[by], real_places)
             told = estimates(kinds, mine, real, bootstrap=bootstrap, seed=seed)
             found |= {f"{kind}/{by}": known for kind, known in told.items()}
         groups[group] = {name: found[name] for name in wanted if name in found}
@@ -187,11 +188,13 @@ def _kinds(wanted: Sequence[str]) -> dict[str, list[str]]:
     return kinds
 
 
-def _places(categories: Sequence[str], group: str) -> NDArray[np.int64]:
-    """Which rows are of a group."""
+def _places(categories: Sequence[str], group: str) -> NDArray[np.int64] | None:
+    """Which rows are of a group; None: all of them."""
+    if group == OVERALL:
+        return None
     return np.array([row for row, name in enumerate(categories) if name == group], dtype=np.int64)
 
 
-def _members(rows: Table, categories: Sequence[str], group: str) -> Table:
+def _members(rows: Table, places: NDArray[np.int64] | None) -> Table:
     """Rows of a group, not copied, since they may lie in a file."""
-    return rows if group == OVERALL else pick(rows, _places(categories, group))
+    return rows if places is None else pick(rows, places)
