@@ -250,7 +250,7 @@ class Game:
         optimizer.zero_grad(set_to_none=True)
 
     def _set_rates(self, step: int) -> None:
-        begin, steps = self.config.lr_decay_from, self.run.config.steps
+        begin, steps = self.config.lr_decay_from, self.run.horizon
         share = 1.0 if not begin or step < begin else (steps - step) / (steps - begin)
         for optimizer, rate in zip(self._optimizers, self._rates, strict=True):
             set_lr(optimizer, rate * share)

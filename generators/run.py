@@ -7,7 +7,7 @@
     run.restore()                                        # the newest checkpoint, where --resume asks for it
     batches = run.feed(pipeline.batches(start=run.first_batch))
     for step in run.steps():                             # seeds, saves, stops on signals, shows progress
-        set_lr(optimizer, lr_at(step, peak=1e-4, steps=config.run.steps, warmup=100))
+        set_lr(optimizer, lr_at(step, peak=1e-4, steps=run.horizon, warmup=100))
         for _ in run.micro_steps(model):                 # gradient accumulation
             batch = next(batches)
             with run.autocast():
@@ -20,6 +20,7 @@
 
 Resume is exact because nothing random outlives a step: each one is seeded from (seed, rank, step), and batch i of the
 pipeline is a pure function of i. So the state is what `track` was given, the step, and the running means of the log.
+(Not so with `minutes`: how far a run comes, and with it every learning rate, depends on the machine.)
 """
 
 import contextlib
@@ -43,6 +44,7 @@ from data.errors import InputError
 from data.progress import Progress, clock
 from generators import snapshots
 from generators.config import differences
+from generators.horizon import Horizon
 from generators.metrics import DivergenceError, Means, append_line, forget_lines_after
 from generators.pace import Pace
 from generators.signals import Stopped, StopRequest
@@ -59,6 +61,7 @@ class RunConfig:
     """How long, how large and how loud a run is; what is learnt belongs to the trainer's own config."""
 
     steps: int  # optimiser steps
+    minutes: float = 0.0  # of training, after which it ends before its steps, with schedules to match; 0: no limit
     seed: int = 0
     batch_size: int = 32  # pictures per optimiser step, over all processes and accumulated micro-batches
     precision: Literal["no", "bf16"] = "no"
@@ -76,7 +79,7 @@ class RunConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"run.{name} is {getattr(self, name)}, expected at least 1: correct it")
-        for name in ("seed", "grad_clip", "sample_every", "peak_tflops"):
+        for name in ("minutes", "seed", "grad_clip", "sample_every", "peak_tflops"):
             if getattr(self, name) < 0:
                 raise InputError(f"run.{name} is {getattr(self, name)}, expected at least 0: correct it")
 
@@ -118,6 +121,7 @@ class Run:
         self._notes = Means()  # of what the main process alone knows
         self.pace = Pace(config.peak_tflops, self.world)
         self._seconds = 0.0  # of training, over all starts of this run
+        self._horizon = Horizon(config.steps, config.minutes)
         self._stop = StopRequest(self.say)
         self.progress = Progress(None, unit="steps", rate_unit="images", bar=False)  # until steps() begins
         self._resumed_from = self._find(resume)
@@ -195,6 +199,8 @@ class Run:
             except (RuntimeError, ValueError, KeyError) as error:
                 raise InputError(f"{name} of checkpoint {self._resumed_from.path} does not fit: {error}") from error
         self.step, self.images, self._seconds = int(state["step"]), int(state["images"]), float(state["seconds"])
+        if state.get("finished"):
+            self._horizon.steps = self.step
         self._means.load_state_dict(state["means"], self.device)
         self._notes.load_state_dict(state.get("notes", {}), self.device)
         self.say(f"continued from step {self.step} in {self.out}")
@@ -204,6 +210,11 @@ class Run:
     def first_batch(self) -> int:
         """The index of the next micro-batch, for `pipeline.batches(start=...)`."""
         return self.step * self.config.accumulate
+
+    @property
+    def horizon(self) -> int:
+        """How many steps the run will have at its end, for schedules: `steps`, or what the clock leaves time for."""
+        return self._horizon.steps
 
     def steps(self) -> Iterator[int]:
         """Steps from the restored one to the last; the body between two of them is one optimiser step.
@@ -221,14 +232,14 @@ class Run:
         self._images_before = self.images
         try:
             with self._stop:
-                while self.step < self.config.steps:
+                while self.step < self._look_ahead():
                     self.seed(rank=self.rank, step=self.step)
                     self.pace.begin()
                     yield self.step
                     if hint := self.pace.end():
                         self.say(hint)
                     self._finish_step()
-            self.say(f"{self.config.steps} steps and {self.images} images in {clock(self._seconds)}; wrote {self.out}")
+            self.say(f"{self.step} steps and {self.images} images in {clock(self._seconds)}; wrote {self.out}")
         finally:
             self.progress.close()
             for tracker in self.accelerator.trackers:
@@ -284,7 +295,7 @@ class Run:
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done `every` so many steps is due in this one, the last step included; 0 is never."""
-        return every > 0 and ((step + 1) % every == 0 or step + 1 == self.config.steps)
+        return every > 0 and ((step + 1) % every == 0 or step + 1 >= self.horizon)
 
     def sample_due(self, step: int) -> bool:
         """Whether sample pictures are due in this step."""
@@ -350,6 +361,7 @@ class Run:
                 "step": self.step,
                 "images": self.images,
                 "seconds": self._seconds,
+                "finished": self.step >= self.horizon,
                 "means": self._means.state_dict(),
                 "notes": self._notes.state_dict(),
             }
@@ -373,20 +385,30 @@ class Run:
     def _finish_step(self) -> None:
         self.step += 1
         self._seconds = time.monotonic() - self._began_at
-        if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+        last = self.step >= self._horizon.steps
+        if self.step % self.config.log_every == 0 or last:
             self._write_line()
         signal_number = self._agreed_signal()
-        if signal_number or self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+        if signal_number or self.step % self.config.checkpoint_every == 0 or last:
             self.save()
         images, self._images_before = self.images - self._images_before, self.images
         self.progress.update(1, done=images)
-        if signal_number and self.step < self.config.steps:
+        if signal_number and not last:
             name = signal.Signals(signal_number).name
             self.say(
-                f"stopped by {name} after step {self.step} of {self.config.steps}, checkpoint in {self.out}; "
+                f"stopped by {name} after step {self.step} of {self.horizon}, checkpoint in {self.out}; "
                 "the same command with --resume continues"
             )
             raise Stopped(128 + signal_number)
+
+    def _look_ahead(self) -> int:
+        """The horizon before the next step, the same in every process: the main one's clock decides."""
+        self._horizon.look(self.step, self._seconds)
+        if self.config.minutes and self.world > 1:
+            mine = torch.tensor([self._horizon.steps if self.is_main else 0], device=self.device)
+            self._horizon.steps = int(self.accelerator.gather(mine).max())
+        self.progress.total = self._horizon.steps
+        return self._horizon.steps
 
     def _write_line(self) -> None:
         self._check_means()

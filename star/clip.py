@@ -69,9 +69,9 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
         )
     ),
     "emoji": ClipTrainConfig(
-        run=RunConfig(steps=6000, batch_size=1024, precision="bf16", sample_every=500),
+        run=RunConfig(steps=3000, batch_size=1024, precision="bf16", sample_every=500),
         network=ClipConfig(image_size=128, patch_size=16, vision_width=256, vision_layers=6, vision_mlp=512),
-        warmup=300,
+        warmup=100,
         workers=8,
     ),
     "test": ClipTrainConfig(
@@ -123,7 +123,7 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
     run.restore()
     batches = run.feed(pipeline.batches(start=run.first_batch))
     for step in run.steps():
-        rate = lr_at(step, peak=config.learning_rate, steps=config.run.steps, warmup=config.warmup)
+        rate = lr_at(step, peak=config.learning_rate, steps=run.horizon, warmup=config.warmup)
         set_lr(optimizer, rate)
         for _ in run.micro_steps(pair):
             loss, values = _loss(pair, next(batches), tokenizer, config, run, step)
@@ -152,7 +152,7 @@ def _loss(
     ids_BT = token_ids(tokenizer, texts, config.network.max_tokens).to(run.device)
 
     patches = config.network.patches
-    whole = step >= config.run.steps * (1 - config.whole_pictures)
+    whole = step >= run.horizon * (1 - config.whole_pictures)
     kept = patches if whole else max(1, round(patches * config.kept_patches))
     keep_BP = None if kept == patches else drop_patches(len(batch), patches, kept).to(run.device)
     image_B3HW = augment(batch.image_B3HW.to(run.device), config.shift, config.zoom)

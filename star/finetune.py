@@ -142,7 +142,7 @@ def learn(
     batches = pipeline.batches(start=run.first_batch)
     network = run.prepare(transformer.train())
     for step in run.steps():
-        lr = lr_at(step, peak=config.peak, steps=config.run.steps, warmup=config.warmup, floor=0.05)
+        lr = lr_at(step, peak=config.peak, steps=run.horizon, warmup=config.warmup, floor=0.05)
         set_lr(optimizer, lr)
         for _ in run.micro_steps(network):
             batch = next(batches)
