@@ -38,6 +38,7 @@ def make_lesson(quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0
     rate_B1 = torch.rand(count, 1, device=latent_BEhw.device) * noise
     total_BEhw = quantizer.empty_latent(count)
     inputs, answers = [], []
+    near_Vn = _nearest_codes(quantizer, neighbours) if neighbours else None
     for k, (size, length) in enumerate(zip(schedule.sizes, schedule.lengths, strict=True)):
         rest_BEhw = latent_BEhw - total_BEhw
         if k < schedule.count - 1:
@@ -46,7 +47,7 @@ def make_lesson(quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0
         answers.append(right_Bl)
         if k == schedule.count - 1:
             break
-        wrong_Bl = _replacements(quantizer, right_Bl, neighbours)
+        wrong_Bl = _replacements(right_Bl, near_Vn, quantizer.config.vocabulary)
         chosen_Bl = torch.where(torch.rand(count, length, device=latent_BEhw.device) < rate_B1, wrong_Bl, right_Bl)
         total_BEhw, input_BlE = quantizer.accumulate(total_BEhw, chosen_Bl, k)
         inputs.append(input_BlE)
@@ -55,15 +56,18 @@ def make_lesson(quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0
     return Lesson(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1))
 
 
-def _replacements(quantizer: Quantizer, codes_Bl: Tensor, neighbours: int) -> Tensor:
-    """A wrong code for each: one of its nearest in the codebook, or any."""
+def _nearest_codes(quantizer: Quantizer, count: int) -> Tensor:
+    """The `count` other codes that are nearest to each: (V, n) int64."""
     book_VE = quantizer.codebook.weight.float()
-    if not neighbours:
-        return torch.randint_like(codes_Bl, len(book_VE))
-    # Distances between codes, once for the codebook rather than once for every token.
     distance_VV = torch.cdist(book_VE, book_VE)
     distance_VV.fill_diagonal_(float("inf"))
-    near_Vn = distance_VV.topk(min(neighbours, len(book_VE) - 1), largest=False).indices
+    return distance_VV.topk(min(count, len(book_VE) - 1), largest=False).indices
+
+
+def _replacements(codes_Bl: Tensor, near_Vn: Tensor | None, vocabulary: int) -> Tensor:
+    """A wrong code for each: one of those near it, or any."""
+    if near_Vn is None:
+        return torch.randint_like(codes_Bl, vocabulary)
     return near_Vn[codes_Bl, torch.randint_like(codes_Bl, near_Vn.shape[1])]
 
 

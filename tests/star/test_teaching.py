@@ -49,10 +49,10 @@ def test_noise_changes_inputs_and_asks_for_repair(neighbours: int) -> None:
 
 def test_neighbours_are_the_nearest_other_codes() -> None:
     quantizer = tiny_tokenizer().quantizer
-    from star.teaching import _replacements
+    from star.teaching import _nearest_codes, _replacements
 
     codes = torch.arange(VOCABULARY).repeat(50, 1)
-    wrong = _replacements(quantizer, codes, 3)
+    wrong = _replacements(codes, _nearest_codes(quantizer, 3), VOCABULARY)
     book = quantizer.codebook.weight
     ranks = torch.cdist(book, book).argsort(dim=1)
     for code in range(VOCABULARY):
