@@ -188,7 +188,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         lr = lr_at(
             step,
             peak=config.lr,
-            steps=config.run.steps,
+            steps=run.horizon,
             warmup=config.warmup,
             shape=config.schedule,
             floor=config.lr_floor,
@@ -416,7 +416,7 @@ def card(config: TrainConfig, run: Run, validation: Validation) -> str:
     )
     return (
         "# A STAR generator\n\n"
-        f"Trained for {run.config.steps} steps of {run.config.batch_size} pictures.\n\n"
+        f"Trained for {run.step} steps of {run.config.batch_size} pictures.\n\n"
         f"Nats per token on {validation.pictures} held-out pictures, and what code frequencies alone would cost:\n\n"
         f"| side | network | frequencies |\n|---|---|---|\n{rows}\n"
         f"```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"

@@ -4,6 +4,9 @@ A finer pyramid has more scales: the level embedding grows, its old rows stay. R
 new scales. Where the text encoder has another width, the layers that read its output start anew. Everything else is
 taken over exactly (Ma et al. 2024, training recipe: 256 to 512 to 1024 pixels).
 
+A tokenizer that was anchored to the model's own (tokenizer/anchor.py) speaks nearly the same codes at another scale of
+numbers: the layer that reads them is multiplied by it.
+
 E code width, V codebook.
 """
 
@@ -21,6 +24,7 @@ from tokenizer.tokenizer import FAMILY as TOKENIZER_FAMILY
 from tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig, codes_digest
 
 LEVELS = "level_embedding.weight"
+READS_CODES = "input_projection.weight"
 READS_TEXT = ("text_projection.weight", "cross_attention.key_value.weight")
 
 
@@ -56,10 +60,12 @@ def start_from(model: NextScaleTransformer, path: str | Path, tokenizer: MultiSc
     model has more scales than the network, or if anything else than level embedding and text layers differs.
     """
     directory = ModelDirectory.read(path, family="star")
-    _check_tokenizer(directory, tokenizer)
+    scale = _scale_of_codes(directory, tokenizer)
     own = model.state_dict()
     tensors = {name: tensor for name, tensor in directory.tensors().items() if not name.startswith("refiner.")}
     anew = []
+    if scale != 1:
+        tensors[READS_CODES] = tensors[READS_CODES].float() * scale
     if LEVELS in tensors and len(tensors[LEVELS]) != len(own[LEVELS]):
         old = len(tensors[LEVELS])
         if old > len(own[LEVELS]):
@@ -76,16 +82,23 @@ def start_from(model: NextScaleTransformer, path: str | Path, tokenizer: MultiSc
     return f"starting from {path}" + (f"; new are {_shorten(anew)}" if anew else "")
 
 
-def _check_tokenizer(directory: ModelDirectory, tokenizer: MultiScaleTokenizer | QuantizerOnly) -> None:
-    """The scales may differ, nothing else that gives a code its meaning."""
+def _scale_of_codes(directory: ModelDirectory, tokenizer: MultiScaleTokenizer | QuantizerOnly) -> float:
+    """By how much the old codes are larger than the tokenizer's: 1 unless that one is anchored to the old one.
+
+    Otherwise the scales may differ, and nothing else that gives a code its meaning.
+    """
     place = directory.resolve("tokenizer")
     theirs = ModelDirectory.read(place, family=TOKENIZER_FAMILY)
-    config = from_dict(TokenizerConfig, theirs.config, f"{place} config").at(tokenizer.schedule.sizes)
-    if codes_digest(config, theirs.tensors()) != tokenizer.digest:
-        raise InputError(
-            f"the tokenizer is not the one that {directory.path} was trained with, whose codes mean something else: "
-            f"give the one at {place}, or the same weights on other scales"
-        )
+    config, tensors = from_dict(TokenizerConfig, theirs.config, f"{place} config"), theirs.tensors()
+    if codes_digest(config.at(tokenizer.schedule.sizes), tensors) == tokenizer.digest:
+        return 1.0
+    anchored = tokenizer.anchored if isinstance(tokenizer, MultiScaleTokenizer) else None
+    if anchored is not None and anchored.digest == codes_digest(config, tensors):
+        return anchored.scale
+    raise InputError(
+        f"the tokenizer is not the one that {directory.path} was trained with, whose codes mean something else: "
+        f"give the one at {place}, the same weights on other scales, or one that was trained with --anchor={place}"
+    )
 
 
 def _shorten(names: list[str]) -> str:

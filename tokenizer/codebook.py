@@ -30,7 +30,8 @@ class CodebookConfig:
     """rule: "ema" or "gradient". decay: of the running means, per step. balance: 0 counts votes equally, 1 gives every
     scale the same weight. reborn_below: a code is dead if its share of the votes is below this part of an equal share
     at every scale. reborn_fraction: at most this part of the codebook is reborn in one step. scale_floor: part of the
-    codebook that every scale should use; 0 asks for nothing. floor_moves: codes moved per step and starving scale."""
+    codebook that every scale should use; 0 asks for nothing. floor_moves: codes moved per step and starving scale.
+    hold: steps before a codebook that means something already begins to move; until then latents move towards it."""
 
     rule: str = "ema"
     decay: float = 0.99
@@ -39,6 +40,7 @@ class CodebookConfig:
     reborn_fraction: float = 0.05
     scale_floor: float = 0.2
     floor_moves: int = 1
+    hold: int = 0
 
     def __post_init__(self) -> None:
         if self.rule not in ("ema", "gradient"):
@@ -57,8 +59,11 @@ class CodebookTrainer(nn.Module):
     grace_V: Tensor
     steps: Tensor
 
-    def __init__(self, quantizer: Quantizer, config: CodebookConfig) -> None:
+    def __init__(self, quantizer: Quantizer, config: CodebookConfig, *, known: bool = False) -> None:
+        """known: the codebook means something already; it counts as having had an equal share of the votes so far.
+        Otherwise the first batch alone decides what it becomes."""
         super().__init__()
+        self.known = known
         V, E = quantizer.codebook.weight.shape
         self.config = config
         self.register_buffer("hits_KV", torch.zeros(quantizer.schedule.count, V))
@@ -83,13 +88,19 @@ class CodebookTrainer(nn.Module):
         for statistic in (counts_KV, sums_VE, votes_V):
             _all_reduce(statistic)
 
-        first = int(self.steps) == 0
-        decay = 0.0 if first else self.config.decay
+        begun, held = int(self.steps) > 0, self.known and int(self.steps) < self.config.hold
+        first = not begun and not self.known
+        if self.known and int(self.steps) == self.config.hold:
+            self.votes_V.fill_(float(votes_V.mean()))
+            self.sums_VE.copy_(self.votes_V[:, None] * quantizer.codebook.weight)
+        if not begun:
+            self.hits_KV.copy_(counts_KV.mean(1, keepdim=True).expand_as(counts_KV) if self.known else counts_KV)
         self.steps += 1
         self.grace_V.sub_(1).clamp_min_(0)
-        self.hits_KV.lerp_(counts_KV, 1 - decay)
-        if self.config.rule == "gradient":
+        self.hits_KV.lerp_(counts_KV, 1 - self.config.decay)
+        if self.config.rule == "gradient" or held:
             return 0
+        decay = 0.0 if first else self.config.decay
         self.votes_V.lerp_(votes_V, 1 - decay)
         self.sums_VE.lerp_(sums_VE, 1 - decay)
         means_VE = self.sums_VE / self.votes_V.clamp_min(1e-6)[:, None]

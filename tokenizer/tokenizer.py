@@ -50,12 +50,22 @@ class TokenizerConfig:
         return replace(self, quantizer=replace(self.quantizer, sizes=sizes))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anchored:
+    """That a tokenizer's coarse codes keep the meaning of another's (anchor.py): its digest, and what its codes and
+    latents were divided by."""
+
+    digest: str
+    scale: float
+
+
 class MultiScaleTokenizer(nn.Module):
     """Encoder, quantizer and decoder (Tian et al. 2024, §3.2). Inputs and outputs are images in [-1, 1]."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
+        self.anchored: Anchored | None = None
         width = config.quantizer.code_width
         self.encoder = Encoder(config.autoencoder)
         self.quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
@@ -132,7 +142,7 @@ class MultiScaleTokenizer(nn.Module):
         about = {
             "resolution": [self.resolution, self.resolution],
             "parameters": sum(p.numel() for p in self.parameters()),
-        }
+        } | ({"anchored": to_dict(self.anchored)} if self.anchored else {})
         return write(
             path,
             family=FAMILY,
@@ -151,6 +161,8 @@ class MultiScaleTokenizer(nn.Module):
         directory = ModelDirectory.read(path, family=FAMILY)
         tokenizer = cls(from_dict(TokenizerConfig, directory.config))
         load_into(tokenizer, directory.tensors(), path)
+        if "anchored" in directory.about:
+            tokenizer.anchored = from_dict(Anchored, directory.about["anchored"], f"{path} about.anchored")
         return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

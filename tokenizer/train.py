@@ -24,6 +24,7 @@ from data.splits import held_out_shards, training_shards
 from generators.config import to_dict
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
+from tokenizer.anchor import Anchor, anchor_loss
 from tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
 from tokenizer.losses import (
     PatchDiscriminator,
@@ -66,6 +67,8 @@ class TokenizerTrainConfig:
     adversary_weight: float = 0.0  # times the adaptive weight
     adversary_start: int = 0  # steps
     init_from: str = ""  # a tokenizer's model directory to start from
+    anchor: str = ""  # a tokenizer's model directory whose coarse codes are to keep their meaning, see anchor.py
+    anchor_weight: float = 0.5
     freeze_encoder: bool = False  # only quantizer and decoder learn
     freeze_codes: bool = False  # encoder and quantizer stay, only the decoder learns: the codes keep their meaning
     crop: str = "center"
@@ -111,11 +114,16 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
 
     tokenizer = _initial(config)
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    codebook = CodebookTrainer(tokenizer.quantizer, config.codebook).to(run.device)
+    codebook = CodebookTrainer(tokenizer.quantizer, config.codebook, known=bool(config.anchor or config.init_from))
+    codebook.to(run.device)
+    anchor = Anchor(config.anchor, network, run.device, keep=config.cache) if config.anchor else None
+    if anchor is not None:
+        anchor.begin(tokenizer, fresh=not config.init_from)
     for part in _frozen(tokenizer, config):
         part.requires_grad_(False)
     averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True).to(run.device)
     ema: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
+    ema.anchored = tokenizer.anchored
     # Gradients are averaged by hand: which parameters take part changes with the cut, and that DDP does not forgive.
     step_module = TokenizerStep(tokenizer).to(run.device)
     learnt = [p for p in tokenizer.parameters() if p.requires_grad]
@@ -131,7 +139,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
     batches = run.feed(pipeline.batches(start=run.first_batch))
     for step in run.steps():
         lr = lr_at(
-            step, peak=config.lr, steps=config.lr_steps or config.run.steps, warmup=config.warmup, floor=config.lr_floor
+            step, peak=config.lr, steps=config.lr_steps or run.horizon, warmup=config.warmup, floor=config.lr_floor
         )
         set_lr(optimizer, lr)
         judged = adversary is not None and step >= config.adversary_start
@@ -144,13 +152,17 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
                 decoded_B3HW, latent_BEhw, pyramid = step_module(image_B3HW, scales)
             reborn = 0 if config.freeze_codes else codebook.update(tokenizer.quantizer, pyramid)
             reconstruction = config.reconstruction * reconstruction_loss(decoded_B3HW, image_B3HW, config.l1)
+            mean_square = latent_BEhw.detach().float().square().mean()
+            if anchor is not None:
+                old_BEgg = anchor.latents(batch)
+                mean_square = torch.maximum(mean_square, old_BEgg.square().mean())  # at first the new one is near 0
             quantisation = quantisation_loss(
                 latent_BEhw,
                 pyramid.latents,
                 beta=config.beta,
                 commit_to=config.commit_to,
                 relative=config.relative,
-                mean_square=run.average(latent_BEhw.detach().float().square().mean()),
+                mean_square=run.average(mean_square),
             )
             values: dict[str, float | Tensor] = {
                 "loss_reconstruction": reconstruction,
@@ -160,6 +172,9 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
                 values["loss_perceptual"] = perceptual(decoded_B3HW, image_B3HW)
                 reconstruction = reconstruction + config.perceptual_weight * values["loss_perceptual"]
             loss = reconstruction if config.freeze_codes else reconstruction + quantisation
+            if anchor is not None:
+                values["loss_anchor"] = anchor_loss(latent_BEhw, old_BEgg)
+                loss = loss + config.anchor_weight * values["loss_anchor"]
             if judged and adversary is not None:
                 adversarial, weight = adversary.judge(decoded_B3HW, reconstruction, tokenizer.decoder.last_layer)
                 loss = loss + config.adversary_weight * weight * adversarial
@@ -191,6 +206,7 @@ def _initial(config: TokenizerTrainConfig) -> MultiScaleTokenizer:
         if start.config != config.network:
             raise InputError(f"{config.init_from} has another network than this preset; give one of the same shape")
         tokenizer.load_state_dict(start.state_dict())
+        tokenizer.anchored = start.anchored
     return tokenizer
 
 

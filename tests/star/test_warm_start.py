@@ -24,7 +24,7 @@ from star.tiny import SIZES, tiny_tokenizer, tiny_transformer
 from star.train import TrainConfig, train
 from star.transformer import NextScaleTransformer
 from star.warm_start import continued, start_from
-from tokenizer.tokenizer import MultiScaleTokenizer
+from tokenizer.tokenizer import Anchored, MultiScaleTokenizer
 
 FINER = (1, 2, 3, 4, 6, 8)
 ODD: dict[str, Any] = {"rope_theta": 100.0, "rope_norm": 32.0, "logit_norm": False, "mlp_ratio": 2.0}
@@ -164,3 +164,18 @@ def test_a_t5_reads_the_prompts_by_configuration(house: Path, tmp_path: Path) ->
     assert generator.transformer.config.text_width == 16
     pictures = [generator.generate([prompt] * 3, seeds=[1, 2, 3]) for prompt in ("a red circle", "a blue star")]
     assert not torch.equal(*pictures)
+
+
+def test_an_anchored_tokenizer_is_accepted_and_its_scale_made_up_for(house: Path, tmp_path: Path) -> None:
+    other = at(tiny_tokenizer(seed=1), FINER)
+    other.anchored = Anchored(digest=tiny_tokenizer().digest, scale=8.0)
+    other.save(tmp_path / "anchored", card="")
+    model, _ = started(house, str(tmp_path / "anchored"))
+    name, source = "input_projection.weight", tiny_transformer(**ODD).state_dict()
+    torch.testing.assert_close(model.state_dict()[name], 8 * source[name])
+    assert torch.equal(model.state_dict()["head.weight"], source["head.weight"])
+
+    other.anchored = Anchored(digest="another", scale=8.0)
+    other.save(tmp_path / "foreign", card="")
+    with pytest.raises(InputError, match="--anchor="):
+        started(house, str(tmp_path / "foreign"))

@@ -1,0 +1,72 @@
+"""Training a tokenizer whose coarse codes keep the meaning that another tokenizer gave them.
+
+B batch, E code width, h w finest latent grid of the new tokenizer, g that of the old one.
+
+A transformer knows pictures by its tokenizer's codes, so a better tokenizer would send it back to its beginning. An
+anchored one starts with the old codebook, and its latent, averaged down to the old grid, is pulled towards the old
+latent. What the finer grid adds is free. `star train star --init-from` then accepts the old transformer.
+
+Old latents and codes are divided by `scale`, so that the new latent starts near mean square 1 whatever the old one had;
+a transformer that takes over multiplies by it what reads them (star/warm_start.py).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.batch import Batch
+from data.errors import InputError
+from tokenizer.tokenizer import Anchored, MultiScaleTokenizer, TokenizerConfig
+
+
+class Anchor:
+    """The old tokenizer; its latents are kept in memory by picture where asked for."""
+
+    def __init__(self, path: str, network: TokenizerConfig, device: torch.device, *, keep: bool) -> None:
+        """Raises InputError if the two cannot speak of the same codes."""
+        self.tokenizer = MultiScaleTokenizer.from_directory(path, device=device)
+        self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        old, new = self.tokenizer.config, network
+        for what, mine, theirs in (
+            ("codes", new.quantizer.vocabulary, old.quantizer.vocabulary),
+            ("code width", new.quantizer.code_width, old.quantizer.code_width),
+            ("resolution", new.resolution, old.resolution),
+            ("first scales", new.quantizer.sizes[: len(old.quantizer.sizes)], old.quantizer.sizes),
+        ):
+            if mine != theirs:
+                raise InputError(f"anchor {path} has {what} {theirs}, this network {mine}: make them equal")
+        self.device, self.keep = device, keep
+        codebook = self.tokenizer.quantizer.codebook.weight
+        self.scale = float(codebook.square().mean().sqrt().clamp_min(1e-8))
+        self.mark = Anchored(digest=self.tokenizer.digest, scale=self.scale)
+        self._kept: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def begin(self, tokenizer: MultiScaleTokenizer, *, fresh: bool) -> None:
+        """Marks a tokenizer as anchored; a fresh one gets the old codebook, and the phis where there are as many."""
+        tokenizer.anchored = self.mark
+        if not fresh:
+            return
+        own, old = tokenizer.quantizer, self.tokenizer.quantizer
+        own.codebook.weight.copy_(old.codebook.weight / self.scale)
+        if len(own.phis) == len(old.phis):
+            own.phis.load_state_dict(old.phis.state_dict())
+            for phi in own.phis:
+                phi.bias.div_(self.scale)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Tensor:
+        """The old latents over `scale`, (B, E, g, g), float32."""
+        unknown = [i for i, key in enumerate(batch.keys) if key not in self._kept]
+        images_B3HW = batch.image_B3HW[unknown].to(self.device).contiguous(memory_format=torch.channels_last)
+        fresh = iter(self.tokenizer.image_to_latent(images_B3HW) / self.scale if unknown else ())
+        latents = [self._kept[key].float() if key in self._kept else next(fresh) for key in batch.keys]
+        if self.keep:
+            self._kept.update({batch.keys[i]: latents[i].half() for i in unknown})
+        return torch.stack(latents)
+
+
+def anchor_loss(latent_BEhw: Tensor, old_BEgg: Tensor) -> Tensor:
+    """Squared error of the averaged latent, as a share of the old latent's mean square."""
+    averaged_BEgg = F.interpolate(latent_BEhw.float(), size=old_BEgg.shape[-2:], mode="area")
+    return F.mse_loss(averaged_BEgg, old_BEgg) / old_BEgg.square().mean().clamp_min(1e-8)
