@@ -11,20 +11,36 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 # torch alone and first: asking a second index for every package would be slow, and wrong where names collide.
 TORCH := $(PIP) --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+# For train-emoji: shards, where the runs go, and minutes of training for each of the three networks.
+DATA ?= ../shared/data/emoji ../shared/data/emoji-extra
+RUNS ?= runs/emoji
+PRESET ?= emoji
+CLIP_MINUTES ?= 2
+TOKENIZER_MINUTES ?= 4
+STAR_MINUTES ?= 7
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help sample install install-dev test check format clean
+.PHONY: help sample train-emoji install install-dev test check format clean
 
 help:
 	@echo 'make sample PROMPT="..."   draw a picture (sets everything up first)'
 	@echo 'make test                  run the tests'
 	@echo 'make check                 what CI runs: format, lint, types, tests'
 	@echo 'make install               the package and its dependencies in $(VENV)'
+	@echo 'make train-emoji           text encoder, tokenizer and STAR on one GPU, by the clock (DATA=, RUNS=, *_MINUTES=)'
 	@echo 'make format                format and fix the code'
 
 # What Python compiled is kept, or every call would compile transformers anew.
 sample: $(VENV)/installed
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/star sample "$(PROMPT)" --out "$(OUT)"
+
+# What ships, trained anew: three runs whose schedules end by the clock; --resume goes on where one was stopped.
+STAR ?= $(BIN)/star
+train-emoji: $(if $(findstring $(BIN),$(STAR)),$(VENV)/installed)
+	$(STAR) train clip --preset $(PRESET) --data $(DATA) --out $(RUNS)/clip --run.minutes=$(CLIP_MINUTES) --resume
+	$(STAR) train tokenizer --preset $(PRESET) --data $(DATA) --out $(RUNS)/tokenizer --run.minutes=$(TOKENIZER_MINUTES) --resume
+	$(STAR) train star --preset $(PRESET) --data $(DATA) --out $(RUNS)/star --run.minutes=$(STAR_MINUTES) --resume \
+	    --tokenizer=$(RUNS)/tokenizer/model --text-encoder=$(RUNS)/clip/model
 
 install: $(VENV)/installed
 
