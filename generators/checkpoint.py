@@ -244,6 +244,7 @@ def _write_tensors(
     )
     for name, names in split.filename_to_tensors.items():
         save_file(_alone({key: tensors[key].to("cpu", plan[key].dtype) for key in names}), folder / name)
+        (folder / name).chmod(0o644)  # safetensors writes for the owner alone
         if written is not None:
             written((folder / name).stat().st_size)
     return {name: sha256(folder / name) for name in sorted(split.filename_to_tensors)}

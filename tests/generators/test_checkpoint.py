@@ -40,6 +40,13 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_everyone_may_read_what_was_written(tmp_path: Path) -> None:
+    """On a shared disk the one who trains is not the one who samples."""
+    path = write(tmp_path / "model", parts={"part": lambda folder: folder.mkdir()}).path
+    assert (path.stat().st_mode & 0o777) == 0o755
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in path.iterdir())
+
+
 def test_shards_are_joined(tmp_path: Path) -> None:
     directory = write(tmp_path / "model", shard_size=60)
     assert len(directory.files) > 1
