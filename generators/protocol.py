@@ -28,6 +28,9 @@ class SampleOptions:
     top_p: float = 0.0  # keep the likeliest codes that together reach p; 0 and 1 keep all
     truncation: float = 1.0  # GANs: 1 draws from the whole distribution, 0 its mean
     temperature: float = 1.0  # divides the logits
+    cooling: float = (
+        0.0  # STAR: by how much the finest scale is colder: temperature falls to (1 - cooling) times itself
+    )
     # STAR, see star/sampler.py: "" is what the model directory says; a refiner is used where the checkpoint has one.
     cross_attention: Literal["", "released", "per-sample"] = ""
     refine: bool = True
@@ -39,6 +42,7 @@ class SampleOptions:
             ("top_p", 0 <= self.top_p <= 1, "a share from 0 to 1"),
             ("truncation", 0 <= self.truncation <= 1, "a share from 0 to 1"),
             ("temperature", math.isfinite(self.temperature) and self.temperature > 0, "a number above 0"),
+            ("cooling", 0 <= self.cooling < 1, "a share from 0 to below 1"),
             ("cross_attention", self.cross_attention in ("", "released", "per-sample"), "released or per-sample"),
         ):
             if not good:

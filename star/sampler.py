@@ -38,6 +38,14 @@ def guidance_at(k: int, count: int, guidance: float, unguided_last: int = 0) -> 
     return guidance * k / max(count - 1, 1)
 
 
+def temperature_at(depth: float, temperature: float, cooling: float) -> float:
+    """A ramp from `temperature` at depth 0, the coarsest scale, to (1 - cooling) times that at depth 1, the finest.
+
+    Tokens of one scale are drawn independently of each other. Where they are many and fine, chance shows as texture.
+    """
+    return temperature * (1 - cooling * depth)
+
+
 def guide(logits_RlV: Tensor, strength: float) -> Tensor:
     """Conditional rows first, unconditional after: their extrapolation (Ho & Salimans 2022, Eq. 6)."""
     conditional, unconditional = logits_RlV.chunk(2)
@@ -90,11 +98,15 @@ class Dice:
     seeds: Sequence[int]
     options: "SampleOptions"
 
-    def keep(self, logits_BlV: Tensor) -> Tensor:
-        """The logits to draw from: after temperature, top-k and top-p; of the likeliest alone if top_k is 1."""
+    def keep(self, logits_BlV: Tensor, depth: float = 0.0) -> Tensor:
+        """The logits to draw from: after temperature, top-k and top-p; of the likeliest alone if top_k is 1.
+
+        depth: of their scale, from 0 at the coarsest to 1 at the finest, which is the coldest (`temperature_at`).
+        """
         if self.options.top_k == 1:
             return filter_logits(logits_BlV, top_k=1)
-        return filter_logits(logits_BlV / self.options.temperature, self.options.top_k, self.options.top_p)
+        temperature = temperature_at(depth, self.options.temperature, self.options.cooling)
+        return filter_logits(logits_BlV / temperature, self.options.top_k, self.options.top_p)
 
     def pick(self, kept_BlV: Tensor, k: int, step: int | None = None) -> Tensor:
         """Codes (B, l) of scale k; `step` where a scale is drawn several times."""
@@ -216,7 +228,7 @@ def draw_pass(
         if stable is not None and stable.covers(k):
             codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, 0.0 if twin == 1 else options.guidance, dice)
         else:
-            codes_Bl = dice.pick(dice.keep(logits_BlV), k)
+            codes_Bl = dice.pick(dice.keep(logits_BlV, k / max(schedule.count - 1, 1)), k)
         if watch is not None:
             watch(k, logits_BlV, codes_Bl)
         latent_BEhw, input_BlE = quantizer.accumulate(latent_BEhw, codes_Bl, k)

@@ -105,7 +105,7 @@ class StableSampler:
                     self.refiner.schedule.slices[k],
                 )
                 logits_BlV = guide(logits_RlV, guidance) if twin == 2 else logits_RlV
-            kept_BlV = dice.keep(logits_BlV)
+            kept_BlV = dice.keep(logits_BlV, k / max(self.refiner.schedule.count - 1, 1))
             drawn_Bl = dice.pick(kept_BlV, k, step)
             worth_Bl = kept_BlV.softmax(dim=-1).gather(-1, drawn_Bl.unsqueeze(-1)).squeeze(-1)
             if step < plan.plain:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from generators.protocol import Generator, SampleOptions
 
-OPTIONS = ("guidance", "top_k", "top_p", "truncation", "temperature", "cross_attention", "refine")
+OPTIONS = ("guidance", "top_k", "top_p", "truncation", "temperature", "cooling", "cross_attention", "refine")
 LONGEST_NAME = 100  # bytes of a file name that come from the prompt
 
 
@@ -38,6 +38,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest codes; 0 keeps all")
     parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest codes that reach this share")
     parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 more varied")
+    parser.add_argument(
+        "--cooling", type=float, help="of STAR: by how much colder the finest scale is; 0 is not at all"
+    )
     parser.add_argument("--truncation", type=float, help="of GANs: 1 draws from all, 0 the mean picture")
     parser.add_argument(
         "--cross-attention",

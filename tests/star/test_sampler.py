@@ -9,7 +9,19 @@ from torch import Tensor
 from data.text import TextFeatures
 from data.tiny import tiny_text_encoder
 from generators.protocol import SampleOptions
-from star.sampler import choose, draw_codes, draw_pass, filter_logits, guidance_at, guide, join, pick, uniforms
+from star.sampler import (
+    Dice,
+    choose,
+    draw_codes,
+    draw_pass,
+    filter_logits,
+    guidance_at,
+    guide,
+    join,
+    pick,
+    temperature_at,
+    uniforms,
+)
 from star.tiny import tiny_tokenizer, tiny_transformer
 
 INF = float("inf")
@@ -104,6 +116,29 @@ def test_top_k_of_1_is_greedy_and_low_temperature_nearly_so() -> None:
     assert torch.equal(choose(logits, [0, 1], 0, options), logits.argmax(dim=-1))
     assert torch.equal(choose(logits, [0, 1], 0, SampleOptions(temperature=1e-4)), logits.argmax(dim=-1))
     assert not torch.equal(choose(logits, [0, 1], 0, SampleOptions(temperature=9.0)), logits.argmax(dim=-1))
+
+
+def test_cooling_makes_finer_scales_likelier_and_leaves_the_coarsest(
+    text: TextFeatures, null_text: TextFeatures
+) -> None:
+    assert [temperature_at(depth, 2.0, 0.5) for depth in (0.0, 0.5, 1.0)] == [2.0, 1.5, 1.0]
+    logits, dice = torch.randn(2, 9, 20) * 3, Dice([0, 1], SampleOptions(temperature=2.0, cooling=0.75))
+    assert torch.equal(dice.keep(logits), logits / 2)
+    assert torch.equal(dice.keep(logits, 1.0), logits / 0.5)
+
+    ranks: list[list[float]] = []
+    for cooling in (0.0, 0.999999):
+        seen: list[float] = []
+
+        def watch(k: int, logits_BlV: Tensor, codes_Bl: Tensor, seen: list[float] = seen) -> None:
+            best = logits_BlV.argmax(dim=-1) == codes_Bl
+            seen.append(float(best.float().mean()))
+
+        draw(text, null_text, range(len(text)), options=SampleOptions(guidance=2.0, cooling=cooling), watch=watch)
+        ranks.append(seen)
+    plain, cooled = ranks
+    assert cooled[0] == plain[0]
+    assert cooled[-1] == 1 > plain[-1]
 
 
 @pytest.mark.parametrize("mode", ["per-sample", "released"])
