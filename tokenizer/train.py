@@ -123,7 +123,6 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
         part.requires_grad_(False)
     averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True).to(run.device)
     ema: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
-    ema.anchored = tokenizer.anchored
     # Gradients are averaged by hand: which parameters take part changes with the cut, and that DDP does not forgive.
     step_module = TokenizerStep(tokenizer).to(run.device)
     learnt = [p for p in tokenizer.parameters() if p.requires_grad]
