@@ -126,6 +126,11 @@ class ModelDirectory:
             )
 
 
+def reference(path: str | Path, place: str) -> str:
+    """How a model directory at `path` refers to another: by the way to its folder, or as it stands (a hub id)."""
+    return os.path.relpath(place, path) if Path(place).is_dir() else place
+
+
 def write(
     path: str | Path,
     *,

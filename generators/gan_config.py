@@ -88,7 +88,7 @@ class GanTrainConfig:
     sample_prompts: tuple[str, ...] = ()
     sample_options: SampleOptions = field(default_factory=SampleOptions)  # recommended by the model directory
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights
-    bring_along: bool = True  # False: the text encoder is expected beside the model directory, by name
+    bring_along: bool = True  # False: the model directory refers to the text encoder where it lies
     licence: str = ""
 
     def __post_init__(self) -> None:

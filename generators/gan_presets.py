@@ -76,7 +76,6 @@ _STYLEGAN_T_EMOJI = replace(
     blur=Blur(sigma=4.0, pictures=200_000),
     average=Average(half_life=20_000),
     dtype="bfloat16",
-    bring_along=False,
     licence=LICENCE,
 )
 STYLEGAN_T = {
@@ -107,7 +106,6 @@ STYLEGAN_T = {
             resolution=16, condition_width=256, latent_width=16, channel_max=16, residual_blocks=1, groups=4
         ),
         discriminator=ProjectedConfig(features=CLIP, taps=(0,), condition_width=256, projection=8, group=4),
-        bring_along=True,
         dtype="float32",
     ),
 }
@@ -148,7 +146,6 @@ _STYLEFORMER_EMOJI = replace(
     augment=("text",),
     sample_prompts=PROMPTS,
     dtype="bfloat16",
-    bring_along=False,
     licence=LICENCE,
 )
 STYLEFORMER = {
@@ -208,7 +205,6 @@ STYLEFORMER = {
         discriminator=replace(stylegan2_discriminator.CONFIGS["test"], condition_width=256),
         r1=Lazy(weight=0.05, every=2),
         path_length=Lazy(weight=2.0, every=2),
-        bring_along=True,
         dtype="float32",
     ),
 }
@@ -239,7 +235,6 @@ _STYLENAT_EMOJI = replace(
     flips=False,  # a caption may say left or right
     sample_prompts=PROMPTS,
     dtype="bfloat16",
-    bring_along=False,
     licence=LICENCE,
 )
 STYLENAT = {
@@ -270,7 +265,6 @@ STYLENAT = {
         network=replace(stylenat.CONFIGS["test"], condition_width=256),
         discriminator=replace(wavelet.CONFIGS["test"], condition_width=256),
         r1=Lazy(weight=1.0, every=2),
-        bring_along=True,
         dtype="float32",
     ),
 }

@@ -21,6 +21,7 @@ import torch
 from data.images import grid
 from data.pipeline import Batch, DataConfig, Pipeline
 from data.splits import training_shards
+from generators.checkpoint import reference
 from generators.config import to_dict
 from generators.draws import Draws
 from generators.game import Game, Lesson
@@ -85,7 +86,7 @@ def save(config: GanTrainConfig, game: Game, path: Path, text: str) -> None:
         path,
         card=text,
         about={"options": to_dict(config.sample_options), "licence": config.licence},
-        references={"text_encoder": f"../{Path(config.clip).name}"} if shared else None,
+        references={"text_encoder": reference(path, config.clip)} if shared else None,
         dtype=getattr(torch, config.dtype),
     )
 

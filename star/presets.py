@@ -58,7 +58,6 @@ EMOJI_CPU = TrainConfig(
     sample_prompts=PROMPTS,
     sample_options=SampleOptions(guidance=3.0, top_p=0.9),
     dtype="bfloat16",
-    bring_along=False,
     licence="MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0",
 )
 
@@ -174,7 +173,6 @@ PRESETS: dict[str, TrainConfig] = {
         warmup=0,
         compile=False,
         dtype="float32",
-        bring_along=True,
         validate_every=2,
         held_out=0.2,
         sample_prompts=("a red circle",),

@@ -27,6 +27,7 @@ from data.sample_log import logged
 from data.shards import list_shards
 from data.splits import held_out_shards, training_sources
 from generators.averaging import blend
+from generators.checkpoint import reference
 from generators.config import to_dict
 from generators.protocol import SampleOptions
 from generators.run import Run, RunConfig
@@ -93,7 +94,7 @@ class TrainConfig:
     sample_prompts: tuple[str, ...] = ()
     sample_options: SampleOptions = field(default_factory=SampleOptions)  # recommended by the model directory
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights
-    bring_along: bool = True  # False: tokenizer and text encoder are expected beside the model directory, by name
+    bring_along: bool = True  # False: the model directory refers to tokenizer and text encoder where they lie
     licence: str = ""
 
     def __post_init__(self) -> None:
@@ -248,7 +249,7 @@ def save(config: TrainConfig, generator: StarGenerator, path: Path, text: str) -
         path,
         card=text,
         about={"options": to_dict(config.sample_options), "licence": config.licence},
-        references=None if config.bring_along else {name: f"../{Path(place).name}" for name, place in places.items()},
+        references=None if config.bring_along else {name: reference(path, place) for name, place in places.items()},
         dtype=getattr(torch, config.dtype),
     )
 

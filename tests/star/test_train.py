@@ -98,6 +98,17 @@ def test_a_run_from_shards_to_a_model(house: Path, tmp_path: Path) -> None:
     assert "held-out pictures" in (model / "README.md").read_text()
 
 
+def test_networks_that_are_not_brought_along_are_found_where_they_lie(house: Path, tmp_path: Path) -> None:
+    """Also where the tokenizer's folder has the name that the run gives its own: `model`."""
+    tokenizer = tmp_path / "tokenizer" / "model"
+    shutil.copytree(house / "tokenizer", tokenizer)
+    options = config(house, steps=1, tokenizer=str(tokenizer), bring_along=False)
+    train(options, data=shards(house), out=tmp_path / "run")
+    model = tmp_path / "run" / "model"
+    assert not [place for place in model.iterdir() if place.is_dir()]
+    assert build(model).generate(["a red circle"], seeds=[0]).shape == (1, 3, 8, 8)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
