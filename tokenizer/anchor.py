@@ -37,8 +37,8 @@ class Anchor:
                 raise InputError(f"anchor {path} has {what} {theirs}, this network {mine}: make them equal")
         self.device, self.keep = device, keep
         codebook = self.tokenizer.quantizer.codebook.weight
-        self.scale = float(codebook.square().mean().sqrt().clamp_min(1e-8))
-        self.mark = Anchored(digest=self.tokenizer.digest, scale=self.scale)
+        scale = float(codebook.square().mean().sqrt().clamp_min(1e-8))
+        self.mark = Anchored(digest=self.tokenizer.digest, scale=scale)
         self._kept: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -48,18 +48,18 @@ class Anchor:
         if not fresh:
             return
         own, old = tokenizer.quantizer, self.tokenizer.quantizer
-        own.codebook.weight.copy_(old.codebook.weight / self.scale)
+        own.codebook.weight.copy_(old.codebook.weight / self.mark.scale)
         if len(own.phis) == len(old.phis):
             own.phis.load_state_dict(old.phis.state_dict())
             for phi in own.phis:
-                phi.bias.div_(self.scale)  # type: ignore[operator]
+                phi.bias.div_(self.mark.scale)  # type: ignore[operator]
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        """The old latents over `scale`, (B, E, g, g), float32."""
+        """The old latents over `mark.scale`, (B, E, g, g), float32."""
         unknown = [i for i, key in enumerate(batch.keys) if key not in self._kept]
         images_B3HW = batch.image_B3HW[unknown].to(self.device).contiguous(memory_format=torch.channels_last)
-        fresh = iter(self.tokenizer.image_to_latent(images_B3HW) / self.scale if unknown else ())
+        fresh = iter(self.tokenizer.image_to_latent(images_B3HW) / self.mark.scale if unknown else ())
         latents = [self._kept[key].float() if key in self._kept else next(fresh) for key in batch.keys]
         if self.keep:
             self._kept.update({batch.keys[i]: latents[i].half() for i in unknown})

@@ -11,7 +11,6 @@ from torch import Tensor
 from data.errors import InputError
 from data.pipeline import DataConfig, Pipeline
 from data.shards import list_shards
-from data.synthetic import write
 from generators.run import RunConfig
 from tokenizer.anchor import Anchor, anchor_loss
 from tokenizer.codebook import CodebookConfig, CodebookTrainer
@@ -26,13 +25,6 @@ FINE = TokenizerConfig(
     autoencoder=replace(OLD.autoencoder, multipliers=(1,)),
     quantizer=replace(OLD.quantizer, sizes=(1, 2, 4)),
 )
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    write(root, count=24, size=16, test=6)
-    return root
 
 
 def config(**changes: object) -> TokenizerTrainConfig:
@@ -59,7 +51,7 @@ def test_the_finer_tokenizer_learns_to_say_what_the_old_one_said(shards: Path, o
         return sum(float(anchor_loss(*pair)) for pair in pairs) / len(pairs)
 
     anchor = Anchor(str(old), FINE, torch.device("cpu"), keep=False)
-    scale = anchor.scale
+    scale = anchor.mark.scale
     fine = config(network=FINE, anchor=str(old), anchor_weight=2.0, lr=3e-3, codebook=CodebookConfig(hold=10_000))
     directory = train(
         replace(fine, run=replace(fine.run, steps=200)), data=[str(shards / "train")], out=tmp_path, resume=False
@@ -91,7 +83,7 @@ def test_latents_that_were_kept_are_those_computed(shards: Path, old: Path) -> N
     keeps, computes = (Anchor(str(old), FINE, torch.device("cpu"), keep=keep) for keep in (True, False))
     computed = computes.latents(batch)
     teacher = MultiScaleTokenizer.from_directory(old)
-    torch.testing.assert_close(computed * computes.scale, teacher.image_to_latent(batch.image_B3HW))
+    torch.testing.assert_close(computed * computes.mark.scale, teacher.image_to_latent(batch.image_B3HW))
     torch.testing.assert_close(keeps.latents(batch), computed)
     torch.testing.assert_close(keeps.latents(batch), computed, rtol=1e-3, atol=1e-3)  # kept in half precision
     assert anchor_loss(torch.nn.functional.interpolate(computed, scale_factor=2.0), computed) < 1e-12

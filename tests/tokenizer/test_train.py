@@ -11,20 +11,12 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.pipeline import Batch, DataConfig, Pipeline
-from data.synthetic import write
 from generators.run import RunConfig
 from tokenizer.losses import FeatureDistance
 from tokenizer.measure import measure, psnr_B
 from tokenizer.presets import PRESETS
 from tokenizer.tokenizer import MultiScaleTokenizer
 from tokenizer.train import TokenizerTrainConfig, train
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    write(root, count=24, size=16, test=6)
-    return root
 
 
 def config(**changes: object) -> TokenizerTrainConfig:
