@@ -12,7 +12,7 @@ from pathlib import Path
 from data.errors import InputError
 from generators.checkpoint import ModelDirectory
 from star.plan_memory import Memory, Parameters, memory
-from star.plan_work import Work
+from star.plan_work import Work, blend
 from star.plan_work import work as work_of
 from star.presets import CURRICULUM_SIZES
 from star.teaching import taught_lengths
@@ -74,7 +74,7 @@ class Plan:
 
     network: TransformerConfig
     parameters: int
-    tokens: int  # of a picture that take part in a step
+    tokens: int  # of a picture that take part in a step, at most
     gpus: int
     gpu: str
     per_device: int  # pictures at once
@@ -125,14 +125,19 @@ def plan(
     network = config.fresh_network(
         sizes=shapes.sizes, vocabulary=shapes.vocabulary, code_width=shapes.code_width, text_width=shapes.text_width
     )
-    lengths = taught_lengths(network.schedule, config.keep_last_scale)
+    part = taught_lengths(network.schedule, config.keep_last_scale)
+    lengths = network.schedule.lengths if config.whole_last else part
     per_device = config.run.batch_size // (gpus * config.run.accumulate)
     half = config.run.precision == "bf16"
     pieces = gpus if config.run.sharding == "fsdp2" else 1
     needed = memory(network, lengths, TEXT_TOKENS, batch=per_device, half=half, pieces=pieces)
     if needed.peak > device.memory * USABLE:
         raise InputError(_too_much(config, needed, gpu, per_device, pieces))
-    done = work_of(network, lengths, TEXT_TOKENS)
+    done = blend(
+        work_of(network, part, TEXT_TOKENS),
+        work_of(network, network.schedule.lengths, TEXT_TOKENS),
+        config.whole_last,
+    )
     count = Parameters.of(network).total
     return Plan(
         network=network,

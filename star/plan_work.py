@@ -27,6 +27,12 @@ class Work:
         return self.forward + self.backward + self.again
 
 
+def blend(first: Work, second: Work, share: float) -> Work:
+    """The mean of both, where the second is done for that share of the pictures."""
+    pairs = ((getattr(first, name), getattr(second, name)) for name in ("forward", "backward", "again"))
+    return Work(*(round(a + share * (b - a)) for a, b in pairs))
+
+
 def pairs_seen(lengths: tuple[int, ...], backend: str) -> int:
     """Pairs of query and key for which a backend computes a score; see backends.py."""
     total, ends = sum(lengths), list(accumulate(lengths))

@@ -142,7 +142,15 @@ PRESETS: dict[str, TrainConfig] = {
         lr=5e-4,
         warmup=60,
         ema=0.995,
-        keep_last_scale=0.125,
+        keep_last_scale=0.125,  # the finest scale is not learnt so, but the coarser ones are, at half the cost
+    ),
+    # and then, from the model of that, the whole picture
+    "emoji-cpu-fine-finish": replace(
+        EMOJI_CPU,
+        run=replace(EMOJI_CPU.run, steps=570, batch_size=16, precision="no"),
+        lr=4e-4,
+        warmup=20,
+        ema=0.99,
     ),
     "emoji": replace(
         EMOJI_CPU,  # 128 px on one GPU, to be ended by --run.minutes; some 0.12 TFLOP a picture
@@ -154,6 +162,7 @@ PRESETS: dict[str, TrainConfig] = {
         ema=0.999,
         attention="sdpa",
         keep_last_scale=0.25,
+        whole_last=0.3,
     ),
     "star-d16-256": _stage(
         replace(_CURRICULUM, width=1024, depth=16, heads=16, drop_path=0.1 * 16 / 24),

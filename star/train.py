@@ -78,6 +78,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     scale_power: float = 1.0  # see teaching.scale_weights
     keep_last_scale: float = 1.0  # share of the finest scale's tokens that a step computes, see teaching.draw_taught
+    whole_last: float = 0.0  # share of the steps, at the end, that compute all of them
     compile: bool = (
         False  # the blocks, by torch.compile: 1.3 times as fast on a CPU, after ten seconds; needs g++ there
     )
@@ -106,6 +107,8 @@ class TrainConfig:
             raise InputError(
                 f"keep_last_scale is {self.keep_last_scale}, expected a share above 0 and up to 1: correct it"
             )
+        if not 0 <= self.whole_last <= 1:
+            raise InputError(f"whole_last is {self.whole_last}, expected a share from 0 to 1: correct it")
         if self.lr <= 0 or self.validate_every < 1:
             raise InputError(
                 f"lr is {self.lr} and validate_every {self.validate_every}, expected both positive: correct them"
@@ -180,8 +183,6 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     batches = run.feed(pipeline.batches(start=run.first_batch))
     if config.log_samples:
         batches = logged(batches, out, run.rank, run.first_batch)
-    lengths = taught_lengths(network.schedule, config.keep_last_scale)
-    weights_L = scale_weights(lengths, config.scale_power).to(run.device)
     if config.compile:
         compile_blocks(run.unwrap(model), run.device)
     model.train()
@@ -196,12 +197,15 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
             hold=config.lr_hold,
         )
         set_lr(optimizer, lr)
+        share = 1.0 if step >= run.horizon * (1 - config.whole_last) else config.keep_last_scale
+        lengths = taught_lengths(network.schedule, share)
+        weights_L = scale_weights(lengths, config.scale_power).to(run.device)
         for _ in run.micro_steps(model):
             batch = validation.without_held_out(next(batches))
             lesson = encoder.lesson(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
             prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
             text = encoder.batch_text(batch, prompts)
-            taught_L, codes_BL = draw_taught(network.schedule, config.keep_last_scale), lesson.codes_BL
+            taught_L, codes_BL = draw_taught(network.schedule, share), lesson.codes_BL
             if taught_L is not None:
                 taught_L = taught_L.to(run.device)
                 codes_BL = codes_BL[:, taught_L]

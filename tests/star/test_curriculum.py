@@ -162,6 +162,11 @@ def test_a_step_that_leaves_out_tokens_weighs_those_it_computes_alike(
     assert seen == [30 - 8] * 2
     # Untaught, a network gives every code about 1 / 32: each token's gradient then has the same size.
     assert totals[0].max() / totals[0].min() < 1.2
+    seen.clear()
+    train(replace(config, whole_last=0.5), data=[str(house / "data" / "train")], out=tmp_path / "whole at the end")
+    assert seen == [30 - 8, 30]
+    assert totals[-1].numel() == 30
+    assert totals[-1].max() / totals[-1].min() < 1.2
 
 
 def test_flex_is_refused_before_anything_is_read(house: Path, tmp_path: Path) -> None:
@@ -175,3 +180,5 @@ def test_flex_is_refused_before_anything_is_read(house: Path, tmp_path: Path) ->
 def test_an_impossible_share_of_the_finest_scale_is_refused(share: float) -> None:
     with pytest.raises(InputError, match="keep_last_scale is"):
         replace(PRESETS["test"], keep_last_scale=share)
+    with pytest.raises(InputError, match="whole_last is"):
+        replace(PRESETS["test"], whole_last=share or -0.1)

@@ -22,7 +22,7 @@ from data.text import TextFeatures
 from star.backends import BACKENDS, ScaleCausality
 from star.cli import main
 from star.commands.plan import number
-from star.plan import Shapes, plan
+from star.plan import Plan, Shapes, plan
 from star.plan_memory import memory
 from star.plan_work import FLEX_BLOCK, pairs_seen, work
 from star.presets import PRESETS
@@ -139,6 +139,20 @@ def test_work_is_what_torch_counts(name: str) -> None:
         step()
     planned = work(config, taught_lengths(config.schedule, keep_last), TEXT_TOKENS)
     assert batch * planned.total == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
+def test_steps_of_all_tokens_at_the_end_are_planned() -> None:
+    shapes = Shapes(sizes=(1, 2, 4, 8, 16), vocabulary=64, code_width=8, text_width=32)
+
+    def planned(**changes: Any) -> Plan:
+        return plan(replace(PRESETS["emoji"], **changes), shapes, gpus=1, gpu="h100")
+
+    part = planned(keep_last_scale=0.25, whole_last=0.0)
+    mixed = planned(keep_last_scale=0.25, whole_last=0.3)
+    whole = planned(keep_last_scale=1.0)
+    assert part.tokens < mixed.tokens == whole.tokens
+    assert part.memory.peak < mixed.memory.peak == whole.memory.peak
+    assert mixed.work.total == pytest.approx(0.7 * part.work.total + 0.3 * whole.work.total)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
