@@ -67,13 +67,15 @@ PRESETS: dict[str, TokenizerTrainConfig] = {
         lr_steps=0,
         cut=0.1,
     ),
-    # 128 px on one GPU: 16x16 latents, the released scales; made to be ended by --run.minutes
+    # 128 px on one GPU, to be ended by --run.minutes: 32x32 latents, since fidelity takes 4x4 pixels a token
     "emoji": replace(
         _EMOJI_CPU,
         run=replace(_EMOJI_CPU.run, steps=6000, batch_size=128, log_every=50, sample_every=1000, checkpoint_every=1000),
         network=TokenizerConfig(
-            autoencoder=replace(_CPU_NETWORK.autoencoder, channels=128, code_width=32, level_attention=True),
-            quantizer=QuantizerConfig(vocabulary=2048, code_width=32, sizes=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)),
+            autoencoder=replace(
+                _CPU_NETWORK.autoencoder, channels=96, multipliers=(1, 2), decoder_blocks=3, level_attention=True
+            ),
+            quantizer=QuantizerConfig(vocabulary=2048, code_width=16, sizes=(1, 2, 3, 4, 6, 8, 12, 16, 32)),
         ),
         lr=5e-4,
         lr_steps=0,
