@@ -183,6 +183,10 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     batches = run.feed(pipeline.batches(start=run.first_batch))
     if config.log_samples:
         batches = logged(batches, out, run.rank, run.first_batch)
+    taught = {}  # by share of the finest scale: tokens of each scale that take part, and the weight of each token
+    for share in {config.keep_last_scale, 1.0}:
+        lengths = taught_lengths(network.schedule, share)
+        taught[share] = lengths, scale_weights(lengths, config.scale_power).to(run.device)
     if config.compile:
         compile_blocks(run.unwrap(model), run.device)
     model.train()
@@ -198,8 +202,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         )
         set_lr(optimizer, lr)
         share = 1.0 if step >= run.horizon * (1 - config.whole_last) else config.keep_last_scale
-        lengths = taught_lengths(network.schedule, share)
-        weights_L = scale_weights(lengths, config.scale_power).to(run.device)
+        lengths, weights_L = taught[share]
         for _ in run.micro_steps(model):
             batch = validation.without_held_out(next(batches))
             lesson = encoder.lesson(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
