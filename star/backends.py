@@ -48,7 +48,7 @@ class ScaleCausality:
 
     def __init__(self, lengths: tuple[int, ...], backend: str, dtype: torch.dtype, device: torch.device) -> None:
         """lengths: tokens of each scale, coarse to fine. dtype, device: what the queries will have."""
-        self.lengths, self.backend, self.dtype, self.device = lengths, backend, dtype, device
+        self.lengths, self.backend = lengths, backend
         level_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
         self._mask_LL: Tensor | None = None
         self._blocks: Any = None
@@ -56,10 +56,6 @@ class ScaleCausality:
             self._blocks = _block_mask(level_L)
         elif backend != "scalewise":
             self._mask_LL = additive(level_L[:, None] >= level_L[None, :], dtype)
-
-    def fits(self, lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether it was prepared for these tokens."""
-        return (self.lengths, self.dtype, self.device) == (lengths, dtype, device)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """(B, N, L, d) tensors; every token of a scale reads its own scale and the coarser ones."""

@@ -30,7 +30,7 @@ class Lessons(Protocol):
     @property
     def tokenizer(self) -> MultiScaleTokenizer | QuantizerOnly: ...
 
-    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0) -> Lesson:
+    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Lesson:
         """What is taught of a batch, see teaching.make_lesson."""
         ...
 
@@ -60,9 +60,10 @@ class Encoder:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             return self.tokenizer.image_to_latent(batch.image_B3HW.to(self.device))
 
-    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0) -> Lesson:
+    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Lesson:
         """What is taught of a batch, see teaching.make_lesson."""
-        return make_lesson(self.tokenizer.quantizer, self.latents(batch), noise=noise, neighbours=neighbours)
+        latent_BEhw = self.latents(batch)
+        return make_lesson(self.tokenizer.quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
 
     def text(self, prompts: Sequence[str]) -> TextFeatures:
         """The features of prompts; an empty one is the null condition."""

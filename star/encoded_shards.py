@@ -17,7 +17,7 @@ from data.pipeline import Batch
 from data.tars import SampleError
 from data.text import TextFeatures
 from star.encoding import Encoding, EncodingConfig, metadata, pad
-from star.teaching import Lesson, make_lesson
+from star.teaching import Lesson, known_lesson, make_lesson
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,14 @@ class EncodedShards:
         self.tokenizer.quantizer.to(device)
         self.null_text = encoding.null_text.to(device)
 
-    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0) -> Lesson:
+    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Lesson:
         """What is taught of a batch, see teaching.make_lesson; noise needs shards with latents."""
         quantizer = self.tokenizer.quantizer
         if noise:
             latent_BEhw = batch.extra["latent_Ehw"].to(self.device)
-            return make_lesson(quantizer, latent_BEhw, noise=noise, neighbours=neighbours)
+            return make_lesson(quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
         codes_BL = batch.extra["codes_L"].to(self.device, torch.int64)
-        return Lesson(quantizer.teacher_input(self.tokenizer.schedule.split(codes_BL)), codes_BL)
+        return known_lesson(quantizer, self.tokenizer.schedule.split(codes_BL), scales)
 
     def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:
         """The features of a batch's prompts, those of the empty one where a prompt was emptied."""

@@ -32,8 +32,8 @@ from generators.schedule import lr_at, set_lr
 from star.adapter import PREFIX, mark, write_base
 from star.encoded import EncodedSet, Encoder
 from star.generator import StarGenerator
-from star.teaching import scale_weights, token_losses
-from star.train import drop_captions, parameter_groups, per_scale
+from star.teaching import per_scale, scale_weights, token_losses
+from star.train import drop_captions, parameter_groups
 from star.transformer import NextScaleTransformer
 
 # Everything a block multiplies by; attention.py lets a wrapped layer compute by itself.

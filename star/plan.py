@@ -12,10 +12,9 @@ from pathlib import Path
 from data.errors import InputError
 from generators.checkpoint import ModelDirectory
 from star.plan_memory import Memory, Parameters, memory
-from star.plan_work import Work, blend
+from star.plan_work import Work, mean
 from star.plan_work import work as work_of
 from star.presets import CURRICULUM_SIZES
-from star.teaching import taught_lengths
 from star.train import TrainConfig
 from star.transformer import TransformerConfig
 
@@ -125,19 +124,15 @@ def plan(
     network = config.fresh_network(
         sizes=shapes.sizes, vocabulary=shapes.vocabulary, code_width=shapes.code_width, text_width=shapes.text_width
     )
-    part = taught_lengths(network.schedule, config.keep_last_scale)
-    lengths = network.schedule.lengths if config.whole_last else part
+    shares = config.syllabus(network.schedule).shares()
+    lengths = max((part.lengths for part in shares), key=sum)
     per_device = config.run.batch_size // (gpus * config.run.accumulate)
     half = config.run.precision == "bf16"
     pieces = gpus if config.run.sharding == "fsdp2" else 1
     needed = memory(network, lengths, TEXT_TOKENS, batch=per_device, half=half, pieces=pieces)
     if needed.peak > device.memory * USABLE:
         raise InputError(_too_much(config, needed, gpu, per_device, pieces))
-    done = blend(
-        work_of(network, part, TEXT_TOKENS),
-        work_of(network, network.schedule.lengths, TEXT_TOKENS),
-        config.whole_last,
-    )
+    done = mean((work_of(network, part.lengths, TEXT_TOKENS), share) for part, share in shares.items())
     count = Parameters.of(network).total
     return Plan(
         network=network,

@@ -5,6 +5,7 @@ FLOPs of matrix products, two for each multiplication with its addition; everyth
 B batch, L tokens that take part, T text tokens, D text width, C model width, V codebook, E code width.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -27,10 +28,11 @@ class Work:
         return self.forward + self.backward + self.again
 
 
-def blend(first: Work, second: Work, share: float) -> Work:
-    """The mean of both, where the second is done for that share of the pictures."""
-    pairs = ((getattr(first, name), getattr(second, name)) for name in ("forward", "backward", "again"))
-    return Work(*(round(a + share * (b - a)) for a, b in pairs))
+def mean(kinds: Iterable[tuple[Work, float]]) -> Work:
+    """Of several kinds of steps, each with its share of the pictures."""
+    kinds = list(kinds)
+    names = ("forward", "backward", "again")
+    return Work(*(round(sum(getattr(work, name) * share for work, share in kinds)) for name in names))
 
 
 def pairs_seen(lengths: tuple[int, ...], backend: str) -> int:

@@ -3,6 +3,7 @@
 B batch, L tokens of all scales, l of one scale, E code width, V codebook, h w finest latent grid, k scale index.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,26 +16,28 @@ from tokenizer.scales import ScaleSchedule
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """teacher_input_BlE: (B, L - l_0, E) float32. codes_BL: the right answers, int64."""
+    """teacher_input_BlE: (B, L - l_0, E) float32. codes_BL: the right answers, int64. L may end after some scales."""
 
     teacher_input_BlE: Tensor
     codes_BL: Tensor
 
 
 @torch.no_grad()
-def make_lesson(quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0, neighbours: int = 0) -> Lesson:
+def make_lesson(
+    quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None
+) -> Lesson:
     """Quantises latents into what teacher forcing needs, if asked for with mistakes to repair.
 
     noise: each picture draws a rate from U(0, noise), and each of its codes is replaced with that probability before
     the following scales are computed; their right answers then describe what the mistakes left over, so
     the network learns to repair what it will get wrong when it draws (Han et al. 2024, "bitwise self-correction").
     neighbours: a replacement is one of so many codes nearest to the right one; 0 is any code.
+    scales: the lesson ends after so many, all if None.
     """
     schedule = quantizer.schedule
     count = len(latent_BEhw)
     if not noise:
-        codes = quantizer.encode(latent_BEhw).codes
-        return Lesson(quantizer.teacher_input(codes), torch.cat(codes, dim=1))
+        return known_lesson(quantizer, quantizer.encode(latent_BEhw).codes, scales)
     rate_B1 = torch.rand(count, 1, device=latent_BEhw.device) * noise
     total_BEhw = quantizer.empty_latent(count)
     inputs, answers = [], []
@@ -45,7 +48,7 @@ def make_lesson(quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0
             rest_BEhw = F.interpolate(rest_BEhw, size=(size, size), mode="area")
         right_Bl = quantizer.nearest(rest_BEhw.flatten(2).transpose(1, 2))
         answers.append(right_Bl)
-        if k == schedule.count - 1:
+        if k + 1 == (scales or schedule.count):
             break
         wrong_Bl = _replacements(right_Bl, near_Vn, quantizer.config.vocabulary)
         chosen_Bl = torch.where(torch.rand(count, length, device=latent_BEhw.device) < rate_B1, wrong_Bl, right_Bl)
@@ -54,6 +57,12 @@ def make_lesson(quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0
     known = [i for i in inputs if i is not None]
     empty_BlE = latent_BEhw.new_zeros(count, 0, latent_BEhw.shape[1])
     return Lesson(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1))
+
+
+def known_lesson(quantizer: Quantizer, codes: Sequence[Tensor], scales: int | None = None) -> Lesson:
+    """The lesson of codes (B, l) that are known, of the first `scales` scales; of all if None."""
+    codes = codes[:scales]
+    return Lesson(quantizer.teacher_input(codes), torch.cat(list(codes), dim=1))
 
 
 def _nearest_codes(quantizer: Quantizer, count: int) -> Tensor:
@@ -98,6 +107,11 @@ def token_losses(logits_BLV: Tensor, codes_BL: Tensor, label_smoothing: float = 
         logits_BLV.flatten(0, 1).float(), codes_BL.flatten(), reduction="none", label_smoothing=label_smoothing
     )
     return flat.view(codes_BL.shape)
+
+
+def per_scale(loss_BL: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Mean loss (K,) of each scale of so many tokens, without gradient."""
+    return torch.stack([part.mean() for part in loss_BL.detach().split(list(lengths), dim=1)])
 
 
 def scale_weights(lengths: tuple[int, ...], power: float) -> Tensor:

@@ -7,28 +7,28 @@ B batch, L tokens of all scales, K number of scales, k scale index, V codebook, 
 Read from `train` downwards; the presets are in `presets.py`.
 """
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from data.errors import InputError
 from data.images import Crop, grid
-from data.pipeline import Batch, DataConfig, Pipeline
+from data.pipeline import DataConfig, Pipeline
 from data.sample_log import logged
 from data.shards import list_shards
 from data.splits import held_out_shards, training_sources
 from generators.averaging import blend
 from generators.checkpoint import reference
 from generators.config import to_dict
+from generators.muon import Muon, matrix_groups
 from generators.protocol import SampleOptions
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
@@ -38,9 +38,12 @@ from star.encoded_shards import EncodedReader, EncodedShards
 from star.encoding import encoding_of
 from star.frozen import Frozen
 from star.generator import StarGenerator
-from star.teaching import draw_taught, scale_weights, taught_lengths, token_losses, unigram_nats
+from star.syllabus import Syllabus
+from star.teaching import per_scale, scale_weights, token_losses
 from star.transformer import NextScaleTransformer, TransformerConfig
+from star.validation import Validation, is_held_out, rows, some
 from star.warm_start import continued, start_from
+from tokenizer.scales import ScaleSchedule
 
 # Weight decay pulls towards zero what should be: matrices. Not biases, nor what is added or multiplied as it stands.
 UNDECAYED = ("bias", "log_scale", "start_position", "position_embedding", "level_embedding.weight", "modulation_offset")
@@ -63,7 +66,9 @@ class TrainConfig:
     checkpointing: bool = False  # blocks are computed twice, and only their inputs kept in between
     drop_path: float = 0.0
     head_float32: bool = True
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks, see generators/muon.py
     lr: float = 1e-4
+    matrix_lr: float = 1.0  # of lr: the rate of what muon moves
     warmup: int = 100  # steps
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     lr_floor: float = 0.01  # of lr, at the end
@@ -79,6 +84,8 @@ class TrainConfig:
     scale_power: float = 1.0  # see teaching.scale_weights
     keep_last_scale: float = 1.0  # share of the finest scale's tokens that a step computes, see teaching.draw_taught
     whole_last: float = 0.0  # share of the steps, at the end, that compute all of them
+    coarse_scales: int = 0  # so many of the scales are all that most steps before those compute
+    coarse_steps: float = 0.0  # the share of the steps that do
     compile: bool = (
         False  # the blocks, by torch.compile: 1.3 times as fast on a CPU, after ten seconds; needs g++ there
     )
@@ -107,12 +114,33 @@ class TrainConfig:
             raise InputError(
                 f"keep_last_scale is {self.keep_last_scale}, expected a share above 0 and up to 1: correct it"
             )
-        if not 0 <= self.whole_last <= 1:
-            raise InputError(f"whole_last is {self.whole_last}, expected a share from 0 to 1: correct it")
+        for name in ("whole_last", "coarse_steps"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected a share from 0 to 1: correct it")
+        if self.coarse_scales < 0 or (self.coarse_steps > 0) != (self.coarse_scales > 0):
+            raise InputError(
+                f"coarse_scales is {self.coarse_scales} and coarse_steps {self.coarse_steps}, expected both positive, "
+                "or both 0: correct one of them"
+            )
+        if self.optimizer == "muon" and self.run.sharding != "none":
+            raise InputError(
+                "optimizer is muon, which needs whole matrices, expected adamw where run.sharding is "
+                f"{self.run.sharding}: change one of them"
+            )
+        if self.matrix_lr <= 0:
+            raise InputError(f"matrix_lr is {self.matrix_lr}, expected a positive share of lr: correct it")
         if self.lr <= 0 or self.validate_every < 1:
             raise InputError(
                 f"lr is {self.lr} and validate_every {self.validate_every}, expected both positive: correct them"
             )
+
+    def syllabus(self, schedule: ScaleSchedule) -> Syllabus:
+        """What each step computes. Raises InputError if there are too few scales for it."""
+        if self.coarse_scales >= schedule.count:
+            raise InputError(
+                f"coarse_scales is {self.coarse_scales}, but the tokenizer has {schedule.count} scales: give fewer"
+            )
+        return Syllabus(schedule, self.keep_last_scale, self.whole_last, self.coarse_scales, self.coarse_steps)
 
     def network(self, frozen: Frozen) -> TransformerConfig:
         """The transformer that fits the frozen networks."""
@@ -163,6 +191,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     refuse_untrainable(config.attention, Accelerator().device)
     frozen = Frozen(config.tokenizer, config.text_encoder, encoding)
     network = config.network(frozen)
+    syllabus = config.syllabus(network.schedule)
     names = {"shards": [Path(shard).name for shard in shards], "network": to_dict(network), "digests": frozen.digests}
     run = Run(out, config.run, to_dict(config) | names, resume)
 
@@ -173,20 +202,15 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
     run.distribute(smooth, smooth.blocks, learns=False)
     model = run.distribute(model, model.blocks)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(run.unwrap(model), config.weight_decay), lr=config.lr, betas=config.betas, fused=True
-    )
-    run.track(model=model, ema=ema, optimizer=optimizer)
+    optimizers = make_optimizers(config, run.unwrap(model))
+    run.track(model=model, ema=ema, **optimizers)
     run.restore()
 
     pipeline, encoder, validation = prepare_data(config, sources, frozen, run)
     batches = run.feed(pipeline.batches(start=run.first_batch))
     if config.log_samples:
         batches = logged(batches, out, run.rank, run.first_batch)
-    taught = {}  # by share of the finest scale: tokens of each scale that take part, and the weight of each token
-    for share in {config.keep_last_scale, 1.0}:
-        lengths = taught_lengths(network.schedule, share)
-        taught[share] = lengths, scale_weights(lengths, config.scale_power).to(run.device)
+    weights = {part: scale_weights(part.lengths, config.scale_power).to(run.device) for part in syllabus.shares()}
     if config.compile:
         compile_blocks(run.unwrap(model), run.device)
     model.train()
@@ -200,27 +224,31 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
             floor=config.lr_floor,
             hold=config.lr_hold,
         )
-        set_lr(optimizer, lr)
-        share = 1.0 if step >= run.horizon * (1 - config.whole_last) else config.keep_last_scale
-        lengths, weights_L = taught[share]
+        for optimizer in optimizers.values():
+            set_lr(optimizer, lr)
+        part = syllabus.at(step, run.horizon)
         for _ in run.micro_steps(model):
             batch = validation.without_held_out(next(batches))
-            lesson = encoder.lesson(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
+            lesson = encoder.lesson(
+                batch, noise=config.code_noise, neighbours=config.noise_neighbours, scales=part.scales
+            )
             prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
             text = encoder.batch_text(batch, prompts)
-            taught_L, codes_BL = draw_taught(network.schedule, share), lesson.codes_BL
+            taught_L, codes_BL = part.draw(), lesson.codes_BL
             if taught_L is not None:
                 taught_L = taught_L.to(run.device)
                 codes_BL = codes_BL[:, taught_L]
             with run.autocast():
                 logits_BLV = model(lesson.teacher_input_BlE, text, taught_L=taught_L)
                 loss_BL = token_losses(logits_BLV, codes_BL, config.label_smoothing)
-            loss = (loss_BL.mean(dim=0) * weights_L).sum()
+            loss = (loss_BL.mean(dim=0) * weights[part]).sum()
             run.backward(loss)
-            run.log({"loss": loss.detach(), "loss_scale": per_scale(loss_BL, lengths)}, images=len(batch))
+            losses = {f"loss_scale/{k}": value for k, value in enumerate(per_scale(loss_BL, part.lengths))}
+            run.log({"loss": loss.detach()} | losses, images=len(batch))
         run.log({"grad_norm": run.clip(model.parameters()), "lr": lr})
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         ema.update_parameters(run.unwrap(model))
         due = validation.pictures and run.due(step, config.validate_every)
         if due or (run.sample_due(step) and config.sample_prompts):
@@ -235,7 +263,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
 
 
 def look(
-    config: TrainConfig, run: Run, smooth: NextScaleTransformer, frozen: Frozen, validation: "Validation", step: int
+    config: TrainConfig, run: Run, smooth: NextScaleTransformer, frozen: Frozen, validation: Validation, step: int
 ) -> None:
     """What of it is due after this step: losses of the held-out pictures, and sample pictures."""
     if validation.pictures and run.due(step, config.validate_every):
@@ -269,6 +297,23 @@ def compile_blocks(model: NextScaleTransformer, device: torch.device) -> None:
         block.compile()
 
 
+def make_optimizers(config: TrainConfig, model: NextScaleTransformer) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for everything, or beside it Muon for the matrices of the blocks; by the names they are saved under."""
+    muon = config.optimizer == "muon"
+    matrices = matrix_groups(model.blocks, config.weight_decay) if muon else []
+    taken = {id(weight) for group in matrices for weight in group["params"]}
+    rest = parameter_groups(model, config.weight_decay)
+    for group in rest:
+        group["params"] = [weight for weight in group["params"] if id(weight) not in taken]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "optimizer": torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True)
+    }
+    if muon:
+        matrices = [group | {"lr_scale": config.matrix_lr} for group in matrices]
+        optimizers["matrix_optimizer"] = Muon(matrices, lr=config.lr)
+    return optimizers
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for AdamW of what is trained: what decays, and what does not (UNDECAYED, all of one dimension)."""
     decayed: list[nn.Parameter] = []
@@ -287,14 +332,9 @@ def drop_captions(prompts: Sequence[str], share: float, *, above: int = 0) -> li
     return [prompt if keep or len(prompt) <= above else "" for prompt, keep in zip(prompts, kept, strict=True)]
 
 
-def per_scale(loss_BL: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Mean loss (K,) of each scale of so many tokens, without gradient."""
-    return torch.stack([part.mean() for part in loss_BL.detach().split(list(lengths), dim=1)])
-
-
 def prepare_data(
     config: TrainConfig, sources: tuple[tuple[tuple[str, ...], float], ...], frozen: Frozen, run: Run
-) -> tuple[Pipeline, Lessons, "Validation"]:
+) -> tuple[Pipeline, Lessons, Validation]:
     """The stream of training batches, what makes lessons of them, and what is held out."""
     settings = DataConfig(
         sources=sources,
@@ -322,110 +362,24 @@ def prepare_data(
             batch_size=64,
             reader=reader,
         )
-        held = Validation(config, encoder, _some(source.one_pass(), config.validation_pictures), skip=False)
+        held = Validation(encoder, some(source.one_pass(), config.validation_pictures))
     else:
-        chosen = (_rows(batch, [is_held_out(key, config.held_out) for key in batch.keys]) for batch in every.one_pass())
-        held = Validation(config, encoder, _some(chosen, config.validation_pictures), skip=True)
+        chosen = (rows(batch, [is_held_out(key, config.held_out) for key in batch.keys]) for batch in every.one_pass())
+        held = Validation(encoder, some(chosen, config.validation_pictures), share=config.held_out)
     if run.is_main:
         held.count_codes(encoder, every)
     return pipeline, encoder, held
 
 
-def is_held_out(key: str, share: float) -> bool:
-    """Whether a picture is kept for validation: decided by its key alone, so for ever and on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < share * 2**32
-
-
-class Validation:
-    """Held-out pictures: what they cost the network, and what they would cost knowing only how frequent codes are."""
-
-    def __init__(self, config: TrainConfig, encoder: Lessons, batches: Iterator[Batch], *, skip: bool) -> None:
-        """skip: the held-out pictures are among the training shards, to be left out there by `without_held_out`."""
-        self.share = config.held_out if skip else 0.0
-        plain = encoder.unprepared()
-        self.lessons, self.texts, self.pictures = [], [], 0
-        for batch in batches:
-            self.lessons.append(plain.lesson(batch))
-            self.texts.append(plain.batch_text(batch, batch.prompts))
-            self.pictures += len(batch)
-        self.schedule, self.vocabulary = encoder.tokenizer.schedule, encoder.tokenizer.vocabulary
-        self.unigram_K = torch.full((self.schedule.count,), float("nan"))
-
-    def without_held_out(self, batch: Batch) -> Batch:
-        """The batch with each held-out picture replaced by another one of it, so that its size stays."""
-        if not self.share:
-            return batch
-        good = [row for row, key in enumerate(batch.keys) if not is_held_out(key, self.share)]
-        if len(good) == len(batch):
-            return batch
-        if not good:
-            raise InputError(
-                f"all {len(batch)} pictures of a batch are held out for validation: lower held_out from {self.share}"
-            )
-        places = [row if row in set(good) else good[row % len(good)] for row in range(len(batch))]
-        return batch.pick(places)
-
-    @torch.no_grad()
-    def count_codes(self, encoder: Lessons, every: Pipeline, most: int = 20000) -> None:
-        """Counts the codes of up to `most` training pictures and measures the held-out ones against them."""
-        if not self.lessons:
-            return
-        codes, seen = [], 0
-        for batch in every.one_pass():
-            batch = _rows(batch, [not is_held_out(key, self.share) for key in batch.keys])
-            if len(batch):
-                codes.append(encoder.lesson(batch).codes_BL)
-            seen += len(batch)
-            if seen >= most:
-                break
-        held_BL = torch.cat([lesson.codes_BL for lesson in self.lessons])
-        self.unigram_K = unigram_nats(torch.cat(codes), held_BL, self.schedule.lengths, self.vocabulary).cpu()
-
-    @torch.no_grad()
-    def losses(self, network: NextScaleTransformer, run: Run) -> Tensor:
-        """Mean nats per token (K,) of the held-out pictures; nan where there are none."""
-        was_training = network.training
-        network.eval()
-        total_K = torch.zeros(self.schedule.count, device=run.device)
-        for lesson, text in zip(self.lessons, self.texts, strict=True):
-            with run.autocast():
-                loss_BL = token_losses(network(lesson.teacher_input_BlE, text), lesson.codes_BL)
-            total_K += per_scale(loss_BL, self.schedule.lengths) * len(loss_BL)
-        network.train(was_training)
-        return total_K / self.pictures if self.pictures else total_K + float("nan")
-
-    def write(self, path: Path, losses_K: Tensor, step: int) -> None:
-        """Both numbers of every scale, for the model card and the logs."""
-        rows = zip(self.schedule.sizes, losses_K.tolist(), self.unigram_K.tolist(), strict=True)
-        values = [{"size": size, "loss": round(loss, 4), "unigram": round(nats, 4)} for size, loss, nats in rows]
-        path.write_text(json.dumps({"step": step + 1, "pictures": self.pictures, "scales": values}, indent=1) + "\n")
-        self.table = values
-
-
-def _rows(batch: Batch, chosen: Sequence[bool]) -> Batch:
-    return batch.pick([row for row, good in enumerate(chosen) if good])
-
-
-def _some(batches: Iterator[Batch], most: int) -> Iterator[Batch]:
-    seen = 0
-    for batch in batches:
-        if seen >= most:
-            return
-        batch = batch.pick(range(min(len(batch), most - seen)))
-        seen += len(batch)
-        if len(batch):
-            yield batch
-
-
 def card(config: TrainConfig, run: Run, validation: Validation) -> str:
     """The model card: how it was made, and its validation losses."""
-    rows = "".join(
+    table = "".join(
         f"| {row['size']} | {row['loss']} | {row['unigram']} |\n" for row in getattr(validation, "table", [])
     )
     return (
         "# A STAR generator\n\n"
         f"Trained for {run.step} steps of {run.config.batch_size} pictures.\n\n"
         f"Nats per token on {validation.pictures} held-out pictures, and what code frequencies alone would cost:\n\n"
-        f"| side | network | frequencies |\n|---|---|---|\n{rows}\n"
+        f"| side | network | frequencies |\n|---|---|---|\n{table}\n"
         f"```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
     )

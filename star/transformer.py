@@ -9,6 +9,7 @@ One network covers STAR (text; rotary positions; cross-attention in every block)
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -153,7 +154,7 @@ class NextScaleTransformer(nn.Module):
         )
         with torch.device("cpu"):  # also where the network itself is being built on the meta device
             self._levels_L = self.schedule.level_ids_L()
-        self._causality: ScaleCausality | None = None
+        self._causality: dict[tuple[tuple[int, ...], torch.dtype, torch.device], ScaleCausality] = {}
         self.init_weights()
 
     @torch.no_grad()
@@ -199,10 +200,10 @@ class NextScaleTransformer(nn.Module):
     ) -> Tensor:
         """Logits of all scales at once, each scale seeing only coarser ones (teacher forcing).
 
-        teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives. text: TextFeatures, or class
-        labels (B,) int64 for conditioning "class". source_B: see TextKeys; rows of other samples, so only the golden
-        tests pass it here. taught_L: the tokens that take part, see teaching.draw_taught; all if None. Returns float32
-        (B, L, V), with as many L as take part.
+        teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives; L may end after any scale. text:
+        TextFeatures, or class labels (B,) int64 for conditioning "class". source_B: see TextKeys; rows of other
+        samples, so only the golden tests pass it here. taught_L: the tokens that take part, see teaching.draw_taught;
+        all if None. Returns float32 (B, L, V), with as many L as take part.
         """
         hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B, taught_L)
         return self.logits(hidden_BLC, condition_BC)
@@ -215,21 +216,20 @@ class NextScaleTransformer(nn.Module):
         taught_L: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Before the classifier: states (B, L, C), not yet normalised, and the vector that modulates; see `forward`."""
-        expected = (self.schedule.length - self.schedule.lengths[0], self.config.code_width)
-        if tuple(teacher_input_BlE.shape[1:]) != expected:
+        first, (rows, length, width) = self.schedule.lengths[0], teacher_input_BlE.shape
+        if first + length not in self.schedule.offsets[1:] or width != self.config.code_width:
             raise ValueError(
-                f"teacher input is (B, L - l_0, E) = (B, {expected[0]}, {expected[1]}), "
-                f"got {tuple(teacher_input_BlE.shape)}; does the tokenizer have the same scales?"
+                f"teacher input is (B, L - l_0, E) = (B, {self.schedule.length - first}, {self.config.code_width}), "
+                f"or ends after a coarser scale, got {(rows, length, width)}; does the tokenizer have the same scales?"
             )
         condition_BC, start_BlC = self.encode_condition(text)
         if taught_L is not None:
-            first = self.schedule.lengths[0]
             teacher_input_BlE = teacher_input_BlE[:, taught_L[first:] - first]
         tokens_BlC = self.input_projection(teacher_input_BlE)
         x_BLC = torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1)
         # A block in pieces (FSDP2) is whole only while it computes, so here each reads the words by itself.
         words, sight = self.encode_text(text, source_B, beforehand=False), self.causality(x_BLC)
-        span = slice(None) if taught_L is None else taught_L
+        span = slice(0, first + length) if taught_L is None else taught_L
         return self.run_blocks(x_BLC, span, condition_BC, words, sight, None), condition_BC
 
     def begin(self, text: "TextFeatures | Tensor", source_B: Tensor | None = None) -> DrawingState:
@@ -325,14 +325,15 @@ class NextScaleTransformer(nn.Module):
     def causality(self, x_BLC: Tensor) -> ScaleCausality:
         """Who sees whom: a token its own scale and coarser ones. Kept between calls.
 
-        Where tokens are missing they are of the finest scale, and which ones makes no difference to what is seen.
+        Where tokens are missing they are of the finest scales, and which ones makes no difference to what is seen.
         """
-        lengths = self.schedule.lengths
-        lengths = (*lengths[:-1], lengths[-1] - self.schedule.length + x_BLC.shape[1])
-        dtype = self._compute_dtype()
-        if self._causality is None or not self._causality.fits(lengths, dtype, x_BLC.device):
-            self._causality = ScaleCausality(lengths, self.config.attention, dtype, x_BLC.device)
-        return self._causality
+        given = x_BLC.shape[1]
+        ends = [min(end, given) for end in self.schedule.offsets]
+        lengths = tuple(end - start for start, end in pairwise(ends) if end > start)
+        key = (lengths, self._compute_dtype(), x_BLC.device)
+        if key not in self._causality:
+            self._causality[key] = ScaleCausality(lengths, self.config.attention, *key[1:])
+        return self._causality[key]
 
     def _compute_dtype(self) -> torch.dtype:
         """The type that matrix products run in: autocast's, or that of the weights."""

@@ -143,10 +143,13 @@ class Quantizer(nn.Module):
         return latent_BEhw, self._down(latent_BEhw, k + 1) if k + 1 < self.schedule.count else None
 
     def teacher_input(self, codes: Sequence[Tensor]) -> Tensor:
-        """The inputs of scales 1..K-1 given the true codes of the scales before: (B, L - l0, E) float32."""
+        """The inputs of scales 1..K-1 given the true codes of all scales: (B, L - l0, E) float32.
+
+        Codes may end after some scale, and the inputs then end there, too.
+        """
         latent_BEhw = self.empty_latent(codes[0].shape[0])
         inputs = []
-        for k in range(self.schedule.count - 1):
+        for k in range(len(codes) - 1):
             latent_BEhw, next_BlE = self.accumulate(latent_BEhw, codes[k], k)
             inputs.append(next_BlE)
         if not inputs:

@@ -116,7 +116,7 @@ class Step:
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         for tensor in (*self.model.parameters(), *self.average.parameters(), *moments):
             ledger.enter(tensor)
-        self.model._causality = None  # the mask is made anew, and counted
+        self.model._causality.clear()  # the mask is made anew, and counted
         with ledger:
             self()
         return ledger.peak

@@ -58,12 +58,13 @@ def arguments(network: str, house: Path) -> list[str]:
     return {
         "tokenizer": ["tokenizer", "--preset", "test", *data, *COMMON, *STILL],
         "star": ["star", "--preset", "test", *data, *COMMON, *CALM, *frozen],
+        "star-muon": ["star", "--preset", "test", *data, *COMMON, *CALM, *frozen, "--optimizer=muon"],
         "star-fsdp2": ["star", "--preset", "test", *data, *COMMON, *CALM, *frozen, "--run.sharding=fsdp2"],
         "styleformer": ["styleformer", "--preset", "test", *data, *COMMON, *GAN],
     }[network]
 
 
-@pytest.mark.parametrize("network", ["tokenizer", "star", "star-fsdp2", "styleformer"])
+@pytest.mark.parametrize("network", ["tokenizer", "star", "star-muon", "star-fsdp2", "styleformer"])
 def test_two_processes_log_the_losses_of_one(network: str, house: Path, tmp_path: Path) -> None:
     one = start(arguments(network, house), tmp_path / "one", 1)
     two = start(arguments(network, house), tmp_path / "two", 2)

@@ -28,7 +28,10 @@ from star.generator import StarGenerator
 from star.presets import PRESETS
 from star.teaching import make_lesson, token_losses
 from star.tiny import tiny_tokenizer, tiny_transformer
-from star.train import TrainConfig, compile_blocks, drop_captions, is_held_out, parameter_groups, train
+from star.train import TrainConfig, compile_blocks, drop_captions, parameter_groups, train
+from star.validation import is_held_out
+
+COARSE_MUON: dict[str, Any] = {"optimizer": "muon", "coarse_scales": 1, "coarse_steps": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +118,10 @@ def test_networks_that_are_not_brought_along_are_found_where_they_lie(house: Pat
         {"precompute": False, "code_noise": 0.0},
         {"code_noise": 0.5, "noise_neighbours": 3, "scale_power": 0.5, "label_smoothing": 0.1, "drop_path": 0.1},
         {"head_float32": False, "schedule": "linear"},
+        COARSE_MUON | {"code_noise": 0.5},
+        COARSE_MUON | {"code_noise": 0.0, "keep_last_scale": 0.5, "whole_last": 0.3},
     ],
-    ids=["batch by batch", "noise", "bf16"],
+    ids=["batch by batch", "noise", "bf16", "coarse steps, noise", "coarse steps"],
 )
 def test_every_way_through_the_trainer(house: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     run = replace(config(house).run, steps=2, precision="bf16" if "head_float32" in changes else "no")
@@ -124,20 +129,22 @@ def test_every_way_through_the_trainer(house: Path, tmp_path: Path, changes: dic
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("changes", [{}, COARSE_MUON], ids=["adamw", "muon, coarse steps"])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    train(config(house), data=shards(house), out=tmp_path / "whole")
+    options = config(house, **changes)
+    train(options, data=shards(house), out=tmp_path / "whole")
 
     def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    calls, original = iter(range(99)), star.train.set_lr
+    calls, original, seventh = iter(range(99)), star.train.set_lr, 14 if changes else 7  # one for each optimiser
     with monkeypatch.context() as patch:
-        patch.setattr(star.train, "set_lr", lambda *given: fail() if next(calls) == 7 else original(*given))
+        patch.setattr(star.train, "set_lr", lambda *given: fail() if next(calls) == seventh else original(*given))
         with pytest.raises(KeyboardInterrupt):
-            train(config(house), data=shards(house), out=tmp_path / "parts")
-    train(config(house), data=shards(house), out=tmp_path / "parts", resume=True)
+            train(options, data=shards(house), out=tmp_path / "parts")
+    train(options, data=shards(house), out=tmp_path / "parts", resume=True)
     compare(result(tmp_path / "whole"), result(tmp_path / "parts"))
 
 
@@ -241,6 +248,37 @@ def test_the_share_held_out_is_the_share_asked_for() -> None:
 def test_impossible_values_are_refused(house: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(changes))):
         config(house, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coarse_scales": 1}, "coarse_scales is 1 and coarse_steps 0.0, expected both positive"),
+        ({"coarse_steps": 0.5}, "coarse_scales is 0 and coarse_steps 0.5, expected both positive"),
+        ({"coarse_steps": 1.5, "coarse_scales": 1}, "coarse_steps is 1.5, expected a share"),
+        ({"matrix_lr": 0.0}, "matrix_lr is 0.0, expected a positive share"),
+        ({"optimizer": "muon", "run": RunConfig(steps=1, sharding="fsdp2")}, "optimizer is muon, which needs whole"),
+    ],
+)
+def test_impossible_ways_to_learn_are_refused(house: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config(house, **changes)
+
+
+def test_more_coarse_scales_than_there_are_is_refused_before_the_run_begins(house: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="coarse_scales is 9, but the tokenizer has"):
+        train(config(house, coarse_scales=9, coarse_steps=0.5), data=shards(house), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_of_coarse_scales_teach_those_alone(house: Path, tmp_path: Path) -> None:
+    run = replace(config(house).run, steps=4, log_every=1)
+    train(config(house, run=run, coarse_scales=1, coarse_steps=0.75), data=shards(house), out=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scales = [sum(name.startswith("loss_scale/") for name in line) for line in lines]
+    assert scales[:3] == [1, 1, 1]
+    assert scales[3] > 1
+    assert [line["loss"] for line in lines[:3]] == pytest.approx([line["loss_scale/0"] for line in lines[:3]])
 
 
 def test_a_missing_tokenizer_is_told(house: Path, tmp_path: Path) -> None:
