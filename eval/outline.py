@@ -1,0 +1,126 @@
+"""How near drawn pictures come to real ones in outline and colour: `python -m eval.outline RECORD.json --benchmark B`.
+
+For pictures of one thing on white, whose outline is what is not white. Each drawn picture is compared with the real
+picture of its prompt and with real pictures of other prompts of the same style, which say what is worth nothing: a blot
+in the middle overlaps with everything. The style is what the prompt says behind its last comma. Pixel for pixel at 64 x
+64, so a shape that is right in another place counts as wrong: numbers for models that learnt these very designs.
+
+N drawn pictures, M real ones, S pixels a side, n others that each is compared with.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from data.errors import InputError
+from data.images import decode, pil_to_pixels, pixels_to_pil, read_png, resize
+from eval.estimates import mean
+from eval.layout import Item, read_layout
+from eval.record import folder_of
+
+SIDE = 64
+WHITE = 235  # of 255; a pixel whose darkest channel is below is part of the thing
+OTHERS = 20
+
+
+def outlines(pixels_N3SS: Tensor) -> Tensor:
+    """bool (N, S, S): what is not white in uint8 pictures (N, 3, S, S)."""
+    return pixels_N3SS.amin(dim=1) < WHITE
+
+
+def overlap(first_NSS: Tensor, second_NSS: Tensor) -> Tensor:
+    """Intersection over union of outlines, (N,) in 0..1; 0 where both are empty."""
+    union_N = (first_NSS | second_NSS).sum(dim=(1, 2))
+    return (first_NSS & second_NSS).sum(dim=(1, 2)) / union_N.clamp(min=1)
+
+
+def colours(pixels_N3SS: Tensor) -> Tensor:
+    """Mean colour (N, 3) in 0..1 of what is not white; 0 where all is white."""
+    inside_N1SS = outlines(pixels_N3SS).unsqueeze(1)
+    total_N3 = (pixels_N3SS.float() / 255 * inside_N1SS).sum(dim=(2, 3))
+    return total_N3 / inside_N1SS.sum(dim=(2, 3)).clamp(min=1)
+
+
+def others(items: Sequence[Item], count: int, seed: int) -> dict[int, list[int]]:
+    """For each picture so many others of its style, with repeats where there are few; without those that have none."""
+    styles: dict[str, list[int]] = {}
+    for i, item in enumerate(items):
+        styles.setdefault(style(item.prompt), []).append(i)
+    chance = random.Random(seed)
+    rivals = ((i, [j for j in styles[style(item.prompt)] if j != i]) for i, item in enumerate(items))
+    return {i: chance.choices(row, k=count) for i, row in rivals if row}
+
+
+def style(prompt: str) -> str:
+    """What a prompt says behind its last comma."""
+    return prompt.rpartition(",")[2].strip()
+
+
+def compare(drawn_N3SS: Tensor, real_M3SS: Tensor, rivals: Mapping[int, Sequence[int]]) -> dict[str, Tensor]:
+    """name -> (N,): of the real picture, mean over the others, and the share of those that the real picture beats.
+
+    rivals: row of the real picture of each drawn one -> rows of the others, in the order of the drawn ones.
+    """
+    own = real_M3SS[list(rivals)]
+    columns = [real_M3SS[list(column)] for column in zip(*rivals.values(), strict=True)]
+    found = {}
+    for name, nearness, sign in (("outline overlap", _overlaps, 1), ("colour difference", _differences, -1)):
+        own_N = nearness(drawn_N3SS, own)
+        other_nN = torch.stack([nearness(drawn_N3SS, column) for column in columns])
+        found[name] = own_N
+        found[f"{name}, others of the style"] = other_nN.mean(dim=0)
+        found[f"{name}, nearer than those"] = (sign * own_N > sign * other_nN).float().mean(dim=0)
+    return found
+
+
+def measure(record: Path, benchmark: Path, *, seed: int = 0) -> dict[str, Tensor]:
+    """What `compare` finds for the pictures of a record. Raises InputError where there are too few."""
+    folder = folder_of(record) / "pictures"
+    items = [item for item in read_layout(benchmark) if (folder / f"{item.key}.png").is_file()]
+    rivals = others(items, OTHERS, seed)
+    if not rivals:
+        raise InputError(f"{folder} holds no two pictures of one style of {benchmark}: name a record made with it")
+    drawn = [_small(pixels_to_pil(read_png(folder / f"{items[i].key}.png"))) for i in rivals]
+    real = [_small(decode(item.picture.read_bytes())) for item in items]
+    return compare(torch.stack(drawn), torch.stack(real), rivals)
+
+
+def _small(picture: Image) -> Tensor:
+    return pil_to_pixels(resize(picture, (SIDE, SIDE)))
+
+
+def _overlaps(first_N3SS: Tensor, second_N3SS: Tensor) -> Tensor:
+    return overlap(outlines(first_N3SS), outlines(second_N3SS))
+
+
+def _differences(first_N3SS: Tensor, second_N3SS: Tensor) -> Tensor:
+    return (colours(first_N3SS) - colours(second_N3SS)).abs().mean(dim=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the means with 95 % intervals."""
+    parser = argparse.ArgumentParser(description="How near drawn pictures come to their real ones, outline and colour.")
+    parser.add_argument("record", type=Path, help="what `star eval --out` wrote, its pictures beside it")
+    parser.add_argument("--benchmark", type=Path, required=True, help="the folder or zip with the real pictures")
+    options = parser.parse_args(arguments)
+    try:
+        found = measure(options.record, options.benchmark)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{len(next(iter(found.values())))} pictures")
+    for name, values_N in found.items():
+        value, interval = mean(values_N, 1000, 0)
+        assert interval is not None
+        print(f"{name:<42} {value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
