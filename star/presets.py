@@ -152,17 +152,35 @@ PRESETS: dict[str, TrainConfig] = {
         warmup=20,
         ema=0.99,
     ),
+    # and on from there, mostly by coarse scales: shape costs a seventh of edges; again to be followed by "-finish"
+    "emoji-cpu-coarse": replace(
+        EMOJI_CPU,
+        run=replace(EMOJI_CPU.run, steps=850, batch_size=48, precision="no"),
+        optimizer="muon",
+        lr=1e-3,
+        matrix_lr=2.5,
+        warmup=20,
+        lr_hold=0.2,
+        lr_floor=0.05,
+        ema=0.99,
+        coarse_scales=5,
+        coarse_steps=6 / 7,
+        keep_last_scale=0.25,
+    ),
     "emoji": replace(
         EMOJI_CPU,  # 128 px on one GPU, to be ended by --run.minutes; at most 0.32 TFLOP a picture and 36 GB in all
         run=replace(EMOJI_CPU.run, steps=12000, batch_size=64, sample_every=2000, checkpoint_every=2000),
         width=512,
         depth=10,
         heads=8,
-        lr=5e-4,
+        optimizer="muon",
+        lr=8e-4,
+        matrix_lr=2.5,
         dropout=0.1,  # each picture is seen a dozen times or more
         ema=0.999,
         attention="sdpa",
-        keep_last_scale=0.25,
+        coarse_scales=6,  # 130 of 1,554 tokens
+        coarse_steps=0.6,
         whole_last=0.3,
     ),
     "star-d16-256": _stage(
