@@ -12,27 +12,10 @@ from typing import Any
 from generators import styleformer, stylegan2_discriminator, stylegan_t, stylenat, wavelet
 from generators.gan_config import Average, Blur, GanTrainConfig, Lazy
 from generators.projected import ProjectedConfig
+from generators.prompts import PROMPTS
 from generators.run import RunConfig
 from generators.stylegan_t import StyleGanTConfig
 
-PROMPTS = (
-    "a red apple, noto emoji style",
-    "a cat face, twemoji emoji style",
-    "a slice of pizza, fluent 3d emoji style",
-    "a turtle, fluent high contrast style",
-    "a smiling face with sunglasses, noto emoji style",
-    "the flag of Japan, twemoji emoji style",
-    "a deciduous tree, fluent flat emoji style",
-    "a red heart, blob emoji style",
-    "a taxi, fluent flat emoji style",
-    "a soccer ball, emojitwo style",
-    "a rocket, fluent 3d emoji style",
-    "a woman with red hair, blob emoji style",
-    "a dog, drawn as a black silhouette icon",
-    "a hot beverage, fxemoji style",
-    "a banana, streamline emoji style",
-    "a smiling face with heart-eyes, twemoji emoji style",
-)
 CLIP = "star/weights/clip-emoji"
 LICENCE = "MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

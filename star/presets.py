@@ -12,29 +12,11 @@ left in runs/, and uses the released tokenizer on its own scales:
 from dataclasses import replace
 from typing import Literal
 
+from generators.prompts import PROMPTS
 from generators.protocol import SampleOptions
 from generators.run import RunConfig
 from star.catalogue import SIZES_256, SIZES_512, SIZES_1024, TEXT_ENCODER
 from star.train import TrainConfig
-
-PROMPTS = (
-    "a red apple, noto emoji style",
-    "a cat face, twemoji emoji style",
-    "a slice of pizza, fluent 3d emoji style",
-    "a turtle, fluent high contrast style",
-    "a smiling face with sunglasses, noto emoji style",
-    "the flag of Japan, twemoji emoji style",
-    "a deciduous tree, fluent flat emoji style",
-    "a red heart, blob emoji style",
-    "a taxi, fluent flat emoji style",
-    "a soccer ball, emojitwo style",
-    "a rocket, fluent 3d emoji style",
-    "a woman with red hair, blob emoji style",
-    "a dog, drawn as a black silhouette icon",
-    "a hot beverage, fxemoji style",
-    "a banana, streamline emoji style",
-    "",
-)
 
 EMOJI_CPU = TrainConfig(
     run=RunConfig(
@@ -55,7 +37,7 @@ EMOJI_CPU = TrainConfig(
     code_noise=0.1,
     noise_neighbours=32,
     compile=True,
-    sample_prompts=PROMPTS,
+    sample_prompts=(*PROMPTS[:-1], ""),
     sample_options=SampleOptions(guidance=3.0, top_p=0.9),
     dtype="bfloat16",
     licence="MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0",
