@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from data.errors import InputError
-from data.images import decode, pil_to_pixels, pixels_to_pil, read_png, resize
+from data.images import decode, pil_to_pixels, resize
+from eval.drawing import picture_of
 from eval.estimates import mean
 from eval.layout import Item, read_layout
 from eval.record import folder_of
@@ -47,6 +47,11 @@ def colours(pixels_N3SS: Tensor) -> Tensor:
     return total_N3 / inside_N1SS.sum(dim=(2, 3)).clamp(min=1)
 
 
+def difference(first_N3: Tensor, second_N3: Tensor) -> Tensor:
+    """Mean absolute difference of colours, (N,) in 0..1."""
+    return (first_N3 - second_N3).abs().mean(dim=1)
+
+
 def others(items: Sequence[Item], count: int, seed: int) -> dict[int, list[int]]:
     """For each picture so many others of its style, with repeats where there are few; without those that have none."""
     styles: dict[str, list[int]] = {}
@@ -67,12 +72,15 @@ def compare(drawn_N3SS: Tensor, real_M3SS: Tensor, rivals: Mapping[int, Sequence
 
     rivals: row of the real picture of each drawn one -> rows of the others, in the order of the drawn ones.
     """
-    own = real_M3SS[list(rivals)]
-    columns = [real_M3SS[list(column)] for column in zip(*rivals.values(), strict=True)]
+    own, columns_nN = list(rivals), torch.tensor(list(rivals.values())).T
     found = {}
-    for name, nearness, sign in (("outline overlap", _overlaps, 1), ("colour difference", _differences, -1)):
-        own_N = nearness(drawn_N3SS, own)
-        other_nN = torch.stack([nearness(drawn_N3SS, column) for column in columns])
+    for name, describe, near, sign in (
+        ("outline overlap", outlines, overlap, 1),
+        ("colour difference", colours, difference, -1),
+    ):
+        drawn, real = describe(drawn_N3SS), describe(real_M3SS)
+        own_N = near(drawn, real[own])
+        other_nN = torch.stack([near(drawn, real[column_N]) for column_N in columns_nN])
         found[name] = own_N
         found[f"{name}, others of the style"] = other_nN.mean(dim=0)
         found[f"{name}, nearer than those"] = (sign * own_N > sign * other_nN).float().mean(dim=0)
@@ -81,26 +89,18 @@ def compare(drawn_N3SS: Tensor, real_M3SS: Tensor, rivals: Mapping[int, Sequence
 
 def measure(record: Path, benchmark: Path, *, seed: int = 0) -> dict[str, Tensor]:
     """What `compare` finds for the pictures of a record. Raises InputError where there are too few."""
-    folder = folder_of(record) / "pictures"
-    items = [item for item in read_layout(benchmark) if (folder / f"{item.key}.png").is_file()]
+    folder = folder_of(record)
+    items = [item for item in read_layout(benchmark) if picture_of(folder, item).is_file()]
     rivals = others(items, OTHERS, seed)
     if not rivals:
         raise InputError(f"{folder} holds no two pictures of one style of {benchmark}: name a record made with it")
-    drawn = [_small(pixels_to_pil(read_png(folder / f"{items[i].key}.png"))) for i in rivals]
-    real = [_small(decode(item.picture.read_bytes())) for item in items]
+    drawn = [_small(picture_of(folder, items[i]).read_bytes()) for i in rivals]
+    real = [_small(item.picture.read_bytes()) for item in items]
     return compare(torch.stack(drawn), torch.stack(real), rivals)
 
 
-def _small(picture: Image) -> Tensor:
-    return pil_to_pixels(resize(picture, (SIDE, SIDE)))
-
-
-def _overlaps(first_N3SS: Tensor, second_N3SS: Tensor) -> Tensor:
-    return overlap(outlines(first_N3SS), outlines(second_N3SS))
-
-
-def _differences(first_N3SS: Tensor, second_N3SS: Tensor) -> Tensor:
-    return (colours(first_N3SS) - colours(second_N3SS)).abs().mean(dim=1)
+def _small(data: bytes) -> Tensor:
+    return pil_to_pixels(resize(decode(data), (SIDE, SIDE)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

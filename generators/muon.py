@@ -48,11 +48,12 @@ class Muon(torch.optim.Optimizer):
         for weight, stacked in weights:
             if weight.ndim != 2 or len(weight) % stacked:
                 raise ValueError(f"Muon moves matrices, got a weight of shape {tuple(weight.shape)}, {stacked} stacked")
-        self._owners = _shared_out([_cost(weight, stacked) for weight, stacked in weights], _world())
+        self._owners = _shared_out([_cost(weight, stacked) for weight, stacked in weights], _processes()[1])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step. The gradients must be the same in every process, and every weight must have one."""
+        rank, world = _processes()
         owners, steps = iter(self._owners), []
         for group in self.param_groups:
             for weight in group["params"]:
@@ -64,11 +65,10 @@ class Muon(torch.optim.Optimizer):
                 average = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 ahead = weight.grad.lerp(average, group["momentum"])  # Nesterov's
                 owner = next(owners)
-                mine = owner == _rank()
-                step = self._direction(ahead, group["stacked"]) if mine else torch.empty_like(weight)
+                step = self._direction(ahead, group["stacked"]) if owner == rank else torch.empty_like(weight)
                 steps.append((weight, step, owner, group))
         for weight, step, owner, group in steps:
-            if _world() > 1:
+            if world > 1:
                 dist.broadcast(step, owner)
             weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
 
@@ -114,9 +114,8 @@ def _shared_out(costs: list[int], processes: int) -> list[int]:
     return owners
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+def _processes() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

@@ -299,8 +299,8 @@ def compile_blocks(model: NextScaleTransformer, device: torch.device) -> None:
 
 def make_optimizers(config: TrainConfig, model: NextScaleTransformer) -> dict[str, torch.optim.Optimizer]:
     """AdamW for everything, or beside it Muon for the matrices of the blocks; by the names they are saved under."""
-    muon = config.optimizer == "muon"
-    matrices = matrix_groups(model.blocks, config.weight_decay) if muon else []
+    groups = matrix_groups(model.blocks, config.weight_decay) if config.optimizer == "muon" else []
+    matrices = [group | {"lr_scale": config.matrix_lr} for group in groups]
     taken = {id(weight) for group in matrices for weight in group["params"]}
     rest = parameter_groups(model, config.weight_decay)
     for group in rest:
@@ -308,8 +308,7 @@ def make_optimizers(config: TrainConfig, model: NextScaleTransformer) -> dict[st
     optimizers: dict[str, torch.optim.Optimizer] = {
         "optimizer": torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True)
     }
-    if muon:
-        matrices = [group | {"lr_scale": config.matrix_lr} for group in matrices]
+    if matrices:
         optimizers["matrix_optimizer"] = Muon(matrices, lr=config.lr)
     return optimizers
 

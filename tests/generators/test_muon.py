@@ -58,7 +58,6 @@ def test_stacked_matrices_move_as_each_would_alone() -> None:
 
 def test_the_groups_hold_every_matrix_of_linear_layers_once() -> None:
     layers = nn.ModuleDict({"query_key_value": nn.Linear(4, 12), "up": nn.Linear(4, 8), "codes": nn.Embedding(5, 4)})
-    layers["up"].requires_grad_(True)
     groups = matrix_groups(layers, 0.1)
     assert [(group["stacked"], len(group["params"]), group["weight_decay"]) for group in groups] == [
         (1, 1, 0.1),
