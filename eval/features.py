@@ -105,8 +105,15 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, pixels_B3HW: Tensor) -> Tensor:
-        image_B3HW = torch.stack([fitted(pixels_3HW, self.side) for pixels_3HW in pixels_B3HW])
-        return self.network.features(image_B3HW.to(self.device)).float().cpu()
+        return self.network.features(self._prepared(pixels_B3HW)).float().cpu()
+
+    @torch.no_grad()
+    def logits(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
+        """By head, float32 on the CPU (B, labels); the labels are those of `network.config.heads`."""
+        return {name: logits.float().cpu() for name, logits in self.network(self._prepared(pixels_B3HW)).items()}
+
+    def _prepared(self, pixels_B3HW: Tensor) -> Tensor:
+        return torch.stack([fitted(pixels_3HW, self.side) for pixels_3HW in pixels_B3HW]).to(self.device)
 
 
 class Dino:

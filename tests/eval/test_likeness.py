@@ -1,4 +1,4 @@
-"""Outlines and colours of drawn pictures against those of the real ones."""
+"""Style, outline and colour of drawn pictures against those of the real ones."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.errors import InputError
 from data.images import save_png
-from eval.outline import SIDE, colours, main, measure, outlines, overlap, style
+from eval.likeness import SIDE, by_judge, colours, main, measure, named, outlines, overlap, style
 
 
 def square(left: int, colour: tuple[int, int, int], side: int = SIDE) -> Tensor:
@@ -16,6 +17,11 @@ def square(left: int, colour: tuple[int, int, int], side: int = SIDE) -> Tensor:
     pixels_3HW = torch.full((3, side, side), 255, dtype=torch.uint8)
     pixels_3HW[:, : side // 2, left : left + side // 4] = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
     return pixels_3HW
+
+
+def darkest(pixels_N3SS: Tensor) -> Tensor:
+    """1 for pictures with something black."""
+    return (pixels_N3SS.amax(dim=1).amin(dim=(1, 2)) < 20).long()
 
 
 @pytest.fixture
@@ -46,12 +52,26 @@ def test_the_style_is_behind_the_last_comma() -> None:
     assert style("an apple") == "an apple"
 
 
+def test_a_style_is_named_as_most_of_its_real_pictures_are() -> None:
+    styles = ["plain", "dark", "plain", "plain", "dark"]
+    found = named(torch.tensor([4, 4, 7]), torch.tensor([4, 7, 4, 5, 7]), [0, 1, 3], styles)
+    assert found["style named"].tolist() == [1, 0, 0]
+    assert found["style named, real ones"].tolist() == [1, 1, 0]
+
+
+def test_only_a_judge_names_styles() -> None:
+    with pytest.raises(InputError, match="clip-emoji names no styles"):
+        by_judge("clip-emoji")
+    assert by_judge("judge-emoji")(square(0, (9, 9, 9)).expand(70, -1, -1, -1)).shape == (70,)
+
+
 def test_the_real_pictures_themselves_are_nearest(benchmark: Path, tmp_path: Path) -> None:
     for number in range(3):
         drawn = square(8 * number, [(255, 0, 0), (0, 255, 0), (0, 0, 255)][number])
         save_png(drawn, tmp_path / "record" / "pictures" / f"p{number}.png")
-    found = measure(tmp_path / "record.json", benchmark)
+    found = measure(tmp_path / "record.json", benchmark, darkest)
     assert {len(values_N) for values_N in found.values()} == {3}  # the fourth has no other of its style
+    assert found["style named"].tolist() == [1, 1, 1]
     assert found["outline overlap"].min() > 0.9
     assert found["outline overlap, others of the style"].max() < 0.5
     assert found["outline overlap, nearer than those"].tolist() == [1, 1, 1]
@@ -61,8 +81,9 @@ def test_the_real_pictures_themselves_are_nearest(benchmark: Path, tmp_path: Pat
 
 def test_the_wrong_picture_is_not_the_nearest(benchmark: Path, tmp_path: Path) -> None:
     for number in range(3):
-        save_png(square(8, (0, 255, 0)), tmp_path / "record" / "pictures" / f"p{number}.png")
-    found = measure(tmp_path / "record.json", benchmark)
+        save_png(square(8, (0, 255 * (number != 2), 0)), tmp_path / "record" / "pictures" / f"p{number}.png")
+    found = measure(tmp_path / "record.json", benchmark, darkest)
+    assert found["style named"].tolist() == [1, 1, 0]
     assert found["outline overlap, nearer than those"][1] == 1
     assert found["outline overlap, nearer than those"][[0, 2]].max() < 1
     assert found["colour difference"][0] > 0.3

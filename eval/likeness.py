@@ -1,9 +1,11 @@
-"""How near drawn pictures come to real ones in outline and colour: `python -m eval.outline RECORD.json --benchmark B`.
+"""How near drawn pictures come to real ones: `python -m eval.likeness RECORD.json --benchmark B [--judge NAME]`.
 
-For pictures of one thing on white, whose outline is what is not white. Each drawn picture is compared with the real
-picture of its prompt and with real pictures of other prompts of the same style, which say what is worth nothing: a blot
-in the middle overlaps with everything. The style is what the prompt says behind its last comma. Pixel for pixel at 64 x
-64, so a shape that is right in another place counts as wrong: numbers for models that learnt these very designs.
+Style: whether a classifier names the same for a drawn picture as it most often does for real ones of the style asked
+for. Outline and colour: for pictures of one thing on white, whose outline is what is not white. Each drawn picture is
+compared with the real picture of its prompt and with real pictures of other prompts of the same style, which say what
+is worth nothing: a blot in the middle overlaps with everything. The style is what the prompt says behind its last
+comma. Pixel for pixel at 64 x 64, so a shape that is right in another place counts as wrong: numbers for models that
+learnt these very designs.
 
 N drawn pictures, M real ones, S pixels a side, n others that each is compared with.
 """
@@ -11,7 +13,8 @@ N drawn pictures, M real ones, S pixels a side, n others that each is compared w
 import argparse
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,12 +24,15 @@ from data.errors import InputError
 from data.images import decode, pil_to_pixels, resize
 from eval.drawing import picture_of
 from eval.estimates import mean
+from eval.features import Judge, extractor
 from eval.layout import Item, read_layout
 from eval.record import folder_of
 
 SIDE = 64
 WHITE = 235  # of 255; a pixel whose darkest channel is below is part of the thing
 OTHERS = 20
+
+Classify = Callable[[Tensor], Tensor]  # uint8 pictures (N, 3, S, S) to one integer label each, (N,)
 
 
 def outlines(pixels_N3SS: Tensor) -> Tensor:
@@ -67,6 +73,18 @@ def style(prompt: str) -> str:
     return prompt.rpartition(",")[2].strip()
 
 
+def named(drawn_N: Tensor, real_M: Tensor, own: Sequence[int], styles: Sequence[str]) -> dict[str, Tensor]:
+    """name -> 0 or 1, (N,): is the label what most real pictures of the style have; of drawn and of their real ones.
+
+    drawn_N, real_M: labels. own: row of the real picture of each drawn one. styles: of the M real ones.
+    """
+    labels: dict[str, Counter[int]] = {}
+    for name, label in zip(styles, real_M.tolist(), strict=True):
+        labels.setdefault(name, Counter())[label] += 1
+    asked_N = torch.tensor([labels[styles[i]].most_common(1)[0][0] for i in own])
+    return {"style named": (drawn_N == asked_N).float(), "style named, real ones": (real_M[own] == asked_N).float()}
+
+
 def compare(drawn_N3SS: Tensor, real_M3SS: Tensor, rivals: Mapping[int, Sequence[int]]) -> dict[str, Tensor]:
     """name -> (N,): of the real picture, mean over the others, and the share of those that the real picture beats.
 
@@ -87,16 +105,25 @@ def compare(drawn_N3SS: Tensor, real_M3SS: Tensor, rivals: Mapping[int, Sequence
     return found
 
 
-def measure(record: Path, benchmark: Path, *, seed: int = 0) -> dict[str, Tensor]:
-    """What `compare` finds for the pictures of a record. Raises InputError where there are too few."""
+def measure(record: Path, benchmark: Path, classify: Classify, *, seed: int = 0) -> dict[str, Tensor]:
+    """What `named` and `compare` find for the pictures of a record. Raises InputError where there are too few."""
     folder = folder_of(record)
     items = [item for item in read_layout(benchmark) if picture_of(folder, item).is_file()]
     rivals = others(items, OTHERS, seed)
     if not rivals:
         raise InputError(f"{folder} holds no two pictures of one style of {benchmark}: name a record made with it")
-    drawn = [_small(picture_of(folder, items[i]).read_bytes()) for i in rivals]
-    real = [_small(item.picture.read_bytes()) for item in items]
-    return compare(torch.stack(drawn), torch.stack(real), rivals)
+    drawn = torch.stack([_small(picture_of(folder, items[i]).read_bytes()) for i in rivals])
+    real = torch.stack([_small(item.picture.read_bytes()) for item in items])
+    styles = [style(item.prompt) for item in items]
+    return named(classify(drawn), classify(real), list(rivals), styles) | compare(drawn, real, rivals)
+
+
+def by_judge(name: str) -> Classify:
+    """The style that a judge sees. Raises InputError if the name is not a judge's, or it knows no styles."""
+    judge = extractor(name)
+    if not isinstance(judge, Judge) or not judge.network.config.styles:
+        raise InputError(f"{name} names no styles: give judge-emoji, or judge:DIR of one that learnt styles")
+    return lambda pixels_N3SS: torch.cat([judge.logits(part)["style"].argmax(dim=1) for part in pixels_N3SS.split(64)])
 
 
 def _small(data: bytes) -> Tensor:
@@ -105,12 +132,13 @@ def _small(data: bytes) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the means with 95 % intervals."""
-    parser = argparse.ArgumentParser(description="How near drawn pictures come to their real ones, outline and colour.")
+    parser = argparse.ArgumentParser(description="How near drawn pictures come to real ones: style, outline, colour.")
     parser.add_argument("record", type=Path, help="what `star eval --out` wrote, its pictures beside it")
     parser.add_argument("--benchmark", type=Path, required=True, help="the folder or zip with the real pictures")
+    parser.add_argument("--judge", default="judge-emoji", help="judge:DIR, or judge-emoji, the one that ships")
     options = parser.parse_args(arguments)
     try:
-        found = measure(options.record, options.benchmark)
+        found = measure(options.record, options.benchmark, by_judge(options.judge))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
