@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -43,17 +43,14 @@ from torch import Tensor, nn
 from data.errors import InputError
 from data.progress import Progress, clock
 from generators import snapshots
-from generators.config import differences
 from generators.horizon import Horizon
 from generators.metrics import DivergenceError, Means, append_line, forget_lines_after
 from generators.pace import Pace
 from generators.signals import Stopped, StopRequest
+from generators.tracked import CHECKPOINTS, Stateful, Tracked, to_continue
 
 Item = TypeVar("Item")
 Network = TypeVar("Network", bound=nn.Module)
-
-# Fields that may change between a run and its continuation: they change what is shown and kept, never what is learnt.
-FREE_FIELDS = frozenset({"log_every", "sample_every", "checkpoint_every", "keep", "trackers", "peak_tflops", "workers"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,14 +81,6 @@ class RunConfig:
                 raise InputError(f"run.{name} is {getattr(self, name)}, expected at least 0: correct it")
 
 
-class Stateful(Protocol):
-    """What `track` takes: a network, an optimiser, an EMA, or anything else with these two."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
-
-
 class Run:
     """One training run in one folder: `config.json`, `metrics.jsonl`, `checkpoints/`, `pictures/`, `tensorboard/`."""
 
@@ -116,7 +105,7 @@ class Run:
         self.micro_batch_size = config.batch_size // parts  # pictures per process and forward pass: the pipeline's size
         self.step = 0  # finished steps
         self.images = 0  # pictures seen by all processes
-        self.tracked: dict[str, Stateful] = {}
+        self.tracked = Tracked(self.accelerator, in_pieces=config.sharding == "fsdp2" and self.world > 1)
         self._means = Means()  # of what was logged since the last line
         self._notes = Means()  # of what the main process alone knows
         self.pace = Pace(config.peak_tflops, self.world)
@@ -124,7 +113,7 @@ class Run:
         self._horizon = Horizon(config.steps, config.minutes)
         self._stop = StopRequest(self.say)
         self.progress = Progress(None, unit="steps", rate_unit="images", bar=False)  # until steps() begins
-        self._resumed_from = self._find(resume)
+        self._resumed_from = to_continue(self.out, self.full_config, resume)
         self._open(resume)
         self.seed(rank=0, step=0)
 
@@ -169,10 +158,7 @@ class Run:
 
     def track(self, **named: Stateful) -> None:
         """Makes objects part of the saved state: all that changes while training, under names that stay the same."""
-        for name, item in named.items():
-            if name in self.tracked:
-                raise ValueError(f"{name!r} is tracked already")
-            self.tracked[name] = item
+        self.tracked.add(**named)
 
     def restore(self) -> int:
         """Loads the newest checkpoint into what is tracked, and returns the number of finished steps (0: a new run).
@@ -181,23 +167,7 @@ class Run:
         """
         if self._resumed_from is None:
             return 0
-        state = self._resumed_from.state()
-        saved, tracked = set(state["tracked"]), set(self.tracked)
-        if saved != tracked:
-            raise InputError(
-                f"checkpoint {self._resumed_from.path} holds {', '.join(sorted(saved))}, this run keeps "
-                f"{', '.join(sorted(tracked))}: continue it with the version that began it, or choose another folder"
-            )
-        if (pieces := self._resumed_from.path / "pieces").is_dir():
-            from generators.sharding import fill
-
-            bare_items = {name: self._bare(item) for name, item in self.tracked.items()}
-            state["tracked"] = fill(state["tracked"], bare_items, pieces)
-        for name, item in self.tracked.items():
-            try:
-                self._bare(item).load_state_dict(state["tracked"][name])
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise InputError(f"{name} of checkpoint {self._resumed_from.path} does not fit: {error}") from error
+        state = self.tracked.restore(self._resumed_from)
         self.step, self.images, self._seconds = int(state["step"]), int(state["images"]), float(state["seconds"])
         if state.get("finished"):
             self._horizon.steps = self.step
@@ -342,42 +312,23 @@ class Run:
     def save(self) -> Path:
         """Writes a checkpoint of the finished steps. Raises DivergenceError instead if a loss is not finite."""
         self._check_means()
-        self.accelerator.wait_for_everyone()
-        folder = self.out / "checkpoints"
-        tracked: dict[str, Any] = {name: self._bare(item).state_dict() for name, item in self.tracked.items()}
-        in_pieces = self.config.sharding == "fsdp2" and self.world > 1
-        if in_pieces:
-            from generators import sharding
-
-            tracked, pieces = sharding.split(tracked)
-            with snapshots.refusals(folder, self.step):
-                if self.is_main:
-                    snapshots.begin(folder, self.step)
-                self.accelerator.wait_for_everyone()
-                sharding.write(pieces, snapshots.unfinished(folder, self.step) / "pieces")
-        if self.is_main:
-            state = {
-                "tracked": tracked,
-                "step": self.step,
-                "images": self.images,
-                "seconds": self._seconds,
-                "finished": self.step >= self.horizon,
-                "means": self._means.state_dict(),
-                "notes": self._notes.state_dict(),
-            }
-            about = {
-                "step": self.step,
-                "images": self.images,
-                "processes": self.world,
-                "torch": str(torch.__version__),
-                "config": self.full_config,
-            }
-            if in_pieces:
-                with snapshots.refusals(folder, self.step):
-                    snapshots.finish(folder, self.step, state, about, self.config.keep)
-            else:
-                snapshots.write(folder, self.step, state, about, self.config.keep)
-        self.accelerator.wait_for_everyone()
+        folder = self.out / CHECKPOINTS
+        counters = {
+            "step": self.step,
+            "images": self.images,
+            "seconds": self._seconds,
+            "finished": self.step >= self.horizon,
+            "means": self._means.state_dict(),
+            "notes": self._notes.state_dict(),
+        }
+        about = {
+            "step": self.step,
+            "images": self.images,
+            "processes": self.world,
+            "torch": str(torch.__version__),
+            "config": self.full_config,
+        }
+        self.tracked.save(folder, self.step, counters, about, keep=self.config.keep)
         return folder / f"step-{self.step:08d}"
 
     # ---- what happens between two steps
@@ -427,38 +378,13 @@ class Run:
         if self.world > 1:
             self._means.reduce(lambda total: self.accelerator.reduce(total, "mean"))
         if names := self._means.not_finite():
-            kept = snapshots.snapshots(self.out / "checkpoints")
+            kept = snapshots.snapshots(self.out / CHECKPOINTS)
             last = f"the last checkpoint is of step {kept[-1].step}" if kept else "there is no checkpoint yet"
             raise DivergenceError(
                 f"{', '.join(names)} no longer finite at step {self.step}; {last}. A smaller learning rate may help."
             )
 
-    def _bare(self, item: Any) -> Any:
-        return self.unwrap(item) if isinstance(item, nn.Module) else item
-
     # ---- start and stop
-
-    def _find(self, resume: bool) -> snapshots.Snapshot | None:
-        found = snapshots.snapshots(self.out / "checkpoints")
-        if not found:
-            return None
-        newest = found[-1]
-        if not resume:
-            raise InputError(
-                f"{self.out} holds a run at step {newest.step}, expected an empty folder: continue it with --resume, "
-                "or choose another folder"
-            )
-        changed = [
-            (name, old, new)
-            for name, old, new in differences(newest.about()["config"], self.full_config)
-            if name.rsplit(".", 1)[-1] not in FREE_FIELDS
-        ]
-        if changed:
-            told = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in changed)
-            raise InputError(
-                f"{self.out} was begun with another config ({told}): set it back to continue, or choose another folder"
-            )
-        return newest
 
     def _open(self, resume: bool) -> None:
         if not self.is_main:

@@ -72,7 +72,7 @@ def train(
 
 
 def final_state(run: Run) -> dict[str, Tensor]:
-    states = {name: item.state_dict() for name, item in run.tracked.items()}
+    states = {name: item.state_dict() for name, item in run.tracked.items.items()}
     return dict(flat(states))
 
 
