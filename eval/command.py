@@ -10,7 +10,15 @@ from data.errors import InputError
 if TYPE_CHECKING:
     from eval.record import Estimate, Record
 
-OPTIONS = {"guidance": float, "top_k": int, "top_p": float, "temperature": float, "cooling": float, "truncation": float}
+OPTIONS = {
+    "guidance": float,
+    "ramp": float,
+    "top_k": int,
+    "top_p": float,
+    "temperature": float,
+    "cooling": float,
+    "truncation": float,
+}
 DESCRIPTION = """\
 Draws the prompts of a benchmark, one picture each, scores them by a named protocol, and writes a JSON record. The
 benchmark is a folder or zip in the MJHQ-30k layout. Pictures, their scores, and a sheet of real and drawn ones lie in

@@ -24,6 +24,7 @@ class SampleOptions:
     """How to draw; saved with every result. A family uses what applies to it and ignores the rest."""
 
     guidance: float = 4.0  # strength t of (1 + t) conditional - t unconditional; 0 is the plain conditional model
+    ramp: float = 1.0  # STAR: share of the guidance that the coarsest scale lacks, the next ones less; 0: none lack any
     top_k: int = 0  # keep the k likeliest codes; 0 keeps all
     top_p: float = 0.0  # keep the likeliest codes that together reach p; 0 and 1 keep all
     truncation: float = 1.0  # GANs: 1 draws from the whole distribution, 0 its mean
@@ -38,6 +39,7 @@ class SampleOptions:
     def __post_init__(self) -> None:
         for name, good, expected in (
             ("guidance", math.isfinite(self.guidance) and self.guidance >= 0, "a number of at least 0"),
+            ("ramp", 0 <= self.ramp <= 1, "a share from 0 to 1"),
             ("top_k", self.top_k >= 0, "at least 0, where 0 keeps all codes"),
             ("top_p", 0 <= self.top_p <= 1, "a share from 0 to 1"),
             ("truncation", 0 <= self.truncation <= 1, "a share from 0 to 1"),

@@ -28,14 +28,16 @@ CrossAttentionMode = Literal["per-sample", "released"]
 Watcher = Callable[[int, Tensor, Tensor], None]
 
 
-def guidance_at(k: int, count: int, guidance: float, unguided_last: int = 0) -> float:
-    """Strength t of scale k in (1 + t) cond - t uncond: a ramp from 0 at the coarsest to `guidance` at the finest.
+def guidance_at(k: int, count: int, guidance: float, unguided_last: int = 0, ramp: float = 1.0) -> float:
+    """Strength t of scale k in (1 + t) cond - t uncond: up to `guidance` at the finest.
 
+    ramp: the share of it that the coarsest lacks. 1 begins at 0, as Tian et al. 2024 do; 0 is the same for every scale.
     The last `unguided_last` scales get 0: details are then drawn from the prompt's own distribution.
     """
     if k >= count - unguided_last:
         return 0.0
-    return guidance * k / max(count - 1, 1)
+    last = max(count - 1, 1)
+    return guidance * k / last + (1 - ramp) * guidance * (last - k) / last
 
 
 def temperature_at(depth: float, temperature: float, cooling: float) -> float:
@@ -218,7 +220,7 @@ def draw_pass(
     input_BlE: Tensor | None = None
     codes: list[Tensor] = []
     for k in range(schedule.count):
-        strength = guidance_at(k, schedule.count, options.guidance, unguided_last)
+        strength = guidance_at(k, schedule.count, options.guidance, unguided_last, options.ramp)
         if len(state.start_BlC) > count and (options.guidance == 0 or k >= schedule.count - unguided_last):
             state = state.rows(slice(count))  # the unconditional rows are never needed again
         twin = len(state.start_BlC) // count

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from generators.protocol import Generator, SampleOptions
 
-OPTIONS = ("guidance", "top_k", "top_p", "truncation", "temperature", "cooling", "cross_attention", "refine")
+OPTIONS = ("guidance", "ramp", "top_k", "top_p", "truncation", "temperature", "cooling", "cross_attention", "refine")
 LONGEST_NAME = 100  # bytes of a file name that come from the prompt
 
 
@@ -35,6 +35,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)")
     parser.add_argument("--guidance", type=float, help="how much further than the prompt alone to go; 0 is neutral")
+    parser.add_argument(
+        "--ramp", type=float, help="of STAR: share of the guidance that the coarsest scale lacks; 0 guides all alike"
+    )
     parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest codes; 0 keeps all")
     parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest codes that reach this share")
     parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 more varied")

@@ -109,6 +109,7 @@ def test_long_prompt_is_truncated_with_a_warning(
         (["sample", "a cat", "--count", "three"], "invalid int value: 'three'"),
         (["sample", "a cat", "--model", "star-emjoi"], "no model 'star-emjoi'.* did you mean star-emoji"),
         (["sample", "a cat", "--model", "runs/no/model"], "no model 'runs/no/model'"),
+        (["sample", "a cat", *MODEL, "--ramp", "2"], r"ramp is 2\.0, expected a share from 0 to 1"),
         (["sample", "a cat", *MODEL, "--cooling", "1"], r"cooling is 1\.0, expected a share from 0 to below 1"),
         (["sample", "a cat", *MODEL, "--top-p", "1.5"], r"top_p is 1\.5, expected a share"),
         (["sample", "a cat", *MODEL, "--out", "FILE/below"], "FILE/below cannot be written"),

@@ -50,6 +50,8 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 def test_guidance_rises_over_the_scales() -> None:
     assert [guidance_at(k, 5, 4.0) for k in range(5)] == [0, 1, 2, 3, 4]
     assert [guidance_at(k, 5, 4.0, unguided_last=2) for k in range(5)] == [0, 1, 2, 0, 0]
+    assert [guidance_at(k, 5, 4.0, ramp=0.5) for k in range(5)] == [2, 2.5, 3, 3.5, 4]
+    assert [guidance_at(k, 5, 4.0, unguided_last=1, ramp=0.0) for k in range(5)] == [4, 4, 4, 4, 0]
     assert guidance_at(0, 1, 4.0) == 0
     conditional, unconditional = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
     both = torch.cat((conditional, unconditional))
@@ -180,6 +182,22 @@ def test_neutral_guidance_is_one_unguided_pass(text: TextFeatures, null_text: Te
         tiny_transformer(), tiny_tokenizer().quantizer, join(text[:1], null_text), seeds=[4], options=options
     )
     assert same(codes, both)
+
+
+def test_guidance_can_begin_at_the_coarsest_scale(text: TextFeatures, null_text: TextFeatures) -> None:
+    """Each scale's logits are then further from the plain ones, the coarsest's too."""
+
+    def coarsest(**options: Any) -> Tensor:
+        seen: list[Tensor] = []
+        asked = SampleOptions(top_k=1, **options)
+        draw(text[:1], null_text, [0], options=asked, watch=lambda k, logits, codes: seen.append(logits))
+        return seen[0]
+
+    plain = coarsest(guidance=0.0)
+    torch.testing.assert_close(coarsest(guidance=3.0), plain)
+    half, full = (coarsest(guidance=3.0, ramp=ramp) - plain for ramp in (0.5, 0.0))
+    torch.testing.assert_close(full, 2 * half)
+    assert full.abs().max() > 0.1
 
 
 def test_guidance_can_end_early(text: TextFeatures, null_text: TextFeatures) -> None:
