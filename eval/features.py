@@ -16,7 +16,6 @@ Shapes: B pictures, D feature width, H W pixels, 3 RGB.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,8 +28,8 @@ from data.images import pil_to_image, pixels_to_image, pixels_to_pil, resize
 from data.text import quiet_transformers
 from eval.alignment import ClipScorer
 from eval.judge_network import read_judge
+from generators import registry
 from generators.checkpoint import digest
-from generators.registry import near
 
 SHIPPED = ("judge-emoji", "clip-emoji")
 Device = str | torch.device
@@ -75,7 +74,7 @@ def extractor(name: str, device: Device = "cpu") -> Extractor:
         return Inception(name, device)
     elif kind not in KINDS or not place:
         known = (*SHIPPED, *(f"{kind}:DIR" for kind in KINDS), "inception", "inception-pytorch-fid")
-        raise InputError(f"there is no network {name!r} for features{near(name, known)}")
+        raise InputError(f"there is no network {name!r} for features{registry.near(name, known)}")
     network = KINDS[kind](place, device)
     network.name = name
     return network
@@ -83,11 +82,9 @@ def extractor(name: str, device: Device = "cpu") -> Extractor:
 
 def shipped(name: str) -> Path:
     """The folder of weights that the package carries. Raises InputError if it does not."""
-    spec = find_spec("star")  # found without being imported
-    for root in (spec.submodule_search_locations or ()) if spec else ():
-        if (folder := Path(root) / "weights" / name / "config.json").is_file():
-            return folder.parent
-    raise InputError(f"the weights of {name} are missing: install the package anew, or give another network")
+    if (folder := registry.shipped(name)) is None:
+        raise InputError(f"the weights of {name} are missing: install the package anew, or give another network")
+    return folder
 
 
 class Judge:

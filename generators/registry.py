@@ -58,6 +58,11 @@ class Weights:
         return None
 
 
+def shipped(name: str) -> Path | None:
+    """The folder of weights that the package carries under a name, generators or not; None if there are none."""
+    return Weights(location=f"package:star/weights/{name}").folder() if name else None
+
+
 def home() -> Path:
     """Where model directories that were fetched by name are kept: $STAR_HOME, by default ~/.cache/star."""
     return Path(os.environ.get("STAR_HOME") or "~/.cache/star").expanduser()

@@ -38,7 +38,7 @@ EMOJI_CPU = TrainConfig(
     noise_neighbours=32,
     compile=True,
     sample_prompts=(*PROMPTS[:-1], ""),
-    sample_options=SampleOptions(guidance=3.0, top_p=0.9),
+    sample_options=SampleOptions(guidance=1.0, ramp=0.0, temperature=0.5, top_p=0.7, cooling=0.2),
     dtype="bfloat16",
     licence="MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0",
 )
@@ -137,7 +137,7 @@ PRESETS: dict[str, TrainConfig] = {
     # and on from there, mostly by coarse scales: shape costs a seventh of edges; again to be followed by "-finish"
     "emoji-cpu-coarse": replace(
         EMOJI_CPU,
-        run=replace(EMOJI_CPU.run, steps=850, batch_size=48, precision="no"),
+        run=replace(EMOJI_CPU.run, steps=900, batch_size=48, precision="no"),
         optimizer="muon",
         lr=1e-3,
         matrix_lr=2.5,

@@ -17,7 +17,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "prints PSNR, SSIM, distinct codes and perplexity per scale, and writes scores.json and a sheet of "
         "reconstructions.",
     )
-    parser.add_argument("tokenizer", metavar="TOKENIZER", help="a tokenizer's model directory")
+    parser.add_argument("tokenizer", metavar="TOKENIZER", help="model directory, or tokenizer-emoji, which ships")
     parser.add_argument("--data", nargs="+", required=True, metavar="SHARDS", help="folders, tars, patterns or lists")
     parser.add_argument("--out", default="measured", metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="pictures at once (default: %(default)s)")
@@ -31,10 +31,13 @@ def work(args: argparse.Namespace) -> int:
     from data.images import save_png
     from data.pipeline import DataConfig, Pipeline
     from data.splits import held_out_shards
+    from generators.registry import shipped
     from tokenizer.measure import cuts_sheet, measure
     from tokenizer.tokenizer import MultiScaleTokenizer
 
-    tokenizer = MultiScaleTokenizer.from_directory(args.tokenizer)
+    given = Path(args.tokenizer)
+    folder = None if given.exists() or len(given.parts) > 1 else shipped(args.tokenizer)
+    tokenizer = MultiScaleTokenizer.from_directory(folder or given)
     shards = held_out_shards(args.data) or tuple(args.data)
     data = DataConfig(shards=shards, resolution=tokenizer.resolution, shuffle=False)
     pipeline = Pipeline(data, batch_size=args.batch)

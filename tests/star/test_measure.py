@@ -24,6 +24,14 @@ def test_measure_scores_held_out_shards_only(tmp_path: Path, capsys: pytest.Capt
     assert "PSNR" in capsys.readouterr().out
 
 
+def test_the_tokenizer_that_ships_is_found_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "data", count=4, size=64)
+    command = ["measure", "tokenizer-emoji", "--data", str(tmp_path / "data" / "train"), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "of 1024 codes used" in capsys.readouterr().out
+    assert main(["measure", "tokenizer-emojy", "--data", str(tmp_path)]) == 2
+
+
 def test_a_missing_tokenizer_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["measure", str(tmp_path / "nothing"), "--data", str(tmp_path)]) == 2
     assert str(tmp_path / "nothing") in capsys.readouterr().err
