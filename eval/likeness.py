@@ -25,7 +25,7 @@ from data.images import decode, pil_to_pixels, resize
 from eval.drawing import picture_of
 from eval.estimates import mean
 from eval.features import Judge, extractor
-from eval.layout import Item, read_layout
+from eval.layout import read_layout
 from eval.record import folder_of
 
 SIDE = 64
@@ -58,13 +58,13 @@ def difference(first_N3: Tensor, second_N3: Tensor) -> Tensor:
     return (first_N3 - second_N3).abs().mean(dim=1)
 
 
-def others(items: Sequence[Item], count: int, seed: int) -> dict[int, list[int]]:
+def others(styles: Sequence[str], count: int, seed: int) -> dict[int, list[int]]:
     """For each picture so many others of its style, with repeats where there are few; without those that have none."""
-    styles: dict[str, list[int]] = {}
-    for i, item in enumerate(items):
-        styles.setdefault(style(item.prompt), []).append(i)
+    alike: dict[str, list[int]] = {}
+    for i, name in enumerate(styles):
+        alike.setdefault(name, []).append(i)
     chance = random.Random(seed)
-    rivals = ((i, [j for j in styles[style(item.prompt)] if j != i]) for i, item in enumerate(items))
+    rivals = ((i, [j for j in alike[name] if j != i]) for i, name in enumerate(styles))
     return {i: chance.choices(row, k=count) for i, row in rivals if row}
 
 
@@ -109,12 +109,12 @@ def measure(record: Path, benchmark: Path, classify: Classify, *, seed: int = 0)
     """What `named` and `compare` find for the pictures of a record. Raises InputError where there are too few."""
     folder = folder_of(record)
     items = [item for item in read_layout(benchmark) if picture_of(folder, item).is_file()]
-    rivals = others(items, OTHERS, seed)
+    styles = [style(item.prompt) for item in items]
+    rivals = others(styles, OTHERS, seed)
     if not rivals:
         raise InputError(f"{folder} holds no two pictures of one style of {benchmark}: name a record made with it")
     drawn = torch.stack([_small(picture_of(folder, items[i]).read_bytes()) for i in rivals])
     real = torch.stack([_small(item.picture.read_bytes()) for item in items])
-    styles = [style(item.prompt) for item in items]
     return named(classify(drawn), classify(real), list(rivals), styles) | compare(drawn, real, rivals)
 
 

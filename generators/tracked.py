@@ -1,10 +1,12 @@
-"""What a run tracks, to and from its checkpoints; the files themselves are `snapshots.py`'s.
+"""What a run tracks, to and from its checkpoints.
 
-snapshot = to_continue(run_folder, config, resume)               # None: a new run
-tracked = Tracked(accelerator, in_pieces=False)
-tracked.add(model=model, optimizer=optimizer)
-counters = tracked.restore(snapshot)                             # fills what is tracked, returns the rest
-tracked.save(checkpoints, step, counters, about, keep=2)         # by all processes together
+    snapshot = to_continue(run_folder, config, resume)               # None: a new run
+    tracked = Tracked(accelerator, in_pieces=False)
+    tracked.add(model=model, optimizer=optimizer)
+    counters = tracked.restore(snapshot)                             # fills what is tracked, returns the rest
+    tracked.save(checkpoints, step, counters, about, keep=2)         # by all processes together
+
+The files themselves, written whole or not at all, are `snapshots.py`'s.
 """
 
 from collections.abc import Mapping
