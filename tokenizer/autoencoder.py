@@ -267,8 +267,10 @@ class Detail(nn.Module):
         self.norm = make_norm(autoencoder, full)
         self.head = nn.Conv2d(full, 3, 3, padding=1)
         init_weights(self)
-        for last in (self.head, *(block.conv2 for block in self.trunk)):
-            nn.init.zeros_(last.weight)
+        nn.init.zeros_(self.head.weight)
+        for block in self.trunk:
+            assert isinstance(block, ResidualBlock)
+            nn.init.zeros_(block.conv2.weight)
 
     def forward(self, features_BChw: Tensor, image_B3HW: Tensor) -> Tensor:
         hidden = F.pixel_shuffle(self.from_features(features_BChw), self.steps[0])
