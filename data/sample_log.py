@@ -12,14 +12,18 @@ from data.errors import InputError
 from data.pipeline import Batch
 
 
-def logged(batches: Iterator[Batch], folder: Path, rank: int, start: int) -> Iterator[Batch]:
+def logged(batches: Iterator[Batch], folder: Path, rank: int, start: int, world: int = 1) -> Iterator[Batch]:
     """The batches, number `start` first, each written down before it is handed on.
 
-    Lines of an earlier run from that number on are dropped: a run that continues takes those batches again. Raises
-    InputError if the log cannot be written.
+    Lines of an earlier run from that number on are dropped, also those of processes that are no more: a run that
+    continues takes those batches again. Raises InputError if the log cannot be written.
     """
     path = folder / f"samples-{rank}.jsonl"
-    _write(path, "".join(f"{line}\n" for line in _lines(path) if _number(line) < start), "w")
+    gone = [other for other in folder.glob("samples-*.jsonl") if _rank(other) >= world] if rank == 0 else []
+    for file in (path, *gone):
+        kept = file.with_suffix(".part")
+        _write(kept, "".join(f"{line}\n" for line in _lines(file) if _number(line) < start), "w")
+        kept.replace(file)
     for number in count(start):
         batch = next(batches)
         _write(path, json.dumps({"batch": number, "keys": batch.keys, "epochs": batch.epochs}) + "\n", "a")
@@ -35,6 +39,11 @@ def _number(line: str) -> float:
         return int(json.loads(line)["batch"])
     except (ValueError, KeyError, TypeError):  # the line in which the run was killed
         return float("inf")
+
+
+def _rank(path: Path) -> int:
+    number = path.stem.partition("-")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 def _write(path: Path, text: str, mode: str) -> None:

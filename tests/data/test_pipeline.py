@@ -186,14 +186,10 @@ def test_two_ranks_with_two_workers_see_disjoint_samples_and_together_all(
         pipeline = Pipeline(config, batch_size=3, rank=rank, world=2)
         stream = pipeline.batches()
         unbroken = []
-        # the two workers of a rank take turns, and each has its own epochs
-        done: set[int] = set()
-        for number, batch in enumerate(stream):
+        for batch in stream:
             unbroken.append(batch)
             seen.update(key for key, epoch in zip(batch.keys, batch.epochs, strict=True) if epoch == 0)
-            if batch.epochs[-1] > 0:
-                done.add(number % 2)
-            if len(done) == 2 and len(unbroken) > 5:
+            if batch.epochs[-1] > 0 and len(unbroken) > 5:
                 break
         lost.update(pipeline.report.named)
         if rank == 0:
@@ -203,7 +199,10 @@ def test_two_ranks_with_two_workers_see_disjoint_samples_and_together_all(
     missing = KEYS - set(seen)
     assert missing
     assert missing < {f"k{number:03d}" for number in range(8, 15)}
-    assert set(seen.values()) == {1}
+    broken = {fault.key for fault in lost if fault.key}
+    assert broken == {"k013"}
+    assert sorted(seen.values())[:-1] == [1] * (len(seen) - 1)
+    assert max(seen.values()) <= 1 + len(broken)  # whose place a neighbour took
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -300,8 +299,8 @@ def test_a_run_with_lanes_goes_on_with_any_number_of_ranks(
         ranks = [take(Pipeline(config, batch_size=3, rank=r, world=world).batches(start), steps) for r in range(world)]
         elastic += [ranks[rank][step].keys for step in range(steps) for rank in range(world)]
     assert elastic == alone
-    with pytest.raises(InputError, match=r"lanes is 4; give a multiple of 3 \(3 processes x 1 workers\)"):
-        Pipeline(config, batch_size=3, rank=0, world=3)
+    thirds = [take(Pipeline(config, batch_size=3, rank=rank, world=3).batches(), 5) for rank in range(3)]
+    assert [part[step].keys for step in range(5) for part in thirds] == alone[:15]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
