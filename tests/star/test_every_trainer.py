@@ -5,10 +5,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -65,24 +63,6 @@ def train(network: str, house: Path, out: Path, *, resume: bool = False, **chang
     module, _, name = TRAINERS[network.removesuffix(" on codes")][1].partition(":")
     data = house / "codes" if network.endswith("codes") else house / "pictures" / "train"
     getattr(import_module(module), name)(config(network, house, **changes), data=[str(data)], out=out, resume=resume)
-
-
-@pytest.fixture
-def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers take turns in this process, as the loader's processes do: the same is made, without the wait."""
-
-    def loader(dataset: Any, workers: int) -> Iterator[Any]:
-        working = [dataset.chunks(worker) for worker in range(workers)]
-        for turn in count():
-            if not any(working):
-                return
-            if (chunks := working[turn % workers]) is not None:
-                try:
-                    yield next(chunks)
-                except StopIteration:
-                    working[turn % workers] = None
-
-    monkeypatch.setattr("data.workers._loader", loader)
 
 
 def die(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
