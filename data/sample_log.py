@@ -5,6 +5,7 @@ One line per batch in `samples-<rank>.jsonl`: {"batch": 7, "keys": [...], "epoch
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -21,12 +22,10 @@ def logged(batches: Iterator[Batch], folder: Path, rank: int, start: int, world:
     path = folder / f"samples-{rank}.jsonl"
     gone = [other for other in folder.glob("samples-*.jsonl") if _rank(other) >= world] if rank == 0 else []
     for file in (path, *gone):
-        kept = file.with_suffix(".part")
-        _write(kept, "".join(f"{line}\n" for line in _lines(file) if _number(line) < start), "w")
-        kept.replace(file)
+        _replace(file, "".join(f"{line}\n" for line in _lines(file) if _number(line) < start))
     for number in count(start):
         batch = next(batches)
-        _write(path, json.dumps({"batch": number, "keys": batch.keys, "epochs": batch.epochs}) + "\n", "a")
+        _append(path, json.dumps({"batch": number, "keys": batch.keys, "epochs": batch.epochs}) + "\n")
         yield batch
 
 
@@ -46,9 +45,22 @@ def _rank(path: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _write(path: Path, text: str, mode: str) -> None:
+def _replace(path: Path, text: str) -> None:
+    """Writes the file anew, whole or not at all."""
+    partial = path.with_suffix(".part")
+    with _refusals(path):
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+
+def _append(path: Path, text: str) -> None:
+    with _refusals(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
     try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
+        yield
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); make room, or log no samples.") from error

@@ -9,6 +9,7 @@ import pytest
 
 import data.capacity
 from data.capacity import WORDS, count_samples, decide, free_memory
+from data.tars import Fault, Group
 
 MakeShard = Callable[..., Path]
 
@@ -18,8 +19,14 @@ def test_few_shards_are_counted_and_many_judged_by_their_size(
 ) -> None:
     shards = [str(make_shard(f"s{shard:02}.tar", range(10 * shard, 10 * shard + 10))) for shard in range(12)]
     assert count_samples(shards[:3]) == 30
-    real, read = data.capacity.index_shard, []
-    monkeypatch.setattr(data.capacity, "index_shard", lambda shard, faults: read.append(shard) or real(shard, faults))
+    real = data.capacity.index_shard
+    read: list[str] = []
+
+    def counted(shard: str, faults: list[Fault]) -> list[Group]:
+        read.append(shard)
+        return real(shard, faults)
+
+    monkeypatch.setattr(data.capacity, "index_shard", counted)
     assert count_samples(shards) == 120
     assert len(read) == 4
     missing = [*shards[:3], str(Path(shards[0]).with_name("s99.tar"))]

@@ -17,7 +17,7 @@ import data.positions
 from data.errors import InputError
 from data.images import decode, pil_to_pixels, pixels_to_image, resize
 from data.pipeline import Batch, DataConfig, Pipeline
-from data.tars import Fault
+from data.tars import Fault, Group
 
 MakeShard = Callable[..., Path]
 
@@ -372,7 +372,12 @@ def test_workers_that_share_a_lane_read_the_headers_of_a_shard_once(
 ) -> None:
     read: list[str] = []
     real = data.positions.index_shard
-    monkeypatch.setattr(data.positions, "index_shard", lambda shard, faults: read.append(shard) or real(shard, faults))
+
+    def counted(shard: str, faults: list[Fault]) -> list[Group]:
+        read.append(shard)
+        return real(shard, faults)
+
+    monkeypatch.setattr(data.positions, "index_shard", counted)
     config = DataConfig(shards=shards, resolution=8, buffer=1, workers=2)
     take(Pipeline(config, batch_size=4).batches(), 8)
     assert max(Counter(read).values()) == 2  # each worker by itself
