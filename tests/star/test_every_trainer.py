@@ -169,6 +169,42 @@ def test_data_that_do_not_fit_are_streamed(house: Path, tmp_path: Path, capsys: 
     assert json.loads((tmp_path / "run" / "config.json").read_text())["cache"] is False
 
 
+@pytest.mark.usefixtures("workers_here")
+def test_a_death_before_the_first_checkpoint_begins_anew(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        die(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train("judge", house, tmp_path / "parts", workers=2)
+    train("judge", house, tmp_path / "parts", resume=True, workers=3)
+    train("judge", house, tmp_path / "whole")
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+    assert_same(final(tmp_path / "whole"), final(tmp_path / "parts"))
+
+
+def test_other_lanes_are_refused_by_a_run_that_goes_on(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        die(patch, DEATH)
+        with pytest.raises(KeyboardInterrupt):
+            train("judge", house, tmp_path / "run", lanes=2)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["per_lane"] == BATCH // 2
+    with pytest.raises(InputError, match="lanes was 2 and is now 3"):
+        train("judge", house, tmp_path / "run", resume=True, lanes=3)
+    train("judge", house, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workers": -1}, {"lanes": -2}, {"per_lane": -1}, {"cache_gib": float("nan")}, {"cache_gib": -1.0}]
+)
+def test_impossible_numbers_are_refused(house: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="expected no negative numbers"):
+        train("clip", house, tmp_path / "run", **wrong)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "lanes"), [("tokenizer", 0), ("styleformer", 4), ("star on codes", 2)])
 def test_a_run_goes_on_with_two_processes_and_real_workers(
