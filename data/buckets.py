@@ -10,29 +10,40 @@ from collections.abc import Iterator
 from data.aspect import nearest
 from data.errors import InputError
 from data.images import upright_size
-from data.lanes import Chunk, Lane, Sample, pack_chunk
+from data.lanes import Lane, Sample
 from data.positions import Ref
 from data.tars import Fault, Group, SampleError, captions_of, fetch, image_bytes
 
 
-def bucketed_chunks(lane: Lane, batch_size: int, start: int = 0) -> Iterator[Chunk]:
-    """Endless chunks of exactly `batch_size`, each of one bucket, from the lane's chunk number `start` on.
+class BucketedLane:
+    """The chunks of exactly `batch_size` of a lane, each of one bucket."""
 
-    A broken picture's place is taken by the next usable one of its chunk; a chunk of broken ones only by the chunk
-    after it.
-    """
-    unusable = 0  # chunks in a row
-    for refs in _full_queues(lane, batch_size, start):
-        samples = [lane.decode(ref) for ref in refs]
-        usable = [place for place, sample in enumerate(samples) if sample is not None]
-        unusable += 1
-        if not usable:
-            lane.stop_if_nothing_usable()
-            continue
-        whole = [_from(samples, place) for place in range(batch_size)]
-        for _ in range(unusable):
-            yield pack_chunk(whole, lane.take_faults(), lane.settings.size)
-        unusable = 0
+    def __init__(self, lane: Lane, batch_size: int, start: int) -> None:
+        """start: the number of the first chunk that will be asked for."""
+        self.lane, self.batch_size = lane, batch_size
+        self._queues = enumerate(_full_queues(lane, batch_size, start), start)
+        self._held: dict[int, list[Ref]] = {}  # looked at for a chunk before them
+
+    def samples(self, number: int) -> list[Sample]:
+        """Chunk `number`; the numbers asked for must grow. A broken picture's place is taken by the next usable one of
+        its chunk, a chunk of broken ones by the chunk after it. Raises InputError if not one sample can be used.
+        """
+        place = number
+        while True:
+            samples = [self.lane.decode(ref) for ref in self._full(place)]
+            if any(sample is not None for sample in samples):
+                break
+            self.lane.stop_if_nothing_usable()
+            place += 1
+        self._held = {later: refs for later, refs in self._held.items() if later > number}
+        return [_from(samples, place) for place in range(self.batch_size)]
+
+    def _full(self, number: int) -> list[Ref]:
+        while number not in self._held:
+            place, refs = next(self._queues)
+            if place >= number:
+                self._held[place] = refs
+        return self._held[number]
 
 
 def _from(samples: list[Sample | None], place: int) -> Sample:
@@ -46,7 +57,8 @@ def _full_queues(lane: Lane, batch_size: int, start: int) -> Iterator[list[Ref]]
     full = 0
     lost_since: int | None = None  # the epoch in which the present run of samples without a bucket began
     _count_only(lane, start > 0)
-    for ref in lane.refs():
+    while True:
+        ref = lane.next_ref()
         place = headers.bucket(ref)
         if place is None:
             lost_since = ref.epoch if lost_since is None else lost_since

@@ -1,4 +1,4 @@
-"""One lane of the pipeline: from positions to decoded chunks of samples, endless or once, starting anywhere.
+"""One lane of the pipeline: from positions to decoded samples, endless or once, starting anywhere.
 
 The lane's order is made of references, drawn from its sources by weight; only those it hands out are read and decoded.
 A position whose sample turns out unusable when decoded is given to the next usable sample of the lane, so what stands
@@ -47,6 +47,7 @@ class Settings(NamedTuple):
     buffer: int
     seed: int
     lanes: int
+    per_lane: int
     reader: Reader | None
 
     @property
@@ -113,31 +114,40 @@ class Lane:
             )
             for source in settings.sources
         ]
+        self._refs = [order.refs() for order in self.orders]
+        self._position = 0  # of the next reference
+        self._ahead: deque[Sample | None] = deque()  # decoded, but not asked for yet: the positions just before that
+        # (the last of them is usable, so that each of the others has one to stand in for it)
 
-    def chunks(self, batch_size: int, start: int = 0) -> Iterator[Chunk]:
-        """Endless chunks of exactly `batch_size`, from the lane's chunk number `start` on."""
-        refs = self.refs(start * batch_size)
-        ahead: deque[Sample | None] = deque()
-        while True:
-            bad_since: int | None = None  # the epoch in which the present run of unusable samples began
-            while len(ahead) < batch_size or ahead[-1] is None:
-                ref = next(refs)
-                sample = self.decode(ref)
-                ahead.append(sample)
-                if sample is not None:
-                    bad_since = None
-                elif bad_since is None:
-                    bad_since = ref.epoch
-                elif ref.epoch >= bad_since + 2:
-                    self.stop_if_nothing_usable()
-                    bad_since = ref.epoch
-            samples: list[Sample] = []
-            for sample in reversed(ahead):
-                samples.append(samples[-1] if sample is None else sample)
-            samples.reverse()
-            for _ in range(batch_size):
-                ahead.popleft()
-            yield pack_chunk(samples[:batch_size], self.take_faults(), self.settings.size)
+    def samples(self, first: int, number: int) -> list[Sample]:
+        """Those at the lane's positions first, first + 1, ...; no later call may ask for any of them again.
+
+        Positions that nobody asks for are passed over. Raises InputError if not one sample can be used.
+        """
+        ahead = self._ahead
+        while ahead and self._position - len(ahead) < first:
+            ahead.popleft()
+        if not ahead:
+            self._pass_over(first - self._position)
+        bad_since: int | None = None  # the epoch in which the present run of unusable samples began
+        while len(ahead) < number or ahead[-1] is None:
+            ref = self.next_ref()
+            sample = self.decode(ref)
+            ahead.append(sample)
+            if sample is not None:
+                bad_since = None
+            elif bad_since is None:
+                bad_since = ref.epoch
+            elif ref.epoch >= bad_since + 2:
+                self.stop_if_nothing_usable()
+                bad_since = ref.epoch
+        found: list[Sample] = []
+        for sample in reversed(ahead):
+            found.append(found[-1] if sample is None else sample)
+        found.reverse()
+        for _ in range(number):
+            ahead.popleft()
+        return found[:number]
 
     def once(self, batch_size: int, worker: int, workers: int) -> Iterator[Chunk]:
         """Every sample of the lane once, in shard order; of each `workers` windows the one that falls to `worker`.
@@ -159,11 +169,17 @@ class Lane:
                 break
         yield pack_chunk([], self.take_faults(), self.settings.size)
 
-    def refs(self, skip: int = 0) -> Iterator[Ref]:
-        """The lane's endless order: its sources by weight, less the first `skip` positions."""
-        orders = [order.refs(passed) for order, passed in zip(self.orders, self.mix.before(skip), strict=True)]
-        for position in count(skip):
-            yield next(orders[self.mix.source(position)])
+    def next_ref(self) -> Ref:
+        """The next one of the lane's endless order: its sources by weight."""
+        source = self.mix.source(self._position)
+        self._position += 1
+        return next(self._refs[source])
+
+    def _pass_over(self, positions: int) -> None:
+        before, after = (self.mix.before(place) for place in (self._position, self._position + positions))
+        for order, begun, passed in zip(self.orders, before, after, strict=True):
+            order.pass_over(passed - begun)
+        self._position += positions
 
     def decode(self, ref: Ref) -> Sample | None:
         """The sample, or None with a fault told."""

@@ -1,8 +1,11 @@
 """Who sees which sample when: pure functions of (seed, epoch, lane), so that any batch can be found again.
 
-A lane is one worker of one rank. An epoch's shards are shuffled and dealt to the lanes; where there are fewer shards
-than lanes, several lanes share a shard and take its samples in turn. No two lanes see the same sample in one epoch, and
+A lane is a stream of its own. An epoch's shards are shuffled and dealt to the lanes; where there are fewer shards than
+lanes, several lanes share a shard and take its samples in turn. No two lanes see the same sample in one epoch, and
 together they see all. The part a lane gets moves on by one each epoch, so that no lane is tied to one shard.
+
+What a training sees is one sequence, to which each lane gives `turn` samples in its turn. A batch is a stretch of it,
+whoever makes the batch: any number of processes and workers, in batches of any size.
 """
 
 import hashlib
@@ -36,6 +39,24 @@ def deal(shards: int, lanes: int, lane: int, epoch: int, seed: int, shuffle: boo
         return [Part(shard, 0, 1) for shard in order[share::lanes]]
     position, turn = share % shards, share // shards
     return [Part(order[position], turn, len(range(position, lanes, shards)))]
+
+
+class Turn(NamedTuple):
+    """Positions first, first + 1, ... of one lane."""
+
+    lane: int
+    first: int
+    number: int
+
+
+def turns(first: int, number: int, lanes: int, turn: int) -> Iterator[Turn]:
+    """Where in the lanes the positions first, ..., first + number - 1 of the whole sequence are."""
+    end = first + number
+    while first < end:
+        before, place = divmod(first, turn)
+        taken = min(turn - place, end - first)
+        yield Turn(before % lanes, before // lanes * turn + place, taken)
+        first += taken
 
 
 def shuffled(items: Iterable[Item], buffer: int, random: Random) -> Iterator[Item]:

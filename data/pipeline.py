@@ -11,13 +11,15 @@ Shapes: B batch, H W pixels, 3 RGB.
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import count
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from data.aspect import check_buckets
 from data.batch import Batch, cut, joined, to_batch
@@ -27,7 +29,9 @@ from data.lanes import Chunk, Reader, Settings, Source, nothing_usable
 from data.listing import list_shards
 from data.mixing import Mix
 from data.order import choose, permutation
+from data.remote import is_url
 from data.skips import SkipReport
+from data.tars import image_bytes
 from data.workers import Chunks, Endless, Once, run
 
 logger = logging.getLogger(__name__)
@@ -50,12 +54,14 @@ class DataConfig:
     caption: Literal["random", "first"] = "random"
     shuffle: bool = True
     buffer: int = 4096
-    """Samples among which the next one is drawn, in each worker; not used with cache."""
+    """Samples among which the next one is drawn, in each lane; not used with cache."""
     workers: int = 0
-    """Processes that decode; 0 decodes in the training process."""
+    """Processes that decode; 0 decodes in the training process. Who decodes changes nothing in the order."""
     lanes: int = 0
-    """Streams that the data are dealt to; 0: one for each worker of each process. Not used with cache. With a number
-    of its own a run can go on with other numbers of processes and workers, whose product divides it."""
+    """Streams that the data are dealt to, whoever reads them; 0: as `default_lanes` has it. Not used with cache."""
+    per_lane: int = 0
+    """Samples that each lane gives in its turn; 0: a batch. With both numbers given, the order of all samples is the
+    same for all numbers of processes and workers and sizes of batches. Not used with cache or buckets."""
     seed: int = 0
     cache: bool = False
     """Decode once and keep everything in memory as uint8."""
@@ -78,10 +84,10 @@ class DataConfig:
             raise InputError(f"crop is {self.crop!r}; choose one of {', '.join(CROPS)}.")
         if self.caption not in ("random", "first"):
             raise InputError(f"caption is {self.caption!r}; choose random or first.")
-        if self.buffer < 1 or min(self.workers, self.lanes, self.seed) < 0:
+        if self.buffer < 1 or min(self.workers, self.lanes, self.per_lane, self.seed) < 0:
             raise InputError(
-                f"buffer, workers, lanes and seed are {self.buffer}, {self.workers}, {self.lanes} and {self.seed}; "
-                "give a buffer of at least 1, and no negative numbers."
+                f"buffer, workers, lanes, per_lane and seed are {self.buffer}, {self.workers}, {self.lanes}, "
+                f"{self.per_lane} and {self.seed}; give a buffer of at least 1, and no negative numbers."
             )
 
     @property
@@ -104,12 +110,6 @@ class Pipeline:
             raise InputError(f"The batch size is {batch_size}; give at least 1.")
         if not 0 <= rank < world:
             raise InputError(f"Rank {rank} of {world} does not exist; give 0 <= rank < world.")
-        readers = world * max(1, config.workers)
-        if config.lanes % readers:
-            raise InputError(
-                f"lanes is {config.lanes}; give a multiple of {readers} ({world} processes x {max(1, config.workers)} "
-                "workers), or 0."
-            )
         if reader is not None and config.cache:
             raise InputError("Only pictures are kept in memory; set cache to False to read anything else.")
         self.config = config
@@ -117,6 +117,8 @@ class Pipeline:
         self.rank = rank
         self.world = world
         self.sources = _sources(config)
+        self.lanes = config.lanes or (1 if config.cache else default_lanes(config, self.shards, world))
+        self.per_lane = config.per_lane or batch_size
         self.mix = Mix([source.weight for source in self.sources], str(config.seed))
         self.reader = reader
         self.report = SkipReport()
@@ -131,10 +133,10 @@ class Pipeline:
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Endless batches from number `start` on.
 
-        Batch i is a pure function of (config, batch_size, rank, world, i); where `lanes` is given, it is batch number
-        i * world + rank of one rank alone, whatever the workers. In each epoch of a source every usable sample of it
-        comes once, except that an unusable picture's place is taken by a neighbour; a batch may span two
-        epochs.
+        Batch i is a pure function of (config, batch_size, rank, world, i), whatever the workers; where lanes and
+        per_lane are given, it is batch number i * world + rank of one rank alone. In each epoch of a source every
+        usable sample of it comes once, except that an unusable picture's place is taken by a neighbour; a batch may
+        span two epochs. Lanes have their epochs by themselves.
         """
         if start < 0:
             raise InputError(f"Batches cannot start at {start}; give 0 or more.")
@@ -154,6 +156,24 @@ class Pipeline:
         if not yielded and self.world == 1:
             raise nothing_usable(self.shards, self.report.named)
 
+    def alone(self, batch_size: int) -> "Pipeline":
+        """The samples of all ranks in batches of another size; what is in memory is shared, and no worker starts."""
+        if self.config.cache:
+            self.cached()
+        other = copy(self)
+        other.config, other.batch_size, other.rank, other.world = replace(self.config, workers=0), batch_size, 0, 1
+        return other
+
+    def records(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """Captions and record of every sample of all ranks, in shard order; no picture is decoded for it."""
+        if self.config.cache:
+            whole = self.cached()
+            yield from zip(whole.captions, whole.info, strict=True)
+            return
+        words = self._settings()._replace(random_caption=False, reader=self.reader or _without_picture)
+        for chunk in self._load(Once(words, self.batch_size, 0, 1, 0)):
+            yield from zip(chunk.captions, chunk.info, strict=True)
+
     def cached(self) -> Chunk:
         """All usable samples of all ranks, decoded; filled on first use."""
         if self._cache is None:
@@ -164,7 +184,7 @@ class Pipeline:
                     raise nothing_usable(source.shards, self.report.named)
                 chunks += mine
                 self._cached_per_source.append(sum(len(chunk.keys) for chunk in mine))
-            whole = joined(chunks)
+            whole = _in_one(chunks)
             size = whole.pixels_B3HW.numel() / 2**20
             logger.info("%d pictures of %d shards in memory, %.0f MiB", len(whole.keys), len(self.shards), size)
             self._cache = whole
@@ -244,7 +264,8 @@ class Pipeline:
             shuffle=config.shuffle,
             buffer=config.buffer,
             seed=config.seed,
-            lanes=config.lanes,
+            lanes=self.lanes,
+            per_lane=self.per_lane,
             reader=self.reader,
         )
 
@@ -252,6 +273,34 @@ class Pipeline:
         for chunk in run(dataset, self.config.workers):
             self.report.add(chunk.faults)
             yield chunk
+
+
+def default_lanes(config: DataConfig, shards: Sequence[str], world: int) -> int:
+    """One for each process; one for each worker of each process where shards are read from front to back (remote or
+    compressed ones, or for buckets), so that each is read once."""
+    by_place = not config.buckets and all(shard.lower().endswith(".tar") and not is_url(shard) for shard in shards)
+    return world if by_place else world * max(1, config.workers)
+
+
+def _without_picture(members: Mapping[str, bytes], choice: int) -> dict[str, Tensor]:
+    """A `Reader` of samples of which only the words are wanted."""
+    image_bytes(members)
+    return {}
+
+
+def _in_one(chunks: list[Chunk]) -> Chunk:
+    """All of them as one, each let go as soon as it is copied; the list is left empty."""
+    chunks[:] = [chunk for chunk in chunks if chunk.keys]
+    size = chunks[0].pixels_B3HW.shape[1:]
+    pixels_B3HW = torch.empty((sum(len(chunk.keys) for chunk in chunks), *size), dtype=torch.uint8)
+    first = 0
+    for place, chunk in enumerate(chunks):
+        pixels_B3HW[first : first + len(chunk.keys)] = chunk.pixels_B3HW
+        first += len(chunk.keys)
+        chunks[place] = chunk._replace(pixels_B3HW=torch.empty((0, *size), dtype=torch.uint8))
+    whole = joined(chunks)._replace(pixels_B3HW=pixels_B3HW)
+    chunks.clear()
+    return whole
 
 
 def _sources(config: DataConfig) -> tuple[Source, ...]:

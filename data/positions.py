@@ -75,14 +75,18 @@ class Order:
         # Only references that somebody still holds are looked for when their shard is read at last.
         self._unread: dict[str, WeakValueDictionary[tuple[int, int], Ref]] = {}
         self._skip = 0
+        self._indexed: tuple[str, list[tuple[int, Group]]] = ("", [])  # the shard counted last, if by its headers
 
-    def refs(self, skip: int = 0) -> Iterator[Ref]:
-        """The endless order, less its first `skip` positions, which are counted but not read."""
-        self._skip = skip
+    def pass_over(self, positions: int) -> None:
+        """Leaves out so many of the next positions of `refs`: they are counted, and read only where they must be."""
+        self._skip += positions
+
+    def refs(self) -> Iterator[Ref]:
+        """The endless order, less what is passed over."""
         for epoch in count():
             parts = deal(len(self.shards), self.lanes, self.lane, epoch, self.seed, self.shuffle)
             if self._skip:
-                length = self._length(parts)
+                length = self._length(parts, self._skip)
                 if length is not None and 0 < length <= self._skip:
                     self._skip -= length
                     continue
@@ -134,7 +138,9 @@ class Order:
                 while refs:  # each is let go as it leaves, or none would ever be forgotten
                     yield refs.pop()
                 continue
-            for place, group in self.read(shard):
+            indexed, groups = self._indexed
+            self._indexed = ("", [])
+            for place, group in groups if indexed == shard else self.read(shard):
                 if place % part.step == part.first:
                     yield Ref(self, epoch, shard, place, group)
 
@@ -143,8 +149,7 @@ class Order:
         if shard not in self.counts:
             folder, _, base = shard.rpartition("/")
             if is_seekable(shard):
-                for _ in self.read(shard):
-                    pass
+                self._indexed = shard, list(self.read(shard))
             elif is_url(shard) and not shard.startswith("pipe:"):
                 promised = self._index_of(folder).get(base)
                 if promised is not None:
@@ -161,9 +166,12 @@ class Order:
                 self._promised[folder] = {}
         return self._promised[folder]
 
-    def _length(self, parts: Sequence[Part]) -> int | None:
+    def _length(self, parts: Sequence[Part], most: int) -> int | None:
+        """Positions in these parts; None if that is unknown, or more than `most`: then no more headers are counted."""
         total = 0
         for part in parts:
+            if total > most and not is_url(self.shards[part.shard]):
+                return None
             number = self.count(self.shards[part.shard])
             if number is None:
                 return None

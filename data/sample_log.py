@@ -5,6 +5,7 @@ One line per batch in `samples-<rank>.jsonl`: {"batch": 7, "keys": [...], "epoch
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -12,17 +13,19 @@ from data.errors import InputError
 from data.pipeline import Batch
 
 
-def logged(batches: Iterator[Batch], folder: Path, rank: int, start: int) -> Iterator[Batch]:
+def logged(batches: Iterator[Batch], folder: Path, rank: int, start: int, world: int = 1) -> Iterator[Batch]:
     """The batches, number `start` first, each written down before it is handed on.
 
-    Lines of an earlier run from that number on are dropped: a run that continues takes those batches again. Raises
-    InputError if the log cannot be written.
+    Lines of an earlier run from that number on are dropped, also those of processes that are no more: a run that
+    continues takes those batches again. Raises InputError if the log cannot be written.
     """
     path = folder / f"samples-{rank}.jsonl"
-    _write(path, "".join(f"{line}\n" for line in _lines(path) if _number(line) < start), "w")
+    gone = [other for other in folder.glob("samples-*.jsonl") if _rank(other) >= world] if rank == 0 else []
+    for file in (path, *gone):
+        _replace(file, "".join(f"{line}\n" for line in _lines(file) if _number(line) < start))
     for number in count(start):
         batch = next(batches)
-        _write(path, json.dumps({"batch": number, "keys": batch.keys, "epochs": batch.epochs}) + "\n", "a")
+        _append(path, json.dumps({"batch": number, "keys": batch.keys, "epochs": batch.epochs}) + "\n")
         yield batch
 
 
@@ -37,9 +40,27 @@ def _number(line: str) -> float:
         return float("inf")
 
 
-def _write(path: Path, text: str, mode: str) -> None:
+def _rank(path: Path) -> int:
+    number = path.stem.partition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes the file anew, whole or not at all."""
+    partial = path.with_suffix(".part")
+    with _refusals(path):
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+
+def _append(path: Path, text: str) -> None:
+    with _refusals(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
     try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
+        yield
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); make room, or log no samples.") from error

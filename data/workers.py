@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data.buckets import bucketed_chunks
+from data.buckets import BucketedLane
 from data.errors import InputError
-from data.lanes import Chunk, Lane, Settings
+from data.lanes import Chunk, Lane, Sample, Settings, pack_chunk
+from data.order import turns
 
 
 def run(dataset: "Chunks", workers: int) -> Iterator[Chunk]:
@@ -76,23 +77,34 @@ class Chunks(IterableDataset["Chunk | str"]):
 class Endless(Chunks):
     """Batch i of a rank comes from its worker i % workers; the loader asks its workers in turn, from 0 on.
 
-    The batches of all ranks, side by side and one after the other, take the lanes in turn. So what they hold does not
-    depend on how many ranks and workers share the lanes, as long as a worker has whole ones.
+    What it holds is a stretch of one sequence that all lanes make together (`order.turns`), so it does not depend on
+    who reads it. A lane is read by one worker only where the batches of a worker always fall into the same lanes.
     """
 
     def chunks(self, worker: int) -> Iterator[Chunk]:
-        lanes = self.settings.lanes or self.world * self.workers
-        streams: dict[int, Iterator[Chunk]] = {}
+        settings = self.settings
+        lanes: dict[int, Lane] = {}
+        if settings.buckets:
+            yield from self._bucketed(worker)
         for batch in count(self.start + worker, self.workers):
-            number, lane = divmod(batch * self.world + self.rank, lanes)
-            if lane not in streams:
-                streams[lane] = self.stream(Lane(self.settings, lanes, lane), number)
-            yield next(streams[lane])
+            first = (batch * self.world + self.rank) * self.batch_size
+            samples: list[Sample] = []
+            for turn in turns(first, self.batch_size, settings.lanes, settings.per_lane):
+                if turn.lane not in lanes:
+                    lanes[turn.lane] = Lane(settings, settings.lanes, turn.lane)
+                samples += lanes[turn.lane].samples(turn.first, turn.number)
+            yield pack_chunk(samples, [fault for lane in lanes.values() for fault in lane.take_faults()], settings.size)
 
-    def stream(self, lane: Lane, number: int) -> Iterator[Chunk]:
-        """The chunks of a lane from this number on."""
-        chunks = bucketed_chunks if self.settings.buckets else Lane.chunks
-        return chunks(lane, self.batch_size, number)
+    def _bucketed(self, worker: int) -> Iterator[Chunk]:
+        """The lanes give a batch in their turn: only whole ones are of one size."""
+        settings = self.settings
+        lanes: dict[int, BucketedLane] = {}
+        for batch in count(self.start + worker, self.workers):
+            number, place = divmod(batch * self.world + self.rank, settings.lanes)
+            if place not in lanes:
+                lanes[place] = BucketedLane(Lane(settings, settings.lanes, place), self.batch_size, number)
+            samples = lanes[place].samples(number)
+            yield pack_chunk(samples, lanes[place].lane.take_faults(), settings.size)
 
 
 class Once(Chunks):

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.pipeline import DataConfig, Pipeline
-from data.splits import held_out_shards, training_shards
+from data.splits import held_out_shards, training_sources
 from eval.judge_network import FAMILY, JudgeConfig, JudgeNetwork
 from generators.checkpoint import ModelDirectory, write
 from generators.config import to_dict
+from generators.feeding import CachedFeedConfig, Feed
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
 
@@ -32,10 +33,9 @@ NONE = -100  # the label of a picture that has none, or one never seen in traini
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeTrainConfig:
+class JudgeTrainConfig(CachedFeedConfig):
     """A whole training of a judge; the shards to learn from and the folder are given beside it."""
 
-    run: RunConfig
     network: JudgeConfig = field(default_factory=JudgeConfig)  # its labels are found in the shards
     learning_rate: float = 3e-3
     warmup: int = 100  # steps
@@ -46,7 +46,6 @@ class JudgeTrainConfig:
     shift: float = 0.06  # of the side
     zoom: float = 0.1
     turn: float = 5.0  # degrees
-    workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("smoothing", "shift", "zoom"):
@@ -96,16 +95,13 @@ def train(config: JudgeTrainConfig, *, data: Sequence[str], out: str | Path, res
     ended the run early.
     """
     out = Path(out)
-    settings = DataConfig(
-        shards=training_shards(data),
-        resolution=config.network.image_size,
-        seed=config.run.seed,
-        workers=config.workers,
-        cache=True,
+    feed = Feed(
+        config, training_sources(data, config.weights), out, resume=resume, resolution=config.network.image_size
     )
-    run = Run(out, config.run, to_dict(config) | {"shards": [Path(name).name for name in settings.shards]}, resume)
-    pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
-    network_config = with_labels(config.network, pipeline.cached().info, config.rarest_tag)
+    config = feed.config
+    run = Run(out, config.run, to_dict(config) | feed.names, resume)
+    pipeline = feed.pipeline(run)
+    network_config = with_labels(config.network, [info for _, info in pipeline.records()], config.rarest_tag)
     labels = Labels(network_config)
     held_out = held_out_shards(data)
 
@@ -113,7 +109,7 @@ def train(config: JudgeTrainConfig, *, data: Sequence[str], out: str | Path, res
     optimizer = torch.optim.AdamW(_groups(network, config.weight_decay), betas=(0.9, 0.99), fused=True)
     run.track(network=network, optimizer=optimizer)
     run.restore()
-    batches = run.feed(pipeline.batches(start=run.first_batch))
+    batches = feed.batches(run, pipeline)
     for step in run.steps():
         rate = lr_at(step, peak=config.learning_rate, steps=run.horizon, warmup=config.warmup)
         set_lr(optimizer, rate)

@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.bounded import TensorCache
 from data.errors import InputError
 from data.text import TextEncoder, text_projection
 from generators.gan import GanNetwork, embed
 
+KEPT = 2**28  # bytes of captions' vectors on the device: 131,072 captions at 512 numbers
+
 
 class Conditions:
-    """Conditions of batches for a network; vectors of captions are computed once and kept."""
+    """Conditions of batches for a network; vectors of captions are kept, in `KEPT` bytes those used last."""
 
     def __init__(self, network: GanNetwork, clip: str, labels: Sequence[str], device: torch.device) -> None:
         """Raises InputError if the CLIP or the labels do not fit the network."""
@@ -25,7 +28,7 @@ class Conditions:
         self.labels = tuple(labels)
         self.text_encoder: TextEncoder | None = None
         self.projection: Tensor | None = None
-        self._known: dict[str, Tensor] = {}
+        self._known = TensorCache(KEPT)
         if self.kind == "text":
             self.text_encoder = TextEncoder.from_pretrained(clip, device=device)
             projection_PD = text_projection(clip)
@@ -45,11 +48,12 @@ class Conditions:
         if self.kind == "class":
             classes = [self._class(about) for about in info]
             return F.one_hot(torch.tensor(classes, device=self.device), self.width).float()
+        vectors = self._known.of(prompts, self._embedded)
+        return torch.stack([vectors[prompt][0] for prompt in prompts])
+
+    def _embedded(self, prompts: list[str]) -> list[tuple[Tensor]]:
         assert self.text_encoder is not None
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
-        if missing:
-            self._known |= zip(missing, embed(self.text_encoder, self.projection, missing), strict=True)
-        return torch.stack([self._known[prompt] for prompt in prompts])
+        return [(vector_P,) for vector_P in embed(self.text_encoder, self.projection, prompts)]
 
     def _class(self, about: dict[str, Any]) -> int:
         label = about.get("label")

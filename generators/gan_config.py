@@ -5,8 +5,8 @@ from typing import Literal
 
 from data.errors import InputError
 from generators.adversaries import DiscriminatorConfig, NetworkConfig
+from generators.feeding import CachedFeedConfig
 from generators.protocol import SampleOptions
-from generators.run import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +48,9 @@ class Average:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GanTrainConfig:
+class GanTrainConfig(CachedFeedConfig):
     """A whole adversarial training; shards and folder are given beside it."""
 
-    run: RunConfig
     network: NetworkConfig
     discriminator: DiscriminatorConfig
     clip: str = ""  # CLIP directory or hub id: text conditions, and where asked for guidance; "" without text
@@ -82,9 +81,6 @@ class GanTrainConfig:
     average: Average = field(default_factory=Average)
     caption_dropout: float = 0.0
     saturated_after: int = 2000  # steps in a row without one mistake of the discriminator that end the run; 0: never
-    crop: Literal["center", "squash", "pad"] = "center"
-    cache: bool = True  # decoded pictures stay in memory
-    workers: int = 0
     sample_prompts: tuple[str, ...] = ()
     sample_options: SampleOptions = field(default_factory=SampleOptions)  # recommended by the model directory
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights

@@ -21,7 +21,19 @@ from generators import snapshots
 from generators.config import differences
 
 # Fields that may change between a run and its continuation: they change what is shown and kept, never what is learnt.
-FREE_FIELDS = frozenset({"log_every", "sample_every", "checkpoint_every", "keep", "trackers", "peak_tflops", "workers"})
+FREE_FIELDS = frozenset(
+    {
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep",
+        "trackers",
+        "peak_tflops",
+        "workers",
+        "cache_gib",
+        "log_samples",
+    }
+)
 CHECKPOINTS = "checkpoints"  # in the folder of a run
 
 

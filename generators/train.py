@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 
 from data.images import grid
-from data.pipeline import Batch, DataConfig, Pipeline
-from data.splits import training_shards
+from data.pipeline import Batch
+from data.splits import training_sources
 from generators.checkpoint import reference
 from generators.config import to_dict
 from generators.draws import Draws
+from generators.feeding import Feed
 from generators.game import Game, Lesson
 from generators.gan_config import GanTrainConfig
 from generators.run import Run
@@ -35,21 +36,17 @@ def train(config: GanTrainConfig, *, data: Sequence[str], out: str | Path, resum
     Raises InputError for anything wrong with data, config or folder, and DivergenceError when a loss or a gradient is
     no longer finite, or the discriminator has made no mistake for too long: nothing is repaired in silence.
     """
-    out, shards = Path(out), training_shards(data)
-    run = Run(out, config.run, to_dict(config) | {"shards": [Path(shard).name for shard in shards]}, resume)
+    out = Path(out)
+    feed = Feed(
+        config, training_sources(data, config.weights), out, resume=resume, resolution=config.network.resolution
+    )
+    config = feed.config
+    run = Run(out, config.run, to_dict(config) | feed.names, resume)
     game = Game(config, run)
     run.track(**game.state())
     run.restore()
-    settings = DataConfig(
-        shards=tuple(shards),
-        resolution=config.network.resolution,
-        crop=config.crop,
-        seed=config.run.seed,
-        workers=config.workers,
-        cache=config.cache,
-    )
-    pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
-    batches = run.feed(pipeline.batches(start=run.first_batch))
+    pipeline = feed.pipeline(run)
+    batches = feed.batches(run, pipeline)
     for step in run.steps():
         draws = Draws(config.run.seed, step, run.rank, run.world)
         lessons = [_lesson(game, next(batches), draws, micro) for micro in range(config.run.accumulate)]

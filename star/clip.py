@@ -9,17 +9,19 @@ which pairs that happen to be true do not count. With several processes each con
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
+from data.capacity import decide
 from data.clip_tokenizer import learn_tokenizer
 from data.errors import InputError
 from data.pipeline import Batch, DataConfig, Pipeline
-from data.splits import held_out_shards, training_shards
+from data.splits import held_out_shards, training_sources
 from generators.config import to_dict
+from generators.feeding import CachedFeedConfig, Feed
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
 from star.clip_captions import CaptionConfig, PictureText, false_negatives
@@ -37,10 +39,9 @@ from star.clip_scores import retrieval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClipTrainConfig:
+class ClipTrainConfig(CachedFeedConfig):
     """A whole training of a CLIP; the shards to learn from and the folder are given beside it."""
 
-    run: RunConfig
     network: ClipConfig = field(default_factory=ClipConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)
     learning_rate: float = 1e-3
@@ -52,7 +53,6 @@ class ClipTrainConfig:
     shift: float = 0.06  # of the side
     zoom: float = 0.1
     validation: tuple[str, ...] = ()  # shards to measure on; if none, those of the data that are named as held out
-    workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("kept_patches", "whole_pictures", "shift", "zoom"):
@@ -100,15 +100,12 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
     without usable pictures or an unusable folder, and Stopped where a signal ended the run early.
     """
     out = Path(out)
-    settings = DataConfig(
-        shards=training_shards(data),
-        resolution=config.network.image_size,
-        seed=config.run.seed,
-        workers=config.workers,
-        cache=True,
+    feed = Feed(
+        config, training_sources(data, config.weights), out, resume=resume, resolution=config.network.image_size
     )
-    run = Run(out, config.run, to_dict(config) | {"shards": [Path(name).name for name in settings.shards]}, resume)
-    pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
+    config = feed.config
+    run = Run(out, config.run, to_dict(config) | feed.names, resume)
+    pipeline = feed.pipeline(run)
     tokenizer = _tokenizer(out / "model", pipeline, config.network, run, resume)
     measured = _measured(config.validation or held_out_shards(data), config)
 
@@ -121,7 +118,7 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
     )
     run.track(pair=pair, optimizer=optimizer)
     run.restore()
-    batches = run.feed(pipeline.batches(start=run.first_batch))
+    batches = feed.batches(run, pipeline)
     for step in run.steps():
         rate = lr_at(step, peak=config.learning_rate, steps=run.horizon, warmup=config.warmup)
         set_lr(optimizer, rate)
@@ -181,7 +178,7 @@ def _tokenizer(path: Path, pipeline: Pipeline, config: ClipConfig, run: Run, res
     """Learned from the training captions, every process alike; a continued run reads what it wrote."""
     if resume and (path / "tokenizer.json").is_file():
         return CLIPTokenizer.from_pretrained(path, local_files_only=True)
-    captions = [caption for several in pipeline.cached().captions for caption in several]
+    captions = [caption for several, _ in pipeline.records() for caption in several]
     tokenizer = learn_tokenizer(captions, config.vocabulary, config.max_tokens)
     if run.is_main:
         tokenizer.save_pretrained(path)
@@ -191,5 +188,6 @@ def _tokenizer(path: Path, pipeline: Pipeline, config: ClipConfig, run: Run, res
 def _measured(shards: Sequence[str], config: ClipTrainConfig) -> Pipeline | None:
     if not shards:
         return None
-    settings = DataConfig(shards=tuple(shards), resolution=config.network.image_size, cache=True)
+    settings = DataConfig(shards=tuple(shards), resolution=config.network.image_size, crop=config.crop)
+    settings = replace(settings, cache=decide(shards, 3 * config.network.image_size**2).keep)
     return Pipeline(settings, batch_size=256)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import save
 from torch import Tensor
 
+from data.bounded import TensorCache
 from data.errors import InputError
 from data.images import Crop
 from data.listing import list_shards
@@ -29,6 +30,8 @@ from data.writing import entry_of, read_index, write_index, write_shard
 from star.encoded import Encoder, each_caption_unmentioned
 from star.encoding import NAME, TEXT_DTYPES, Encoding
 from tokenizer.tokenizer import MultiScaleTokenizer
+
+KEPT = 2**30  # bytes of captions' features in memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +123,7 @@ def encode(
 
 
 class _Writer:
-    """Makes members of samples; each distinct caption of a shard is encoded once."""
+    """Makes members of samples; a caption of a shard is encoded once, unless `KEPT` bytes of others came between."""
 
     def __init__(
         self,
@@ -139,9 +142,9 @@ class _Writer:
 
     def samples(self, batches: Iterator[Batch]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
         """Key and members of every sample."""
-        known: dict[str, tuple[Tensor, Tensor]] = {}  # states without padding, and the pooled one
+        kept = TensorCache(KEPT)  # of each caption its states without padding, and the pooled one
         for batch in batches:
-            self._learn(known, [caption for several in batch.captions for caption in several])
+            known = kept.of([caption for several in batch.captions for caption in several], self._text)
             latent_BEhw = self.encoder.latents(batch)
             codes_BL = torch.cat(self.encoder.tokenizer.quantizer.encode(latent_BEhw).codes, dim=1)
             codes_BL, latent_BEhw = codes_BL.to("cpu", self.code_dtype), latent_BEhw.cpu().contiguous()
@@ -164,17 +167,14 @@ class _Writer:
                     },
                 )
 
-    def _learn(self, known: dict[str, tuple[Tensor, Tensor]], captions: Sequence[str]) -> None:
-        unknown = [caption for caption in dict.fromkeys(captions) if caption not in known]
-        if not unknown:
-            return
-        self.cut += sum(lost > 0 for lost in self.encoder.text_encoder.truncated(unknown))
+    def _text(self, captions: list[str]) -> list[tuple[Tensor, ...]]:
+        self.cut += sum(lost > 0 for lost in self.encoder.text_encoder.truncated(captions))
         with each_caption_unmentioned():
-            text: TextFeatures = self.encoder.text(unknown).to("cpu", TEXT_DTYPES[self.encoding.config.text_dtype])
-        for caption, tokens_TD, mask_T, pooled_D in zip(
-            unknown, text.tokens_BTD, text.mask_BT, text.pooled_BD, strict=True
-        ):
-            known[caption] = (tokens_TD[mask_T], pooled_D)
+            text: TextFeatures = self.encoder.text(captions).to("cpu", TEXT_DTYPES[self.encoding.config.text_dtype])
+        return [
+            (tokens_TD[mask_T], pooled_D)
+            for tokens_TD, mask_T, pooled_D in zip(text.tokens_BTD, text.mask_BT, text.pooled_BD, strict=True)
+        ]
 
 
 def _names(shards: Sequence[str]) -> list[str]:

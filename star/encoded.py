@@ -7,7 +7,8 @@ distinct caption's features are computed once and looked up afterwards.
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 from data.errors import InputError
 from data.pipeline import Batch
 from data.progress import Progress
+from data.tars import SampleError, captions_of, read_shard
 from data.text import TextEncoder, TextFeatures
 from star.encoding import QuantizerOnly
+from star.frozen import Frozen
 from star.teaching import Lesson, make_lesson
 from tokenizer.tokenizer import MultiScaleTokenizer
 
@@ -136,6 +139,19 @@ class EncodedSet(Encoder):
         """The features of captions of the set; an empty one is the null condition."""
         rows = torch.tensor([self.row_of_caption[prompt] for prompt in prompts])
         return self.text_N[rows].to(self.device, torch.float32)
+
+
+def encoded_bytes(frozen: Frozen, shard: str, *, looked_at: int = 64) -> int:
+    """What an `EncodedSet` takes for a sample beside its pixels, judged by the captions of a shard's first ones."""
+    quantizer = frozen.tokenizer.quantizer.config
+    latent = 4 * quantizer.code_width * quantizer.sizes[-1] ** 2
+    captions: set[str] = set()
+    groups = [] if shard.startswith("pipe:") else list(islice(read_shard(shard, []), looked_at))
+    for group in groups:
+        with suppress(SampleError):
+            captions.update(captions_of(group.members)[0])
+    text = frozen.text_encoder.width * frozen.text_encoder.max_tokens * 2  # bfloat16
+    return latent + text * max(1, len(captions)) // max(1, len(groups))
 
 
 @contextmanager

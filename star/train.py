@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,20 +21,20 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from data.errors import InputError
-from data.images import Crop, grid
-from data.pipeline import DataConfig, Pipeline
-from data.sample_log import logged
+from data.images import grid
+from data.pipeline import Pipeline
 from data.shards import list_shards
 from data.splits import held_out_shards, training_sources
 from generators.averaging import blend
 from generators.checkpoint import reference
 from generators.config import to_dict
+from generators.feeding import Feed, FeedConfig, Keep
 from generators.muon import Muon, matrix_groups
 from generators.protocol import SampleOptions
-from generators.run import Run, RunConfig
+from generators.run import Run
 from generators.schedule import lr_at, set_lr
 from star.backends import refuse_untrainable
-from star.encoded import EncodedSet, Encoder, Lessons
+from star.encoded import EncodedSet, Encoder, Lessons, encoded_bytes
 from star.encoded_shards import EncodedReader, EncodedShards
 from star.encoding import encoding_of
 from star.frozen import Frozen
@@ -50,10 +51,9 @@ UNDECAYED = ("bias", "log_scale", "start_position", "position_embedding", "level
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(FeedConfig):
     """Everything that decides what a run learns. Scales, codebook and text width come with the frozen networks."""
 
-    run: RunConfig
     tokenizer: str  # model directory
     text_encoder: str  # directory or hub id
     init_from: str = ""  # a STAR model directory to start from; width, depth and heads are then its own
@@ -89,12 +89,7 @@ class TrainConfig:
     compile: bool = (
         False  # the blocks, by torch.compile: 1.3 times as fast on a CPU, after ten seconds; needs g++ there
     )
-    crop: Crop = "center"
-    weights: tuple[float, ...] = ()  # of each place given as data; empty: all their shards are shuffled together
-    precompute: bool = True  # latents and text features once, in memory; False: batch by batch
-    workers: int = 0
-    lanes: int = 0  # see DataConfig
-    log_samples: bool = False  # every key of every batch, see data/sample_log.py
+    precompute: Keep = "auto"  # latents and text features once, in memory, or batch by batch; auto: by an estimate
     held_out: float = 0.02  # share of the pictures never trained on, where no validation shards are given
     validation: tuple[str, ...] = ()  # shards; empty: those of the data that are named as held out
     validation_pictures: int = 1024  # at most
@@ -186,13 +181,22 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     if encoding is not None:
         encoding.check_use(config.crop, config.code_noise)
         config = replace(config, precompute=False)
-    if not config.precompute:  # what a streamed batch holds depends on it
-        config = replace(config, lanes=config.lanes or Accelerator().num_processes * max(1, config.workers))
     refuse_untrainable(config.attention, Accelerator().device)
     frozen = Frozen(config.tokenizer, config.text_encoder, encoding)
     network = config.network(frozen)
     syllabus = config.syllabus(network.schedule)
-    names = {"shards": [Path(shard).name for shard in shards], "network": to_dict(network), "digests": frozen.digests}
+    feed = Feed(
+        config,
+        sources,
+        out,
+        resume=resume,
+        resolution=frozen.tokenizer.resolution,
+        keep="precompute",
+        more_bytes=partial(encoded_bytes, frozen, shards[0]),
+        reader=None if encoding is None else EncodedReader(encoding.config),
+    )
+    config = feed.config
+    names = feed.names | {"network": to_dict(network), "digests": frozen.digests}
     run = Run(out, config.run, to_dict(config) | names, resume)
 
     model = NextScaleTransformer(network)
@@ -206,10 +210,8 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     run.track(model=model, ema=ema, **optimizers)
     run.restore()
 
-    pipeline, encoder, validation = prepare_data(config, sources, frozen, run)
-    batches = run.feed(pipeline.batches(start=run.first_batch))
-    if config.log_samples:
-        batches = logged(batches, out, run.rank, run.first_batch)
+    pipeline, encoder, validation = prepare_data(config, feed, frozen, run)
+    batches = feed.batches(run, pipeline)
     weights = {part: scale_weights(part.lengths, config.scale_power).to(run.device) for part in syllabus.shares()}
     if config.compile:
         compile_blocks(run.unwrap(model), run.device)
@@ -332,22 +334,12 @@ def drop_captions(prompts: Sequence[str], share: float, *, above: int = 0) -> li
 
 
 def prepare_data(
-    config: TrainConfig, sources: tuple[tuple[tuple[str, ...], float], ...], frozen: Frozen, run: Run
+    config: TrainConfig, feed: Feed[TrainConfig], frozen: Frozen, run: Run
 ) -> tuple[Pipeline, Lessons, Validation]:
     """The stream of training batches, what makes lessons of them, and what is held out."""
-    settings = DataConfig(
-        sources=sources,
-        resolution=frozen.tokenizer.resolution,
-        crop=config.crop,
-        workers=config.workers,
-        seed=config.run.seed,
-        lanes=config.lanes,
-        cache=config.precompute,
-    )
-    reader = None if frozen.encoding is None else EncodedReader(frozen.encoding.config)
-    pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world, reader=reader)
+    pipeline = feed.pipeline(run)
     half = config.run.precision == "bf16"
-    every = Pipeline(replace(settings, workers=0), batch_size=64, reader=reader)  # every rank needs all of it
+    every = pipeline.alone(64)  # every rank needs all of it
     encoder: Lessons
     if frozen.encoding is not None:
         encoder = EncodedShards(frozen.encoding, run.device)
@@ -357,9 +349,9 @@ def prepare_data(
         encoder = Encoder(*frozen.networks(run.device), run.device, half=half)
     if config.validation:
         source = Pipeline(
-            replace(settings, sources=((config.validation, 1.0),), workers=0, cache=False),
+            replace(feed.settings, sources=((config.validation, 1.0),), workers=0, cache=False),
             batch_size=64,
-            reader=reader,
+            reader=feed.reader,
         )
         held = Validation(encoder, some(source.one_pass(), config.validation_pictures))
     else:

@@ -1,7 +1,10 @@
 """What every test shares: one thread, no network, and where the data beside the checkout lies."""
 
 import os
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: small operations on shared cores are many times slower with two threads than with one.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -28,3 +31,21 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers take turns in this process, as the loader's processes do: the same is made, without the wait."""
+
+    def loader(dataset: Any, workers: int) -> Iterator[Any]:
+        working = [dataset.chunks(worker) for worker in range(workers)]
+        for turn in count():
+            if not any(working):
+                return
+            if (chunks := working[turn % workers]) is not None:
+                try:
+                    yield next(chunks)
+                except StopIteration:
+                    working[turn % workers] = None
+
+    monkeypatch.setattr("data.workers._loader", loader)

@@ -15,12 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batch import Batch
+from data.bounded import TensorCache
 from data.errors import InputError
 from tokenizer.tokenizer import Anchored, MultiScaleTokenizer, TokenizerConfig
 
+KEPT = 2**30  # bytes of latents
+
 
 class Anchor:
-    """The old tokenizer; its latents are kept in memory by picture where asked for."""
+    """The old tokenizer. On a CPU, where asked for, latents are kept by picture: those used last, in `KEPT` bytes."""
 
     def __init__(self, path: str, network: TokenizerConfig, device: torch.device, *, keep: bool) -> None:
         """Raises InputError if the two cannot speak of the same codes."""
@@ -35,11 +38,12 @@ class Anchor:
         ):
             if mine != theirs:
                 raise InputError(f"anchor {path} has {what} {theirs}, this network {mine}: make them equal")
-        self.device, self.keep = device, keep
+        self.device = device
+        # On other devices a latent depends on the batch it was made in: kept, it would not be that of a resumed run.
+        self._kept = TensorCache(KEPT) if keep and device.type == "cpu" else None
         codebook = self.tokenizer.quantizer.codebook.weight
         scale = float(codebook.square().mean().sqrt().clamp_min(1e-8))
         self.mark = Anchored(digest=self.tokenizer.digest, scale=scale)
-        self._kept: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def begin(self, tokenizer: MultiScaleTokenizer, *, fresh: bool) -> None:
@@ -57,13 +61,17 @@ class Anchor:
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
         """The old latents over `mark.scale`, (B, E, g, g), float32."""
-        unknown = [i for i, key in enumerate(batch.keys) if key not in self._kept]
-        images_B3HW = batch.image_B3HW[unknown].to(self.device).contiguous(memory_format=torch.channels_last)
-        fresh = iter(self.tokenizer.image_to_latent(images_B3HW) / self.mark.scale if unknown else ())
-        latents = [self._kept[key].float() if key in self._kept else next(fresh) for key in batch.keys]
-        if self.keep:
-            self._kept.update({batch.keys[i]: latents[i].half() for i in unknown})
-        return torch.stack(latents)
+        if self._kept is None:
+            return self._fresh(batch.image_B3HW)
+        rows = {key: row for row, key in enumerate(batch.keys)}
+        found = self._kept.of(
+            batch.keys, lambda keys: [(self._fresh(batch.image_B3HW[rows[key], None])[0],) for key in keys]
+        )
+        return torch.stack([found[key][0] for key in batch.keys])
+
+    def _fresh(self, image_B3HW: Tensor) -> Tensor:
+        image_B3HW = image_B3HW.to(self.device).contiguous(memory_format=torch.channels_last)
+        return self.tokenizer.image_to_latent(image_B3HW) / self.mark.scale
 
 
 def anchor_loss(latent_BEhw: Tensor, old_BEgg: Tensor) -> Tensor:

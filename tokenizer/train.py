@@ -10,7 +10,7 @@ B batch, E code width, H W pixels, h w latent grid, K scales, 3 RGB.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data.errors import InputError
-from data.pipeline import DataConfig, Pipeline
-from data.splits import held_out_shards, training_shards
+from data.pipeline import Batch, DataConfig, Pipeline
+from data.splits import held_out_shards, training_sources
 from generators.config import to_dict
-from generators.run import Run, RunConfig
+from generators.feeding import CachedFeedConfig, Feed
+from generators.run import Run
 from generators.schedule import lr_at, set_lr
 from tokenizer.anchor import Anchor, anchor_loss
 from tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
@@ -44,10 +45,9 @@ from tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerTrainConfig:
+class TokenizerTrainConfig(CachedFeedConfig):
     """A whole training of a tokenizer; shards and folder are given beside it."""
 
-    run: RunConfig
     network: TokenizerConfig = field(default_factory=TokenizerConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     lr: float = 1e-3
@@ -73,9 +73,6 @@ class TokenizerTrainConfig:
     freeze_encoder: bool = False  # only quantizer and decoder learn
     freeze_codes: bool = False  # encoder and quantizer stay, only the decoder learns: the codes keep their meaning
     augment: bool = False  # mirrored and shifted pictures, colour channels in any order
-    crop: str = "center"
-    cache: bool = True  # keep the decoded pictures in memory
-    workers: int = 0
     dtype: str = "bfloat16"  # of the stored weights
 
     def __post_init__(self) -> None:
@@ -109,16 +106,17 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
     Raises InputError for shards without usable pictures, an unusable folder, or a changed config on resume.
     """
     network = config.network
-    shards = training_shards(data)
-    run = Run(out, config.run, to_dict(config) | {"shards": [Path(name).name for name in shards]}, resume)
-    pipeline = _pipeline(config, shards, run.micro_batch_size, run.rank, run.world, shuffle=True)
+    feed = Feed(config, training_sources(data, config.weights), out, resume=resume, resolution=network.resolution)
+    config = feed.config
+    run = Run(out, config.run, to_dict(config) | feed.names, resume)
+    pipeline = feed.pipeline(run)
     held_out = held_out_shards(data)
 
     tokenizer = _initial(config)
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     codebook = CodebookTrainer(tokenizer.quantizer, config.codebook, known=bool(config.anchor or config.init_from))
     codebook.to(run.device)
-    anchor = Anchor(config.anchor, network, run.device, keep=config.cache) if config.anchor else None
+    anchor = Anchor(config.anchor, network, run.device, keep=config.cache is True) if config.anchor else None
     if anchor is not None:
         anchor.begin(tokenizer, fresh=not config.init_from)
     for part in _frozen(tokenizer, config):
@@ -137,7 +135,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
         run.track(discriminator=adversary.network, discriminator_optimizer=adversary.optimizer)
     run.restore()
 
-    batches = run.feed(pipeline.batches(start=run.first_batch))
+    batches = feed.batches(run, pipeline)
     for step in run.steps():
         lr = lr_at(
             step, peak=config.lr, steps=config.lr_steps or run.horizon, warmup=config.warmup, floor=config.lr_floor
@@ -195,7 +193,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
         if run.due(step, config.run.log_every):
             _log_usage(run, codebook)
         if run.sample_due(step) and run.is_main:
-            _show(run, ema, config, held_out or shards, step)
+            _show(run, ema, config, held_out or feed.shards, step)
     if run.is_main:
         return _finish(run, ema, config, held_out, pipeline)
     return Path(out) / "model"
@@ -283,19 +281,10 @@ def _adam(parameters: list[nn.Parameter], config: TokenizerTrainConfig) -> torch
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
 
 
-def _pipeline(
-    config: TokenizerTrainConfig, shards: Sequence[str], batch_size: int, rank: int, world: int, shuffle: bool
-) -> Pipeline:
-    settings = DataConfig(
-        shards=tuple(shards),
-        resolution=config.network.resolution,
-        crop=config.crop,  # type: ignore[arg-type]  # checked by DataConfig
-        shuffle=shuffle,
-        seed=config.run.seed,
-        workers=config.workers,
-        cache=config.cache and shuffle,
-    )
-    return Pipeline(settings, batch_size=batch_size, rank=rank, world=world)
+def _in_order(config: TokenizerTrainConfig, shards: Sequence[str], batch_size: int) -> Iterator[Batch]:
+    """Every picture of some shards once."""
+    settings = DataConfig(shards=tuple(shards), resolution=config.network.resolution, crop=config.crop, shuffle=False)
+    return Pipeline(settings, batch_size=batch_size).one_pass()
 
 
 def _scales(config: TokenizerTrainConfig, count: int, step: int) -> int:
@@ -326,7 +315,7 @@ def _show(
     step: int,
 ) -> None:
     """Writes reconstructions at every cut, and the plot of usage so far."""
-    batch = next(_pipeline(config, shards, 8, 0, 1, shuffle=False).one_pass())
+    batch = next(_in_order(config, shards, 8))
     tokenizer.eval()
     with run.autocast():
         sheet = cuts_sheet(tokenizer, batch.image_B3HW.to(run.device), batch.prompts)
@@ -347,7 +336,7 @@ def _finish(
     tokenizer = tokenizer.to(dtype).float().eval()
     scores: TokenizerScores | None = None
     if held_out:
-        batches = _pipeline(config, held_out, 64, 0, 1, shuffle=False).one_pass()
+        batches = _in_order(config, held_out, 64)
         scores = measure(tokenizer, batches, config.run.precision)
         run.say(scores.lines())
         (run.out / "scores.json").write_text(json.dumps(scores.as_dict(), indent=1) + "\n")
