@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from data.errors import InputError
 from data.images import Crop, grid
@@ -25,7 +24,7 @@ from data.pipeline import DataConfig, Pipeline
 from data.sample_log import logged
 from data.shards import list_shards
 from data.splits import held_out_shards, training_sources
-from generators.averaging import blend
+from generators.averaging import MovingAverage
 from generators.checkpoint import reference
 from generators.config import to_dict
 from generators.muon import Muon, matrix_groups
@@ -198,7 +197,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     model = NextScaleTransformer(network)
     if config.init_from:
         run.say(start_from(model, config.init_from, frozen.tokenizer))
-    ema = AveragedModel(model, multi_avg_fn=blend(lambda: config.ema))
+    ema = MovingAverage(model, lambda: config.ema)
     smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
     run.distribute(smooth, smooth.blocks, learns=False)
     model = run.distribute(model, model.blocks)
