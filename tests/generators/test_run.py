@@ -15,10 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.errors import InputError
+from data.errors import DivergenceError, InputError
 from generators import snapshots
 from generators.config import to_dict
-from generators.metrics import DivergenceError
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
 from generators.signals import Stopped
@@ -151,14 +150,14 @@ def test_half_written_checkpoint_is_never_the_newest(tmp_path: Path) -> None:
 def test_full_disk_is_told_and_the_last_good_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.save
 
-    def full(state: Any, path: Path) -> None:
+    def full(state: Any, file: Any) -> None:
         if state["step"] > 5:
-            path.write_bytes(b"half")
+            file.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(state, path)
+        real(state, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match=r"step 10 .*No space left.* last good one is .*step-00000005.*--resume"):
+    with pytest.raises(InputError, match=r"step 10 .*No space left.*make room.*last good one is .*step-00000005"):
         train(tmp_path, config())
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000005"]
     monkeypatch.undo()
