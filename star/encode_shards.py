@@ -26,6 +26,7 @@ from data.skips import SkipReport
 from data.tars import index_shard
 from data.text import TextEncoder, TextFeatures
 from data.writing import entry_of, read_index, write_index, write_shard
+from generators.registry import place_of
 from star.encoded import Encoder, each_caption_unmentioned
 from star.encoding import NAME, TEXT_DTYPES, Encoding
 from tokenizer.tokenizer import MultiScaleTokenizer
@@ -82,8 +83,8 @@ def encode(
         raise InputError(f"Two of the shards would be written as {twice}; encode them into folders of their own.")
     state = Accelerator()
     networks = (
-        MultiScaleTokenizer.from_directory(tokenizer, device=state.device),
-        TextEncoder.from_pretrained(text_encoder, device=state.device),
+        MultiScaleTokenizer.from_directory(place_of(tokenizer), device=state.device),
+        TextEncoder.from_pretrained(place_of(text_encoder), device=state.device),
     )
     writer = _Writer(*networks, crop=crop, latents=latents, half=half, device=state.device)
     out = Path(out)
