@@ -47,6 +47,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def work(args: argparse.Namespace) -> int:
     if args.kind in GANS:
         return _work_of_gan(args)
+    from generators.registry import place_of
     from star.convert import convert
 
     made = convert(
@@ -54,8 +55,8 @@ def work(args: argparse.Namespace) -> int:
         args.file,
         args.out,
         preset=args.preset,
-        tokenizer=args.tokenizer,
-        text_encoder=args.text_encoder,
+        tokenizer=args.tokenizer and place_of(args.tokenizer),
+        text_encoder=args.text_encoder and place_of(args.text_encoder),
     )
     print(made.path)
     return 0
