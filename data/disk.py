@@ -77,3 +77,32 @@ def writing(place: str | Path) -> Iterator[None]:
         if told is None:
             raise
         raise told from error
+
+
+def check_writable(place: str | Path) -> None:
+    """Raises InputError if a folder can neither be written nor made; makes nothing.
+
+    For what is found only when minutes were spent. A full disk it cannot see.
+    """
+    place = Path(place)
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    number = 0 if there.is_dir() else errno.ENOTDIR
+    if not number and not os.access(there, os.W_OK | os.X_OK):
+        number = errno.EACCES
+    if number:
+        raise InputError(
+            f"{place} cannot be written ({os.strerror(number)}): choose another place, or permit it"
+        ) from OSError(number, os.strerror(number))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8, whole or not at all, and its folder. Raises InputError if the disk refuses."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
-from data.disk import writing
+from data.disk import write_text
 from data.errors import InputError
 from data.images import grid, image_to_pixels, save_png
 from data.pipeline import DataConfig, Pipeline
@@ -119,8 +119,7 @@ def finetune(
             name: {"before": before[name].tolist(), "after": after[name].tolist(), "pictures": measured[name].pictures}
             for name in measured
         }
-        with writing(out / "losses.json"):
-            (out / "losses.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        write_text(out / "losses.json", json.dumps(table, indent=1) + "\n")
         for name in measured:
             run.say(f"{name}: {before[name].mean():.3f} -> {after[name].mean():.3f} nats per token")
         _sheet(run, everything[0], drawn_before, draw(generator, everything[0], options))

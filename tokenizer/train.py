@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.disk import writing
+from data.disk import write_text
 from data.errors import InputError
 from data.pipeline import DataConfig, Pipeline
 from data.splits import held_out_shards, training_shards
@@ -330,8 +330,7 @@ def _finish(
         batches = _pipeline(config, held_out, 64, 0, 1, shuffle=False).one_pass()
         scores = measure(tokenizer, batches, config.run.precision)
         run.say(scores.lines())
-        with writing(run.out / "scores.json"):
-            (run.out / "scores.json").write_text(json.dumps(scores.as_dict(), indent=1) + "\n", encoding="utf-8")
+        write_text(run.out / "scores.json", json.dumps(scores.as_dict(), indent=1) + "\n")
     tokenizer.save(directory, card=_card(run, config, scores), dtype=dtype)
     run.say(f"{pipeline.report.text()}\nwrote {directory}")
     return directory

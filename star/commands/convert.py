@@ -3,6 +3,7 @@
 import argparse
 import importlib
 
+from data.disk import check_writable
 from data.errors import InputError
 from star.catalogue import KINDS, RELEASED, TOKENIZER_FILE
 
@@ -45,6 +46,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def work(args: argparse.Namespace) -> int:
+    check_writable(args.out)
     if args.kind in GANS:
         return _work_of_gan(args)
     from generators.registry import place_of

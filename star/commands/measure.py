@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from data.disk import writing
+from data.disk import check_writable, write_text
 from star.commands.options import within
 
 PICTURED = 12  # rows of the sheet
@@ -28,6 +28,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def work(args: argparse.Namespace) -> int:
     """Measures and writes."""
     within("--batch", args.batch, 1, 2**20)
+    check_writable(args.out)
     from data.images import save_png
     from data.pipeline import DataConfig, Pipeline
     from data.splits import held_out_shards
@@ -40,12 +41,9 @@ def work(args: argparse.Namespace) -> int:
     data = DataConfig(shards=shards, resolution=tokenizer.resolution, shuffle=False)
     pipeline = Pipeline(data, batch_size=args.batch)
     out = Path(args.out)
-    with writing(out):  # before minutes are spent
-        out.mkdir(parents=True, exist_ok=True)
     first = next(iter(Pipeline(data, batch_size=PICTURED).one_pass()))
     save_png(cuts_sheet(tokenizer, first.image_B3HW, first.prompts), out / "reconstructions.png")
     scores = measure(tokenizer, pipeline.one_pass())
-    with writing(out / "scores.json"):
-        (out / "scores.json").write_text(json.dumps(scores.as_dict(), indent=1) + "\n", encoding="utf-8")
+    write_text(out / "scores.json", json.dumps(scores.as_dict(), indent=1) + "\n")
     print(f"{scores.lines()}\n{pipeline.report.text()}\n{out / 'scores.json'}\n{out / 'reconstructions.png'}")
     return 0

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.disk import writing
+from data.disk import check_writable, writing
 from data.errors import InputError
 from star.commands.options import within
 from star.terminal import as_text
@@ -169,7 +169,7 @@ def _check(args: argparse.Namespace) -> None:
         ("seed", 0, LARGEST_SEED + 1 - min(args.count, most)),
     ):
         within(f"--{name}", getattr(args, name), low, high)
-    _refuse_unwritable(Path(args.out))
+    check_writable(args.out)
 
 
 def _wishes(prompts: Sequence[str], conditioning: str, seeds: range) -> list[Wish]:
@@ -180,13 +180,6 @@ def _wishes(prompts: Sequence[str], conditioning: str, seeds: range) -> list[Wis
     elif conditioning == "text" and not all(prompt.strip() for prompt in prompts):
         print("star: an empty prompt draws without a condition", file=sys.stderr)
     return [Wish(prompt, seed) for prompt in prompts for seed in seeds]
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """What can be told of a folder without making it, before weights are fetched and loaded."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} cannot be written, expected a folder for pictures: give another --out")
 
 
 def _folder(path: str) -> Path:

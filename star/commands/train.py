@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.disk import check_writable
 from data.errors import InputError
 
 # What can be trained: where its presets and its trainer are, and in one phrase what it is.
@@ -56,8 +57,10 @@ def work(args: argparse.Namespace) -> int:
         return 0
     if not args.data:
         raise InputError("no shards were given, expected --data with folders or tars; `star data synthetic` makes some")
+    out = args.out or f"runs/{args.network}"
+    check_writable(out)
     train = _load(TRAINERS[args.network][1])
-    print(train(config, data=args.data, out=args.out or f"runs/{args.network}", resume=args.resume))
+    print(train(config, data=args.data, out=out, resume=args.resume))
     return 0
 
 
