@@ -212,9 +212,11 @@ def _save_new(pixels_3HW: "Tensor", folder: Path, stem: str, text: Mapping[str, 
     from data.images import save_png
 
     partial = folder / f".{stem}.{os.getpid()}.png"
-    with writing(folder / f"{stem}.png"):
-        try:
+    try:
+        with writing(folder):
             save_png(pixels_3HW, partial, text)
             return put(partial, folder, stem)
-        finally:
-            partial.unlink(missing_ok=True)
+    except InputError as error:  # nobody knows the file by the name it has here
+        raise InputError(str(error).replace(partial.name, f"{stem}.png")) from error
+    finally:
+        partial.unlink(missing_ok=True)
