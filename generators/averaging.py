@@ -41,7 +41,7 @@ class MovingAverage(AveragedModel):
         self.n_averaged += 1
         self._count += 1
 
-    def load_state_dict(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+    def load_state_dict(self, *args: object, **kwargs: object) -> object:
         """As torch's; the next update goes on from the number that was loaded."""
         self._count = None
         return super().load_state_dict(*args, **kwargs)  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def test_averages_go_on_after_loading() -> None:
     first.update_parameters(network)
     second = MovingAverage(nn.Linear(2, 2), lambda: 0.5)
     second.load_state_dict(first.state_dict())
-    before = second.module.weight.detach().clone()  # type: ignore[union-attr, operator]
+    before = second.module.weight.detach().clone()  # type: ignore[operator]
     other = nn.Linear(2, 2)
     second.update_parameters(other)
-    torch.testing.assert_close(second.module.weight, (before + other.weight) / 2)  # type: ignore[arg-type]
+    torch.testing.assert_close(second.module.weight, (before + other.weight) / 2)
