@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedIma
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from data.disk import refusal
 from data.errors import InputError
 
 Crop = Literal["center", "squash", "pad"]
@@ -156,9 +157,12 @@ def save_png(pixels_3HW: Tensor, path: str | Path, text: Mapping[str, str] | Non
         pixels_to_pil(pixels_3HW).save(partial, format="PNG", pnginfo=info)
         partial.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):  # what matters is why it could not be written
-            partial.unlink()
-        raise InputError(f"Cannot write {path} ({error.strerror or error}); give a folder you can write to.") from error
+        raise refusal(error, path) or InputError(
+            f"Cannot write {path} ({error.strerror or error}); give a folder you can write to."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def read_png(path: str | Path) -> Tensor:

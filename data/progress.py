@@ -6,10 +6,11 @@ with Progress(total=1000, unit="images", title="pack") as progress:
         progress.say("a line that does not tear the bar")
 """
 
+import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -64,7 +65,8 @@ class Progress:
             self._marks.popleft()
         if self._bar is not None:
             self._bar.set_postfix_str(self._tail(), refresh=False)
-            self._bar.update(count)
+            with self._seen_or_not():
+                self._bar.update(count)
         elif self.enabled and now - self._last_line >= LINE_EVERY:
             self._last_line = now
             self.say(self.line())
@@ -92,15 +94,25 @@ class Progress:
         """Prints a line to standard error without tearing the bar."""
         if not self.enabled:
             return
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        with self._seen_or_not():
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stderr)
+            else:
+                print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with self._seen_or_not():
+                self._bar.close()
             self._bar = None
+
+    @contextlib.contextmanager
+    def _seen_or_not(self) -> Iterator[None]:
+        """That nobody can see the progress any more, since a terminal or a pipe was closed, does not end the work."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self.enabled, self._bar = False, None
 
     def __enter__(self) -> Self:
         return self

@@ -4,8 +4,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from data.disk import check_writable, write_text
 from data.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,14 +50,18 @@ def work(args: argparse.Namespace) -> int:
             f"--batch {' '.join(map(str, args.batch))}, --repetitions {args.repetitions} and --threads {args.threads} "
             "were given, expected at least 1 each: correct them"
         )
+    if args.out:
+        check_writable(Path(args.out).parent)
     from multiprocessing import get_context
 
     from generators import registry
     from generators.config import to_dict
+    from generators.devices import usable
 
+    device = usable(args.device)
     for model in args.models:
         registry.recommended(model)  # a missing model is told before the others are measured
-    asked = (tuple(args.batch), args.repetitions, args.device, args.threads)
+    asked = (tuple(args.batch), args.repetitions, device, args.threads)
     measured: dict[str, tuple[Speed, ...]] = {}
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each model in a fresh process
         for model in args.models:
@@ -65,7 +70,7 @@ def work(args: argparse.Namespace) -> int:
     print("\n".join(_aligned(rows)))
     if args.out:
         figures = {model: to_dict(speeds) for model, speeds in measured.items()}
-        _write(Path(args.out), figures)
+        write_text(Path(args.out), json.dumps(figures, indent=1) + "\n")
         print(args.out)
     return 0
 
@@ -111,11 +116,3 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def _write(path: Path, figures: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): give another --out") from error

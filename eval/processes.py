@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from generators.devices import usable
+
 LONGEST_WAIT = timedelta(days=30)  # for the slowest process of a stage; torchrun itself ends all when one fails
 
 Thing = TypeVar("Thing")
@@ -41,6 +43,8 @@ class Processes:
 
 def join(device: str | None = None) -> Processes:
     """This process as torchrun, or nobody, started it; on a GPU of its own where there is one, or on `device`."""
+    if device:
+        usable(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     from accelerate import PartialState

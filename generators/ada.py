@@ -68,6 +68,10 @@ class AdaptiveAugment(nn.Module):
         self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
         self.register_buffer("waiting", torch.zeros((), dtype=torch.int64))  # pictures since the last move
         self.register_buffer("taps_k", low_pass(), persistent=False)
+        # What the host knows of the buffers, so that it need not wait for the device in every call; None: ask once.
+        self._seen: int | None = None
+        self._off: bool | None = None
+        self.register_load_state_dict_post_hook(lambda *_: self._forget())
 
     def forward(self, image_B3HW: Tensor, quantile: float | None = None) -> Tensor:
         """Pictures of the same shape, at least float32; drawn from torch's global generator. As they are where the
@@ -75,7 +79,7 @@ class AdaptiveAugment(nn.Module):
 
         quantile: instead of random numbers that quantile of each distribution, and every operation strikes.
         """
-        if quantile is None and float(self.probability) == 0:
+        if quantile is None and self._is_off():
             return image_B3HW
         with torch.autocast(image_B3HW.device.type, enabled=False):
             image_B3HW = image_B3HW.to(torch.promote_types(image_B3HW.dtype, torch.float32))
@@ -88,6 +92,14 @@ class AdaptiveAugment(nn.Module):
                 image_B3HW = recolour(image_B3HW, reduce(torch.matmul, reversed(colours)))
         return image_B3HW
 
+    def _is_off(self) -> bool:
+        if self._off is None:
+            self._off = float(self.probability) == 0
+        return self._off
+
+    def _forget(self) -> None:
+        self._seen = self._off = None
+
     @torch.no_grad()
     def observe(self, sign: Tensor | float, pictures: int) -> None:
         """Takes note of the mean sign of the discriminator's logits on `pictures` real pictures.
@@ -97,10 +109,12 @@ class AdaptiveAugment(nn.Module):
         self.signs += sign
         self.observations += 1
         self.waiting += pictures
-        if int(self.observations) < self.every:
+        self._seen = int(self.observations) if self._seen is None else self._seen + 1
+        if self._seen < self.every:
             return
         direction = torch.sign(self.signs / self.observations - self.target)
         self.probability += direction * self.waiting / self.pictures
         self.probability.clamp_(0, self.limit)
         for buffer in (self.signs, self.observations, self.waiting):
             buffer.zero_()
+        self._seen, self._off = 0, None

@@ -7,6 +7,7 @@ from generators.checkpoint import ModelDirectory, load_into
 from generators.config import from_dict
 from generators.gan import PROJECTION, GanGenerator, GanNetwork
 from generators.projected import FrozenFeatures, ProjectedConfig, ProjectedDiscriminator
+from generators.registry import place_of
 from generators.styleformer import StyleformerConfig, StyleformerGenerator
 from generators.stylegan2_discriminator import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
 from generators.stylegan_t import Phase, StyleGanT, StyleGanTConfig, StyleGanTGenerator, grow_from, trainable
@@ -56,6 +57,7 @@ def start_from(network: GanNetwork, path: str) -> str:
     Returns a line that says so. Raises InputError where it does not fit.
     """
     config = network.config
+    path = place_of(path)
     directory = ModelDirectory.read(path, FAMILIES[type(config)].family)
     values = {name: value for name, value in directory.config.items() if name != "labels"}
     before = from_dict(type(config), values)

@@ -11,8 +11,6 @@ It appears whole or not at all: written beside its place and renamed.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,6 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.errors import InputError
+from generators.registry import place_of
+from generators.staging import staged
 
 FORMAT = 1
 CONFIG, CARD = "config.json", "README.md"
@@ -56,7 +56,7 @@ class ModelDirectory:
         """Reads `config.json`. Raises InputError if there is none, it is damaged, or it is of another family."""
         path = Path(path)
         try:
-            values = json.loads((path / CONFIG).read_text())
+            values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise InputError(
                 f"{path} is no model directory, it has no {CONFIG}: give a folder that a training or a conversion wrote"
@@ -109,12 +109,13 @@ class ModelDirectory:
         return digest(self.config, self.tensors())
 
     def resolve(self, name: str) -> str:
-        """Where a referenced model is: a folder if one is there, else the location as it stands (a hub id)."""
+        """Where a referenced model is: a folder if one is there, one that ships by its name, else as it stands (a hub
+        id)."""
         if name not in self.references:
             raise InputError(f"{self.path / CONFIG} names no {name}: get the model directory again")
         location = self.references[name].location
         folder = Path(os.path.normpath(self.path / location))
-        return str(folder) if folder.is_dir() else location
+        return str(folder) if folder.is_dir() else place_of(location)
 
     def check_reference(self, name: str, digest: str) -> None:
         """Raises InputError if the model found for a reference is not the one that this model was trained with."""
@@ -127,7 +128,8 @@ class ModelDirectory:
 
 
 def reference(path: str | Path, place: str) -> str:
-    """How a model directory at `path` refers to another: by the way to its folder, or as it stands (a hub id)."""
+    """How a model directory at `path` refers to another: by the way to its folder, or as it stands (a hub id, or the
+    name of one that ships)."""
     return os.path.relpath(place, path) if Path(place).is_dir() else place
 
 
@@ -149,17 +151,11 @@ def write(
 
     config, about: plain JSON values. card: the text of README.md. parts: functions that write a folder of that name
     inside. dtype: stores floating tensors in it. shard_size: bytes per file. written: told the bytes of each file.
-    Raises InputError if the place cannot be written or holds anything that is not a model directory's own.
+    Raises InputError if the disk refuses, or the place holds anything that is not a model directory's own.
     """
     path = Path(path)
     _refuse_foreign(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
-    try:
-        staging.chmod(0o755)
+    with staged(path) as staging:
         for name, write_part in (parts or {}).items():
             write_part(staging / name)
         files = _write_tensors(staging, tensors, dtype, shard_size, written)
@@ -172,19 +168,8 @@ def write(
             "files": files,
             "parts": sorted(parts or {}),
         }
-        (staging / CONFIG).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-        (staging / CARD).write_text(card)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            path.rename(old / path.name)
-            staging.rename(path)
-            shutil.rmtree(old)
-        else:
-            staging.rename(path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written ({error}): make room or choose another folder") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        (staging / CONFIG).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (staging / CARD).write_text(card, encoding="utf-8")
     return ModelDirectory.read(path)
 
 

@@ -15,6 +15,7 @@ from data.bounded import TensorCache
 from data.errors import InputError
 from data.text import TextEncoder, text_projection
 from generators.gan import GanNetwork, embed
+from generators.registry import place_of
 
 KEPT = 2**28  # bytes of captions' vectors on the device: 131,072 captions at 512 numbers
 
@@ -30,8 +31,8 @@ class Conditions:
         self.projection: Tensor | None = None
         self._known = TensorCache(KEPT)
         if self.kind == "text":
-            self.text_encoder = TextEncoder.from_pretrained(clip, device=device)
-            projection_PD = text_projection(clip)
+            self.text_encoder = TextEncoder.from_pretrained(place_of(clip), device=device)
+            projection_PD = text_projection(place_of(clip))
             self.projection = None if projection_PD is None else projection_PD.to(device)
             width = self.text_encoder.width if self.projection is None else len(self.projection)
             if width != self.width:

@@ -18,11 +18,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from generators.ada import AdaptiveAugment
 from generators.adversaries import build_discriminator, build_network, family_of, learning, start_from
-from generators.averaging import blend
+from generators.averaging import MovingAverage
 from generators.conditions import Conditions, OwnTower
 from generators.consistency import consistency_loss
 from generators.draws import Draws
@@ -92,7 +91,7 @@ class Game:
         self.guidance = ClipGuidance(config.clip).to(run.device) if config.guidance else None
         self.watch = SaturationWatch(config.saturated_after).to(run.device)
         self._decay = 0.0
-        self.average = AveragedModel(self.learner, multi_avg_fn=blend(lambda: self._decay))
+        self.average = MovingAverage(self.learner, lambda: self._decay)
         self.learning = learning(self.learner.network, self.learner.tower, config.phase)
         self.learner.requires_grad_(False)
         _let_learn(self.learning, True)

@@ -16,7 +16,7 @@ from generators.prompts import PROMPTS
 from generators.run import RunConfig
 from generators.stylegan_t import StyleGanTConfig
 
-CLIP = "star/weights/clip-emoji"
+CLIP = "clip-emoji"  # ships
 LICENCE = "MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -13,24 +13,23 @@ import torch
 from torch import Tensor
 
 
-class DivergenceError(RuntimeError):
-    """A loss is no longer finite. No checkpoint is written after that, so the last one is from before."""
-
-
 class Means:
-    """Sums and counts by name, kept on the device of what was added, so that adding never waits for the device."""
+    """Sums and counts by name, kept on the device of what was added, so that adding never waits for the device.
+
+    Numbers of the host stay there: bringing one over would wait for everything that the device has still to do.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, int]] = {}
 
-    def add(self, values: Mapping[str, float | Tensor], device: torch.device) -> None:
+    def add(self, values: Mapping[str, float | Tensor]) -> None:
         """Adds scalars, or vectors that will read as `name/0`, `name/1`, ..."""
         for name, value in values.items():
-            total = torch.as_tensor(value, device=device).detach().float()
+            total = torch.as_tensor(value).detach().float()
             if total.ndim > 1:
                 raise ValueError(f"{name} to log has shape {tuple(total.shape)}, expected a scalar or a vector")
             before = self._sums.get(name)
-            self._sums[name] = (total, 1) if before is None else (before[0] + total, before[1] + 1)
+            self._sums[name] = (total, 1) if before is None else (before[0].to(total.device) + total, before[1] + 1)
 
     def reduce(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Replaces each sum by its mean over processes; every process must have logged the same names."""
@@ -49,8 +48,8 @@ class Means:
     def state_dict(self) -> dict[str, Any]:
         return {name: [total.cpu(), count] for name, (total, count) in self._sums.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self._sums = {name: (total.to(device), count) for name, (total, count) in state.items()}
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums = {name: (total, count) for name, (total, count) in state.items()}
 
 
 def _spread(sums: Mapping[str, tuple[Tensor, int]]) -> Iterator[tuple[str, float]]:
@@ -64,13 +63,14 @@ def _spread(sums: Mapping[str, tuple[Tensor, int]]) -> Iterator[tuple[str, float
 
 def append_line(path: Path, line: Mapping[str, float]) -> None:
     """Appends one JSON object; what is not finite becomes null, since JSON has no word for it."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({name: value if math.isfinite(value) else None for name, value in line.items()}) + "\n")
 
 
 def forget_lines_after(path: Path, step: int) -> None:
     """Drops lines of later steps, which will be written again, and a last line that a kill has cut short."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = path.with_name(f".{path.name}")
-    kept.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+    whole = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+    kept.write_text("".join(whole), encoding="utf-8")
     kept.replace(path)

@@ -94,7 +94,7 @@ class FrozenFeatures(nn.Module):
         """
         folder = find(source)
         try:
-            kind = json.loads((folder / "config.json").read_text())["model_type"]
+            kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{folder / 'config.json'} does not tell what the tower is ({error}): give a folder in transformers' "

@@ -4,7 +4,6 @@ A picture belongs to (model, prompt, seed, options): not to the batch it was mad
 that holds to the bit; on a GPU kernels differ by batch size, so it holds within a tolerance that the family states.
 """
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,9 @@ from data.errors import InputError
 
 Conditioning = Literal["text", "class", "none"]
 LARGEST_SEED = 2**63 - 1
+# Beyond these logits leave the range of float32, where nothing is left to draw from.
+MOST_GUIDANCE = 1e4
+MOST_HEAT = 1e6  # temperature, and one over the smallest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +40,12 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         for name, good, expected in (
-            ("guidance", math.isfinite(self.guidance) and self.guidance >= 0, "a number of at least 0"),
+            ("guidance", 0 <= self.guidance <= MOST_GUIDANCE, f"a number from 0 to {MOST_GUIDANCE:g}"),
             ("ramp", 0 <= self.ramp <= 1, "a share from 0 to 1"),
             ("top_k", self.top_k >= 0, "at least 0, where 0 keeps all codes"),
             ("top_p", 0 <= self.top_p <= 1, "a share from 0 to 1"),
             ("truncation", 0 <= self.truncation <= 1, "a share from 0 to 1"),
-            ("temperature", math.isfinite(self.temperature) and self.temperature > 0, "a number above 0"),
+            ("temperature", 1 / MOST_HEAT <= self.temperature <= MOST_HEAT, f"{1 / MOST_HEAT:g} to {MOST_HEAT:g}"),
             ("cooling", 0 <= self.cooling < 1, "a share from 0 to below 1"),
             ("cross_attention", self.cross_attention in ("", "released", "per-sample"), "released or per-sample"),
         ):

@@ -63,6 +63,19 @@ def shipped(name: str) -> Path | None:
     return Weights(location=f"package:star/weights/{name}").folder() if name else None
 
 
+def place_of(model: str | Path) -> str:
+    """Where a tokenizer, a text encoder or a model to start from is, from any working directory.
+
+    A folder as it stands; one that the package carries by its name, such as clip-emoji or star/weights/clip-emoji; and
+    else what was given, which may be a hub id.
+    """
+    given = Path(model)
+    folder = None
+    if not given.exists() and given.parts[:-1] in ((), ("star", "weights")):
+        folder = shipped(given.name)
+    return str(folder or model)
+
+
 def home() -> Path:
     """Where model directories that were fetched by name are kept: $STAR_HOME, by default ~/.cache/star."""
     return Path(os.environ.get("STAR_HOME") or "~/.cache/star").expanduser()
@@ -83,7 +96,7 @@ class Entry:
         told: dict[str, Any] = {"resolution": self.resolution, "conditioning": self.conditioning}
         told["licence"] = self.weights.licence
         if folder:
-            own = json.loads((folder / "config.json").read_text()).get("about", {})
+            own = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("about", {})
             told |= {name: own[name] for name in told if own.get(name)}
         shipped = self.weights.location.startswith("package:")
         place = self.weights.location if not shipped else "shipped" if folder else "missing"

@@ -40,11 +40,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data.errors import InputError
+from data.disk import refusal, writing
+from data.errors import DivergenceError, InputError
 from data.progress import Progress, clock
-from generators import snapshots
+from generators import ranges, snapshots
+from generators.folders import Claim
 from generators.horizon import Horizon
-from generators.metrics import DivergenceError, Means, append_line, forget_lines_after
+from generators.metrics import Means, append_line, forget_lines_after
 from generators.pace import Pace
 from generators.signals import Stopped, StopRequest
 from generators.tracked import CHECKPOINTS, Stateful, Tracked, to_continue
@@ -87,10 +89,12 @@ class Run:
     def __init__(self, out: str | Path, config: RunConfig, full_config: Mapping[str, Any], resume: bool) -> None:
         """`full_config`: the whole config as plain values (`to_dict`), kept with the run and compared on resume.
 
-        Raises InputError if the folder cannot be written, holds a run that was not asked to be resumed or that was
-        made with another config, or if the batch size does not divide by processes times accumulation.
+        Raises InputError if the folder cannot be written, is being written by another process, holds a run that was
+        not asked to be resumed or that was made with another config, if a number of the config is out of its range
+        (ranges.py), or if the batch size does not divide by processes times accumulation.
         """
         self.out, self.config = Path(out), config
+        ranges.check(full_config)
         self.full_config: dict[str, Any] = json.loads(json.dumps(full_config))  # as it will read from the disk
         self.accelerator = Accelerator(log_with=_trackers(config.trackers), project_dir=self.out)
         self.device: torch.device = self.accelerator.device
@@ -171,8 +175,8 @@ class Run:
         self.step, self.images, self._seconds = int(state["step"]), int(state["images"]), float(state["seconds"])
         if state.get("finished"):
             self._horizon.steps = self.step
-        self._means.load_state_dict(state["means"], self.device)
-        self._notes.load_state_dict(state.get("notes", {}), self.device)
+        self._means.load_state_dict(state["means"])
+        self._notes.load_state_dict(state.get("notes", {}))
         self.say(f"continued from step {self.step} in {self.out}")
         return self.step
 
@@ -189,8 +193,8 @@ class Run:
     def steps(self) -> Iterator[int]:
         """Steps from the restored one to the last; the body between two of them is one optimiser step.
 
-        Before each: seeds. After each: counts, log line, checkpoint where due, and on SIGINT or SIGTERM a checkpoint
-        and `Stopped`. A second signal ends the process at once.
+        Before each: seeds. After each: counts, log line, checkpoint where due, and on SIGINT, SIGTERM or SIGHUP a
+        checkpoint and `Stopped`. A second signal ends the process at once.
         """
         if self._resumed_from is not None and self.step != self._resumed_from.step:
             raise RuntimeError("call restore() before steps(): this run is to be continued")
@@ -264,8 +268,14 @@ class Run:
         return whole(norm)
 
     def due(self, step: int, every: int) -> bool:
-        """Whether something done `every` so many steps is due in this one, the last step included; 0 is never."""
-        return every > 0 and ((step + 1) % every == 0 or step + 1 >= self.horizon)
+        """Whether something done `every` so many steps is due in this one, the last step included; 0 is never.
+
+        Raises DivergenceError where it is, and would be made with weights that are no longer finite.
+        """
+        is_due = every > 0 and ((step + 1) % every == 0 or step + 1 >= self.horizon)
+        if is_due and not self.tracked.in_pieces:  # pieces are looked at where all processes meet
+            self._refuse(self.tracked.not_finite(), step + 1)
+        return is_due
 
     def sample_due(self, step: int) -> bool:
         """Whether sample pictures are due in this step."""
@@ -277,12 +287,12 @@ class Run:
         A vector becomes `name/0`, `name/1`, ... (losses per scale). `images`: pictures this process learnt from.
         """
         self.images += images * self.world
-        self._means.add(values, self.device)
+        self._means.add(values)
 
     def note(self, values: Mapping[str, float | Tensor]) -> None:
         """Adds to the next log line what only the main process knows; the others' notes are dropped."""
         if self.is_main:
-            self._notes.add(values, self.device)
+            self._notes.add(values)
 
     def picture(self, name: str, pixels_3HW: Tensor, step: int) -> Path:
         """Writes uint8 pixels to `pictures/<name>-<finished steps>.png` and to the trackers; returns the path."""
@@ -310,8 +320,11 @@ class Run:
         torch.manual_seed(int(words[2]))
 
     def save(self) -> Path:
-        """Writes a checkpoint of the finished steps. Raises DivergenceError instead if a loss is not finite."""
-        self._check_means()
+        """Writes a checkpoint of the finished steps.
+
+        Raises DivergenceError instead if a loss or a weight is not finite, and InputError if the disk refuses.
+        """
+        self._check_finite()
         folder = self.out / CHECKPOINTS
         counters = {
             "step": self.step,
@@ -362,7 +375,7 @@ class Run:
         return self._horizon.steps
 
     def _write_line(self) -> None:
-        self._check_means()
+        self._check_finite()
         means = self._means.take() | self._notes.take()
         if not self.is_main:
             return
@@ -370,19 +383,29 @@ class Run:
         self.progress.values = {name: value for name, value in means.items() if "/" not in name}
         state = {"step": self.step, "images": self.images, "seconds": round(self._seconds, 3)}
         pace = {"images_per_second": round(rate, 3), **self.pace.line(rate)}
-        append_line(self.out / "metrics.jsonl", {**state, **pace, **means})
-        self.accelerator.log({**means, **pace}, step=self.step)
+        with writing(self.out / "metrics.jsonl"):
+            append_line(self.out / "metrics.jsonl", {**state, **pace, **means})
+        with writing(self.out / "tensorboard"):
+            self.accelerator.log({**means, **pace}, step=self.step)
 
-    def _check_means(self) -> None:
-        """Means over all processes; a loss that is not finite ends the run before it can be saved."""
+    def _check_finite(self) -> None:
+        """A loss, over all processes, or weights that are not finite end the run before they can be saved."""
+        broken = self.tracked.not_finite()
         if self.world > 1:
-            self._means.reduce(lambda total: self.accelerator.reduce(total, "mean"))
-        if names := self._means.not_finite():
-            kept = snapshots.snapshots(self.out / CHECKPOINTS)
-            last = f"the last checkpoint is of step {kept[-1].step}" if kept else "there is no checkpoint yet"
-            raise DivergenceError(
-                f"{', '.join(names)} no longer finite at step {self.step}; {last}. A smaller learning rate may help."
-            )
+            self._means.reduce(lambda total: self.accelerator.reduce(total.to(self.device), "mean").to(total.device))
+            found = self.accelerator.reduce(torch.tensor(float(len(broken)), device=self.device), "sum")
+            broken = broken or (["weights"] if float(found) else [])
+        self._refuse(self._means.not_finite() or broken, self.step)
+
+    def _refuse(self, names: Sequence[str], step: int) -> None:
+        """Raises DivergenceError if anything is no longer finite."""
+        if not names:
+            return
+        kept = snapshots.snapshots(self.out / CHECKPOINTS)
+        last = f"the last good checkpoint is {kept[-1].path}" if kept else "there is no checkpoint yet"
+        raise DivergenceError(
+            f"{', '.join(names)} no longer finite at step {step}; {last}: begin anew with a smaller learning rate"
+        )
 
     # ---- start and stop
 
@@ -391,10 +414,12 @@ class Run:
             return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "config.json").write_text(json.dumps(self.full_config, indent=1) + "\n")
+            self._claim = Claim.of(self.out)
+            text = json.dumps(self.full_config, indent=1) + "\n"
+            (self.out / "config.json").write_text(text, encoding="utf-8")
             forget_lines_after(self.out / "metrics.jsonl", self._resumed_from.step if self._resumed_from else 0)
         except OSError as error:
-            raise InputError(
+            raise refusal(error, self.out, "cannot be written") or InputError(
                 f"{self.out} cannot be written ({error.strerror}), expected a folder for the run: choose another one"
             ) from error
         if resume and self._resumed_from is None:

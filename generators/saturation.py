@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from generators.metrics import DivergenceError
+from data.errors import DivergenceError
 
 
 class SaturationWatch(nn.Module):
@@ -27,6 +27,6 @@ class SaturationWatch(nn.Module):
         if self.limit and int(self.streak) >= self.limit:
             raise DivergenceError(
                 f"the discriminator has made no mistake for {int(self.streak)} steps, at step {step}: it has won, and "
-                "the generator learns no more. A lower lr_discriminator, a larger r1.weight or augmentation may help; "
-                "saturated_after=0 goes on all the same."
+                "the generator learns no more; give a lower lr_discriminator, a larger r1.weight or augmentation, or "
+                "saturated_after=0 to go on all the same"
             )

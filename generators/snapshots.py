@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from data.disk import refusal
 from data.errors import InputError
 
 NAME = re.compile(r"step-(\d+)")
@@ -32,7 +33,7 @@ class Snapshot:
 
     def about(self) -> dict[str, Any]:
         """What was recorded beside the state: config, processes, pictures seen."""
-        return json.loads((self.path / "run.json").read_text())
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
 
     def state(self) -> dict[str, Any]:
         """The state on the CPU. Raises InputError if the file cannot be read."""
@@ -80,8 +81,9 @@ def unfinished(folder: Path, step: int) -> Path:
 def finish(folder: Path, step: int, state: Mapping[str, Any], about: Mapping[str, Any], keep: int) -> Snapshot:
     """Adds state and record to what `begin` began, flushes all of it, gives it its name, and removes old ones."""
     final, place = folder / f"step-{step:08d}", unfinished(folder, step)
-    torch.save(dict(state), place / "state.pt")
-    (place / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    with (place / "state.pt").open("wb") as file:  # given a path, torch tells of a full disk by file positions alone
+        torch.save(dict(state), file)
+    (place / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     for path in (*place.rglob("*"), place):
         _flush(path)
     if final.exists():  # left by a run that was asked to start anew at this step
@@ -95,22 +97,25 @@ def finish(folder: Path, step: int, state: Mapping[str, Any], about: Mapping[str
 
 @contextlib.contextmanager
 def refusals(folder: Path, step: int) -> Iterator[None]:
-    """Turns what the disk refuses into an InputError that says how much room there is and what is still good."""
+    """Turns what the disk refuses into an InputError that says how much room there is and what is still good.
+
+    Whatever ends the writing, an interruption too, what is unfinished is removed.
+    """
     try:
         yield
-    # torch.save tells of a full disk by a RuntimeError about file positions
-    except (OSError, RuntimeError) as error:
-        free = f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free" if folder.is_dir() else "no such folder"
+    except BaseException as error:
         shutil.rmtree(unfinished(folder, step), ignore_errors=True)
+        told = refusal(error, f"the checkpoint of step {step} in {folder}")
+        if told is None and not isinstance(error, (OSError, RuntimeError)):
+            raise
+        free = f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free" if folder.is_dir() else "no such folder"
         kept = snapshots(folder)
         last = f"the last good one is {kept[-1].path}" if kept else "there is none before it"
-        raise InputError(
-            f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}; {free}), {last}: "
-            "make room or permit writing, then continue with --resume"
-        ) from error
+        what = str(told) if told else f"the checkpoint of step {step} could not be written ({_first_line(error)})"
+        raise InputError(f"{what}, then continue with --resume; {free}, {last}") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 

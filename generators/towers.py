@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.text import quiet_transformers
+from generators.registry import place_of
 
 Tower = TypeVar("Tower", bound=nn.Module)
 
@@ -45,7 +46,7 @@ class Preprocessing(nn.Module):
         """Of a folder with a `preprocessor_config.json`. Raises InputError if it does not tell mean and deviation."""
         file = folder / "preprocessor_config.json"
         try:
-            values = json.loads(file.read_text())
+            values = json.loads(file.read_text(encoding="utf-8"))
             mean, deviation = ([float(number) for number in values[key]] for key in ("image_mean", "image_std"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -69,8 +70,9 @@ def random_crop(image_B3HW: Tensor, side: int) -> Tensor:
 
 def find(source: str | Path) -> Path:
     """The folder of a source, fetched from the hub if need be. Raises InputError if there is none within reach."""
-    if Path(source).is_dir():
-        return Path(source)
+    place = Path(place_of(source))
+    if place.is_dir():
+        return place
     try:
         return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:  # no network, no such repository, not a repository name at all

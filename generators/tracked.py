@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from data.errors import InputError
 from generators import snapshots
+from generators.averaging import here
 from generators.config import differences
 
 # Fields that may change between a run and its continuation: they change what is shown and kept, never what is learnt.
@@ -135,6 +137,16 @@ class Tracked:
         elif is_main:
             snapshots.write(folder, step, {"tracked": states, **counters}, about, keep)
         self.accelerator.wait_for_everyone()
+
+    def not_finite(self) -> list[str]:
+        """Names of the networks of which a weight is not finite; of one in pieces, in this process's pieces."""
+        networks = {name: item for name, item in self.items.items() if isinstance(item, nn.Module)}
+        weights = {name: [here(weight) for weight in item.parameters()] for name, item in networks.items()}
+        return [
+            name
+            for name, found in weights.items()
+            if found and not bool(torch.stack([weight.isfinite().all() for weight in found]).all())
+        ]
 
     def _bare(self, item: Any) -> Any:
         return self.accelerator.unwrap_model(item) if isinstance(item, nn.Module) else item

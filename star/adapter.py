@@ -98,13 +98,13 @@ class Adapter:
 def write_base(path: Path, *, model: str, directory: ModelDirectory, card: str) -> None:
     """Completes a folder that holds what peft writes."""
     base = {"model": model, "mark": mark(directory), "sha256": sha256(path / WEIGHTS)}
-    (path / BASE).write_text(json.dumps(base, indent=1) + "\n")
-    (path / CARD).write_text(card)
+    (path / BASE).write_text(json.dumps(base, indent=1) + "\n", encoding="utf-8")
+    (path / CARD).write_text(card, encoding="utf-8")
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
             f"{path.parent} is no adapter, it has no {path.name}: give what `star finetune` wrote"

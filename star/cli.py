@@ -1,7 +1,10 @@
 """The command `star`. Nothing heavy is imported before a subcommand runs, so that `star --help` is instant.
 
-Each command is a module with `add(commands)`, which describes its arguments, and a function that does the work. What
-the user got wrong ends with one sentence and exit code 2; anything else keeps its traceback.
+Each command is a module with `add(commands)`, which describes its arguments, and a function that does the work.
+
+Exit codes: 0; 1 where a command looked for faults and found some; 2 after one sentence on what the user got wrong, what
+the disk refused or a training that diverged; 128 + signal where one ended it (Ctrl-C 130, SIGTERM 143, SIGHUP 129); 141
+where nobody reads the output any more. Anything else is our own defect and keeps its traceback.
 """
 
 import argparse
@@ -9,9 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from data.errors import InputError
+from data.disk import refusal
+from data.errors import DivergenceError, InputError
 from eval import bench_command, compare_command
 from eval import command as evaluate
+from generators.signals import interruptible, told
+from star import terminal
 from star.commands import catalogue, convert, finetune, measure, plan, sample, shards, train
 
 DESCRIPTION = "Pictures from prompts: draw, train, and prepare data."
@@ -52,8 +58,50 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    top = parser()
-    args, rest = top.parse_known_args(arguments)
+    if arguments is None:
+        terminal.use_utf8()
+    terminal.tolerate_any_text()
+    with interruptible():
+        try:
+            return _run(arguments)
+        except BrokenPipeError:
+            if not terminal.nobody_reads():
+                raise
+            terminal.silence(sys.stdout, sys.stderr)
+            return terminal.BROKEN_PIPE
+        except OSError as error:
+            sentence = refusal(error, error.filename or "an output of this command", "cannot be read or written")
+            if sentence is None:
+                raise
+            try:
+                terminal.flush()
+            except OSError:
+                terminal.silence(sys.stdout)
+            print(f"star: {sentence}", file=sys.stderr)
+            return 2
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        top = parser()
+        return _work(top, *top.parse_known_args(arguments))
+    except (InputError, DivergenceError) as error:
+        print(f"star: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print("star: this needs more memory than there is: give a smaller --batch or network", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        sentence, code = told(error)
+        print(f"star: {sentence}", file=sys.stderr)
+        return code
+    finally:
+        terminal.flush()
+
+
+def _work(top: Parser, args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.version:
         from importlib.metadata import version
 
@@ -68,14 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         top.error(f"unknown argument {rest[0]}")
     _prepare_logging()
-    try:
-        return work(args)
-    except InputError as error:
-        print(f"star: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("star: interrupted", file=sys.stderr)
-        return 130
+    return work(args)
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Python's own, and torch's on a GPU and on a CPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _prepare_logging() -> None:

@@ -24,6 +24,7 @@ from generators.config import to_dict
 from generators.feeding import CachedFeedConfig, Feed
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
+from generators.staging import staged
 from star.clip_captions import CaptionConfig, PictureText, false_negatives
 from star.clip_network import (
     ClipConfig,
@@ -106,7 +107,7 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
     config = feed.config
     run = Run(out, config.run, to_dict(config) | feed.names, resume)
     pipeline = feed.pipeline(run)
-    tokenizer = _tokenizer(out / "model", pipeline, config.network, run, resume)
+    tokenizer = _tokenizer(out / "tokenizer", pipeline, config.network, run, resume)
     measured = _measured(config.validation or held_out_shards(data), config)
 
     model = build_clip(config.network, tokenizer)
@@ -166,12 +167,16 @@ def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], max_tokens: int) -
 
 
 def save_clip(path: Path, model: CLIPModel, tokenizer: CLIPTokenizer, config: ClipConfig) -> None:
-    """Writes weights (bfloat16), tokenizer and image processor in transformers' format; leaves the model as it is."""
+    """Writes weights (bfloat16), tokenizer and image processor in transformers' format; leaves the model as it is.
+
+    Raises InputError if the disk refuses.
+    """
     half = build_clip(config, tokenizer)
     half.load_state_dict(model.state_dict())
-    half.to(torch.bfloat16).save_pretrained(path)  # type: ignore[arg-type]
-    tokenizer.save_pretrained(path)
-    image_processor(config).save_pretrained(path)
+    with staged(path) as staging:
+        half.to(torch.bfloat16).save_pretrained(staging)  # type: ignore[arg-type]
+        tokenizer.save_pretrained(staging)
+        image_processor(config).save_pretrained(staging)
 
 
 def _tokenizer(path: Path, pipeline: Pipeline, config: ClipConfig, run: Run, resume: bool) -> CLIPTokenizer:
@@ -181,7 +186,8 @@ def _tokenizer(path: Path, pipeline: Pipeline, config: ClipConfig, run: Run, res
     captions = [caption for several, _ in pipeline.records() for caption in several]
     tokenizer = learn_tokenizer(captions, config.vocabulary, config.max_tokens)
     if run.is_main:
-        tokenizer.save_pretrained(path)
+        with staged(path) as staging:
+            tokenizer.save_pretrained(staging)
     return tokenizer
 
 

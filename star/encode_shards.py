@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from data.bounded import TensorCache
+from data.disk import writing
 from data.errors import InputError
 from data.images import Crop
 from data.listing import list_shards
@@ -27,6 +28,8 @@ from data.skips import SkipReport
 from data.tars import index_shard
 from data.text import TextEncoder, TextFeatures
 from data.writing import entry_of, read_index, write_index, write_shard
+from generators.folders import Claim
+from generators.registry import place_of
 from star.encoded import Encoder, each_caption_unmentioned
 from star.encoding import NAME, TEXT_DTYPES, Encoding
 from tokenizer.tokenizer import MultiScaleTokenizer
@@ -85,32 +88,32 @@ def encode(
         raise InputError(f"Two of the shards would be written as {twice}; encode them into folders of their own.")
     state = Accelerator()
     networks = (
-        MultiScaleTokenizer.from_directory(tokenizer, device=state.device),
-        TextEncoder.from_pretrained(text_encoder, device=state.device),
+        MultiScaleTokenizer.from_directory(place_of(tokenizer), device=state.device),
+        TextEncoder.from_pretrained(place_of(text_encoder), device=state.device),
     )
     writer = _Writer(*networks, crop=crop, latents=latents, half=half, device=state.device)
     out = Path(out)
     report = SkipReport()
     mine = list(shards.items())[state.process_index :: state.num_processes]
     samples = written = 0
-    try:
+    with writing(out), Progress(len(mine), unit="shards", rate_unit="images", title="encode", enabled=progress) as bar:
+        out.mkdir(parents=True, exist_ok=True)
+        claim = Claim.of(out) if state.process_index == 0 else None  # for all processes of this call
         _prepare(out, writer.encoding)
-        with Progress(len(mine), unit="shards", rate_unit="images", title="encode", enabled=progress) as bar:
-            for name, shard in mine:
-                if (out / name).is_file():
-                    bar.update(done=0)
-                    continue
-                settings = DataConfig(
-                    shards=(shard,), resolution=networks[0].resolution, crop=crop, shuffle=False, workers=workers
-                )
-                pipeline = Pipeline(settings, batch_size=batch_size)
-                count = write_shard(out / name, writer.samples(_usable(pipeline)))
-                report.add(pipeline.report.named)
-                samples, written = samples + count, written + 1
-                bar.update(done=count)
+        for name, shard in mine:
+            if (out / name).is_file():
+                bar.update(done=0)
+                continue
+            settings = DataConfig(
+                shards=(shard,), resolution=networks[0].resolution, crop=crop, shuffle=False, workers=workers
+            )
+            pipeline = Pipeline(settings, batch_size=batch_size)
+            count = _write(out / name, writer.samples(_usable(pipeline)))
+            report.add(pipeline.report.named)
+            samples, written = samples + count, written + 1
+            bar.update(done=count)
         finished = _finish(out, tuple(shards))
-    except OSError as error:
-        raise InputError(f"Cannot write to {out} ({error.strerror or error}); give a folder with room.") from error
+        del claim
     return EncodeReport(
         out=out,
         samples=samples,
@@ -177,6 +180,16 @@ class _Writer:
         ]
 
 
+def _write(path: Path, samples: Iterator[tuple[str, Mapping[str, bytes]]]) -> int:
+    """write_shard, which leaves nothing behind when it is interrupted or the disk is full."""
+    try:
+        return write_shard(path, samples)
+    except BaseException:
+        for partial in path.parent.glob(f".{path.name}*.part"):
+            partial.unlink(missing_ok=True)
+        raise
+
+
 def _names(shards: Sequence[str]) -> list[str]:
     """A file name for each: its own, which tells training from held-out shards; a command has none."""
     return [
@@ -188,8 +201,7 @@ def _names(shards: Sequence[str]) -> list[str]:
 
 
 def _prepare(out: Path, encoding: Encoding) -> None:
-    """The folder with its description; one that is there must be of the same encoding."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Describes the folder; one that is described must be of the same encoding."""
     if (out / NAME).is_file():
         there = Encoding.parse((out / NAME).read_bytes(), str(out / NAME))
         there.check(encoding.config, str(out), "choose another folder, or encode with the networks it was begun with")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
+from data.disk import write_text
 from data.errors import InputError
 from data.images import grid, image_to_pixels, save_png
 from data.pipeline import DataConfig, Pipeline
@@ -29,6 +30,7 @@ from generators.config import to_dict
 from generators.protocol import SampleOptions
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
+from generators.staging import staged
 from star.adapter import PREFIX, mark, write_base
 from star.encoded import EncodedSet, Encoder
 from star.generator import StarGenerator
@@ -117,7 +119,7 @@ def finetune(
             name: {"before": before[name].tolist(), "after": after[name].tolist(), "pictures": measured[name].pictures}
             for name in measured
         }
-        (out / "losses.json").write_text(json.dumps(table, indent=1) + "\n")
+        write_text(out / "losses.json", json.dumps(table, indent=1) + "\n")
         for name in measured:
             run.say(f"{name}: {before[name].mean():.3f} -> {after[name].mean():.3f} nats per token")
         _sheet(run, everything[0], drawn_before, draw(generator, everything[0], options))
@@ -217,16 +219,16 @@ def write_lora(
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    path.mkdir(parents=True, exist_ok=True)
     tensors = get_peft_model_state_dict(transformer)
-    save_file(
-        {f"{PREFIX}{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()},
-        path / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
     config.base_model_name_or_path = model
-    config.save_pretrained(str(path))
-    write_base(path, model=model, directory=directory, card=card)
+    with staged(path) as staging:
+        save_file(
+            {f"{PREFIX}{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()},
+            staging / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+        config.save_pretrained(str(staging))
+        write_base(staging, model=model, directory=directory, card=card)
 
 
 def draw(generator: StarGenerator, batch: Batch, options: SampleOptions) -> Tensor:

@@ -9,6 +9,7 @@ from data.errors import InputError
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory
 from generators.config import from_dict
+from generators.registry import place_of
 from star.encoding import Encoding, QuantizerOnly, TextOnly
 from star.generator import StarGenerator
 from star.transformer import NextScaleTransformer
@@ -19,8 +20,11 @@ class Frozen:
     """Tokenizer and text encoder as far as a training needs them."""
 
     def __init__(self, tokenizer: str, text_encoder: str, encoding: Encoding | None) -> None:
-        """tokenizer, text_encoder: where they are. Raises InputError if the shards were encoded with other ones."""
-        self.places = (tokenizer, text_encoder)
+        """tokenizer, text_encoder: where they are, or names of those that ship.
+
+        Raises InputError if the shards were encoded with other ones.
+        """
+        tokenizer, text_encoder = self.places = (place_of(tokenizer), place_of(text_encoder))
         self.encoding = encoding
         self.tokenizer: MultiScaleTokenizer | QuantizerOnly
         self.text_encoder: TextEncoder | TextOnly

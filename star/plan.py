@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from generators.checkpoint import ModelDirectory
+from generators.registry import place_of
 from star.plan_memory import Memory, Parameters, memory
 from star.plan_work import Work, mean
 from star.plan_work import work as work_of
@@ -58,12 +59,12 @@ class Shapes:
             return cls(sizes=CURRICULUM_SIZES[config.tokenizer])
         from data.text import TextEncoder
 
-        quantizer = ModelDirectory.read(config.tokenizer).config["quantizer"]
+        quantizer = ModelDirectory.read(place_of(config.tokenizer)).config["quantizer"]
         return cls(
             sizes=tuple(quantizer["sizes"]),
             vocabulary=quantizer["vocabulary"],
             code_width=quantizer["code_width"],
-            text_width=TextEncoder.from_pretrained(config.text_encoder).width,
+            text_width=TextEncoder.from_pretrained(place_of(config.text_encoder)).width,
         )
 
 

@@ -22,8 +22,8 @@ EMOJI_CPU = TrainConfig(
     run=RunConfig(
         steps=4500, batch_size=32, precision="bf16", grad_clip=2.0, sample_every=500, checkpoint_every=500, log_every=25
     ),
-    tokenizer="star/weights/tokenizer-emoji",
-    text_encoder="star/weights/clip-emoji",
+    tokenizer="tokenizer-emoji",
+    text_encoder="clip-emoji",
     width=384,
     depth=6,
     heads=6,

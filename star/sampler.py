@@ -89,7 +89,7 @@ def pick(logits_BlV: Tensor, uniforms_Bl: Tensor) -> Tensor:
     """Codes (B, l) where the cumulative distribution passes the uniforms; summed in float64."""
     cumulative = logits_BlV.double().softmax(dim=-1).cumsum(dim=-1)
     # u * total rather than u: rounding may leave the total a little off 1, and no code of probability 0 can be hit.
-    level = uniforms_Bl.to(cumulative.device).unsqueeze(-1) * cumulative[..., -1:]
+    level = uniforms_Bl.to(cumulative.device, non_blocking=True).unsqueeze(-1) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
 
 

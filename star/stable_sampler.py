@@ -23,7 +23,7 @@ def reveal_counts(length: int, steps: int) -> tuple[int, ...]:
     Step s takes a share of arccos(1 - s / (steps - 1)), at least one token; the last takes what is left, if anything.
     """
     share = torch.arccos(torch.linspace(1, 0, steps))
-    counts = [max(1, round(float(part))) for part in share / share.sum() * length]
+    counts = [max(1, round(part)) for part in (share / share.sum() * length).tolist()]
     return (*counts[:-1], max(0, counts[-1] + length - sum(counts)))
 
 
@@ -82,8 +82,9 @@ class StableSampler:
 
         hidden_RlC: the transformer's hidden states; logits_BlV: its logits after guidance. rows: the text of at least
         R rows. guidance: full strength t, at which the refiner's two halves are combined. A plain step first reveals
-        the surest tokens, whether or not they are known already, and then as many unknown ones: such a scale is
-        complete before its last step.
+        the surest tokens, whether or not they are known already, and then as many unknown ones: such a scale may be
+        complete before its last step, which then changes nothing. Whether it is would have to be asked of the device,
+        and so waited for, in every step.
         """
         plan = self.refiner.config.plan(k)
         assert plan is not None
@@ -111,8 +112,6 @@ class StableSampler:
             if step < plan.plain:
                 canvas.reveal(drawn_Bl, worth_Bl, count, step)
             if step < plan.shuffled:
-                worth_Bl = dice.order(k, step, length).to(worth_Bl.device)
+                worth_Bl = dice.order(k, step, length).to(worth_Bl.device, non_blocking=True)
             canvas.reveal(drawn_Bl, worth_Bl.masked_fill(canvas.known_Bl, -1.0), count, step)
-            if bool(canvas.known_Bl.all()):
-                break
         return canvas

@@ -18,14 +18,13 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from data.errors import InputError
 from data.images import grid
 from data.pipeline import Pipeline
 from data.shards import list_shards
 from data.splits import held_out_shards, training_sources
-from generators.averaging import blend
+from generators.averaging import MovingAverage
 from generators.checkpoint import reference
 from generators.config import to_dict
 from generators.feeding import Feed, FeedConfig, Keep
@@ -202,7 +201,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     model = NextScaleTransformer(network)
     if config.init_from:
         run.say(start_from(model, config.init_from, frozen.tokenizer))
-    ema = AveragedModel(model, multi_avg_fn=blend(lambda: config.ema))
+    ema = MovingAverage(model, lambda: config.ema)
     smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
     run.distribute(smooth, smooth.blocks, learns=False)
     model = run.distribute(model, model.blocks)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.disk import write_text
 from data.errors import InputError
 from data.pipeline import Batch, Pipeline
 from generators.run import Run
@@ -86,7 +87,8 @@ class Validation:
         """Both numbers of every scale, for the model card and the logs."""
         scales = zip(self.schedule.sizes, losses_K.tolist(), self.unigram_K.tolist(), strict=True)
         values = [{"size": size, "loss": round(loss, 4), "unigram": round(nats, 4)} for size, loss, nats in scales]
-        path.write_text(json.dumps({"step": step + 1, "pictures": self.pictures, "scales": values}, indent=1) + "\n")
+        found = {"step": step + 1, "pictures": self.pictures, "scales": values}
+        write_text(path, json.dumps(found, indent=1) + "\n")
         self.table = values
 
 

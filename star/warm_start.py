@@ -18,6 +18,7 @@ import torch
 from data.errors import InputError
 from generators.checkpoint import ModelDirectory, load_into
 from generators.config import from_dict
+from generators.registry import place_of
 from star.encoding import QuantizerOnly
 from star.transformer import NextScaleTransformer, TransformerConfig
 from tokenizer.tokenizer import FAMILY as TOKENIZER_FAMILY
@@ -33,7 +34,7 @@ def continued(path: str | Path, fresh: TransformerConfig) -> TransformerConfig:
 
     Raises InputError if the directory holds no STAR generator, or one with another codebook.
     """
-    directory = ModelDirectory.read(path, family="star")
+    directory = ModelDirectory.read(place_of(path), family="star")
     source = from_dict(TransformerConfig, directory.config["transformer"], f"{path} config.transformer")
     if (source.vocabulary, source.code_width) != (fresh.vocabulary, fresh.code_width):
         raise InputError(
@@ -59,7 +60,7 @@ def start_from(model: NextScaleTransformer, path: str | Path, tokenizer: MultiSc
     Raises InputError if the tokenizer's codes mean something else than those the model was trained with, if the
     model has more scales than the network, or if anything else than level embedding and text layers differs.
     """
-    directory = ModelDirectory.read(path, family="star")
+    directory = ModelDirectory.read(place_of(path), family="star")
     scale = _scale_of_codes(directory, tokenizer)
     own = model.state_dict()
     tensors = {name: tensor for name, tensor in directory.tensors().items() if not name.startswith("refiner.")}

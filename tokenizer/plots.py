@@ -11,7 +11,7 @@ def plot_usage(metrics: Path, schedule: ScaleSchedule, vocabulary: int, out: Pat
     """Draws distinct codes and perplexity per scale over the steps of a run's metrics.jsonl into a PNG."""
     from matplotlib.figure import Figure
 
-    lines: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
     for panel, name, title in zip(panels, ("distinct", "perplexity"), ("codes in use", "perplexity"), strict=True):

@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from data.disk import write_text
 from data.errors import InputError
 from data.pipeline import Batch, DataConfig, Pipeline
 from data.splits import held_out_shards, training_sources
+from generators.averaging import MovingAverage
 from generators.config import to_dict
 from generators.feeding import CachedFeedConfig, Feed
+from generators.registry import place_of
 from generators.run import Run
 from generators.schedule import lr_at, set_lr
 from tokenizer.anchor import Anchor, anchor_loss
@@ -116,19 +118,19 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     codebook = CodebookTrainer(tokenizer.quantizer, config.codebook, known=bool(config.anchor or config.init_from))
     codebook.to(run.device)
-    anchor = Anchor(config.anchor, network, run.device, keep=config.cache is True) if config.anchor else None
+    anchor = Anchor(place_of(config.anchor), network, run.device, keep=config.cache is True) if config.anchor else None
     if anchor is not None:
         anchor.begin(tokenizer, fresh=not config.init_from)
     for part in _frozen(tokenizer, config):
         part.requires_grad_(False)
-    averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True).to(run.device)
+    averaged = MovingAverage(tokenizer, lambda: config.ema, buffers=True).to(run.device)
     ema: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
     # Gradients are averaged by hand: which parameters take part changes with the cut, and that DDP does not forgive.
     step_module = TokenizerStep(tokenizer).to(run.device)
     learnt = [p for p in tokenizer.parameters() if p.requires_grad]
     optimizer = _adam(learnt, config)
     adversary = _Adversary(config, run) if config.adversary_weight > 0 else None
-    perceptual = perceptual_distance(config.perceptual)
+    perceptual = perceptual_distance(place_of(config.perceptual))
     perceptual = perceptual.to(run.device) if perceptual is not None else None
     run.track(tokenizer=tokenizer, codebook=codebook, ema=averaged, optimizer=optimizer)
     if adversary is not None:
@@ -203,7 +205,7 @@ def _initial(config: TokenizerTrainConfig) -> MultiScaleTokenizer:
     """A new network, or the one to start from, which must have the same configuration."""
     tokenizer = MultiScaleTokenizer(config.network)
     if config.init_from:
-        start = MultiScaleTokenizer.from_directory(config.init_from)
+        start = MultiScaleTokenizer.from_directory(place_of(config.init_from))
         if replace(start.config, detail=config.network.detail) != config.network:
             raise InputError(f"{config.init_from} has another network than this preset; give one of the same shape")
         fresh = start.config.detail != config.network.detail  # the decoder's detail begins anew, as no correction
@@ -339,7 +341,7 @@ def _finish(
         batches = _in_order(config, held_out, 64)
         scores = measure(tokenizer, batches, config.run.precision)
         run.say(scores.lines())
-        (run.out / "scores.json").write_text(json.dumps(scores.as_dict(), indent=1) + "\n")
+        write_text(run.out / "scores.json", json.dumps(scores.as_dict(), indent=1) + "\n")
     tokenizer.save(directory, card=_card(run, config, scores), dtype=dtype)
     run.say(f"{pipeline.report.text()}\nwrote {directory}")
     return directory

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data.errors import InputError
+from star.commands.options import within
 
 if TYPE_CHECKING:  # it needs torch, and help must be instant
     from star.train import TrainConfig
@@ -33,8 +34,15 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 def work(args: argparse.Namespace) -> int:
     """Measures and prints each table when it is whole."""
-    if min(args.workers) < 0 or min(args.batch, args.steps) < 1 or args.seconds <= 0:
-        raise InputError("--batch, --steps and --seconds must be positive, and --workers 0 or more: correct them")
+    for name, values, low, high in (
+        ("workers", args.workers, 0, 1024),
+        ("batch", [args.batch], 1, 2**20),
+        ("size", [args.size], 1, 2**14),
+        ("steps", [args.steps], 1, 10**9),
+        ("seconds", [args.seconds], 1e-3, 1e6),
+    ):
+        for value in values:
+            within(f"--{name}", value, low, high)
     from data.pipeline import DataConfig
     from data.throughput import loader_speeds, table
 

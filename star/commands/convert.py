@@ -3,6 +3,7 @@
 import argparse
 import importlib
 
+from data.disk import check_writable
 from data.errors import InputError
 from star.catalogue import KINDS, RELEASED, TOKENIZER_FILE
 
@@ -45,8 +46,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def work(args: argparse.Namespace) -> int:
+    check_writable(args.out)
     if args.kind in GANS:
         return _work_of_gan(args)
+    from generators.registry import place_of
     from star.convert import convert
 
     made = convert(
@@ -54,8 +57,8 @@ def work(args: argparse.Namespace) -> int:
         args.file,
         args.out,
         preset=args.preset,
-        tokenizer=args.tokenizer,
-        text_encoder=args.text_encoder,
+        tokenizer=args.tokenizer and place_of(args.tokenizer),
+        text_encoder=args.text_encoder and place_of(args.text_encoder),
     )
     print(made.path)
     return 0

@@ -2,6 +2,9 @@
 
 import argparse
 
+from data.disk import check_writable
+from star.commands.options import within
+
 CROPS = ("center", "squash", "pad")  # as data.images has them; not imported from there, since help must be instant
 
 
@@ -29,6 +32,9 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 def work(args: argparse.Namespace) -> int:
     """Encodes and reports."""
+    for name, low, high in (("batch", 1, 2**20), ("workers", 0, 1024)):
+        within(f"--{name}", getattr(args, name), low, high)
+    check_writable(args.out)
     from star.encode_shards import encode
 
     report = encode(

@@ -2,6 +2,8 @@
 
 import argparse
 
+from data.disk import check_writable
+
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
@@ -29,6 +31,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def work(args: argparse.Namespace) -> int:
     """Trains and prints the folder."""
+    from generators import ranges
+    from generators.config import to_dict
     from generators.run import RunConfig
     from star.finetune import FinetuneConfig, finetune
 
@@ -44,5 +48,7 @@ def work(args: argparse.Namespace) -> int:
         trackers=(),
     )
     config = FinetuneConfig(run=run, lora=args.lora, lr=args.lr)
+    check_writable(args.out)
+    ranges.check(to_dict(config))  # before the model is loaded
     print(finetune(args.model, config, data=args.data, out=args.out, validation=args.validation, resume=args.resume))
     return 0

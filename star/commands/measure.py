@@ -4,7 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from data.errors import InputError
+from data.disk import check_writable, write_text
+from star.commands.options import within
 
 PICTURED = 12  # rows of the sheet
 
@@ -26,18 +27,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def work(args: argparse.Namespace) -> int:
     """Measures and writes."""
-    if args.batch < 1:
-        raise InputError(f"--batch is {args.batch}, expected at least 1: correct it")
+    within("--batch", args.batch, 1, 2**20)
+    check_writable(args.out)
     from data.images import save_png
     from data.pipeline import DataConfig, Pipeline
     from data.splits import held_out_shards
-    from generators.registry import shipped
+    from generators.registry import place_of
     from tokenizer.measure import cuts_sheet, measure
     from tokenizer.tokenizer import MultiScaleTokenizer
 
-    given = Path(args.tokenizer)
-    folder = None if given.exists() or len(given.parts) > 1 else shipped(args.tokenizer)
-    tokenizer = MultiScaleTokenizer.from_directory(folder or given)
+    tokenizer = MultiScaleTokenizer.from_directory(place_of(args.tokenizer))
     shards = held_out_shards(args.data) or tuple(args.data)
     data = DataConfig(shards=shards, resolution=tokenizer.resolution, shuffle=False)
     pipeline = Pipeline(data, batch_size=args.batch)
@@ -45,6 +44,6 @@ def work(args: argparse.Namespace) -> int:
     first = next(iter(Pipeline(data, batch_size=PICTURED).one_pass()))
     save_png(cuts_sheet(tokenizer, first.image_B3HW, first.prompts), out / "reconstructions.png")
     scores = measure(tokenizer, pipeline.one_pass())
-    (out / "scores.json").write_text(json.dumps(scores.as_dict(), indent=1) + "\n")
+    write_text(out / "scores.json", json.dumps(scores.as_dict(), indent=1) + "\n")
     print(f"{scores.lines()}\n{pipeline.report.text()}\n{out / 'scores.json'}\n{out / 'reconstructions.png'}")
     return 0

@@ -35,6 +35,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def work(args: argparse.Namespace) -> int:
     """Plans and prints."""
     images = number(args.images)
+    if not 0 < args.utilisation <= 1:
+        raise InputError(f"--utilisation is {args.utilisation}, expected a share above 0 and up to 1: correct it")
     config = configure("star", args.preset, args.overrides)
     from star.plan import Shapes, plan
 

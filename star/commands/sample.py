@@ -1,16 +1,22 @@
 """`star sample`: prompts to PNG files, each with what made it in its metadata, and a grid where there are several."""
 
 import argparse
+import itertools
 import json
+import os
 import re
 import sys
+import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.disk import check_writable, writing
 from data.errors import InputError
+from star.commands.options import within
+from star.terminal import as_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +25,9 @@ if TYPE_CHECKING:
 
 OPTIONS = ("guidance", "ramp", "top_k", "top_p", "truncation", "temperature", "cooling", "cross_attention", "refine")
 LONGEST_NAME = 100  # bytes of a file name that come from the prompt
+LARGEST_GRID = 1024  # pictures; more are not looked at side by side
+MOST_PICTURES = 10**6  # of one call
+LARGEST_SEED = 2**63 - 1  # as generators.protocol has it; not imported from there, since help must be instant
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -71,23 +80,29 @@ def work(args: argparse.Namespace) -> int:
     _check(args)
     from data.progress import Progress
     from generators import registry
+    from generators.devices import usable
 
+    device = usable(args.device)
     recommended = registry.recommended(args.model)  # before the slow part: a missing model is told at once
     options = replace(recommended, **{name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None})
-    generator = registry.build(args.model, device=args.device or _device())
+    generator = registry.build(args.model, device=device)
     if args.adapter:
         _adapt(generator, args.model, args.adapter)
         args.model = f"{args.model} with {args.adapter}"
-    wishes = _wishes(args.prompts, generator.conditioning, range(args.seed, args.seed + args.count))
+    prompts = [as_text(prompt) for prompt in args.prompts]
+    wishes = _wishes(prompts, generator.conditioning, range(args.seed, args.seed + args.count))
     out = _folder(args.out)
     paths, pictures = [], []
     with Progress(len(wishes), unit="pictures", enabled=len(wishes) > args.batch) as progress:
         for wish, pixels_3HW in draw(generator, wishes, options, args.batch):
             paths.append(_save(out, wish, pixels_3HW, args.model, options))
-            pictures.append(pixels_3HW)
+            if len(wishes) <= LARGEST_GRID:
+                pictures.append(pixels_3HW)
             progress.update()
     if len(pictures) > 1:
         paths.append(_save_grid(out, pictures, args.count))
+    elif len(wishes) > 1:
+        print(f"star: no grid of {len(wishes)} pictures, which is made of up to {LARGEST_GRID}", file=sys.stderr)
     print("\n".join(str(path) for path in paths))
     return 0
 
@@ -124,21 +139,37 @@ def slug(prompt: str) -> str:
     return name or ("picture" if prompt.strip() else "unconditional")
 
 
-def free_path(folder: Path, stem: str) -> Path:
-    """A path in the folder at which there is nothing yet: stem.png, stem-2.png, ..."""
-    path, number = folder / f"{stem}.png", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}.png"
-    return path
+def put(partial: Path, folder: Path, stem: str) -> Path:
+    """Gives a finished file the first free name of stem.png, stem-2.png, ... in the folder, and returns its path.
+
+    A name is taken and filled in one step, which fails if it is taken already: two processes that draw into one folder
+    never write over each other's pictures.
+    """
+    for number in itertools.count(1):
+        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            continue
+        except OSError:  # no hard links there: the name first, then the file
+            try:
+                path.touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            partial.replace(path)
+        return path
+    raise AssertionError("numbers do not end")
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("count", "batch"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} is {getattr(args, name)}, expected at least 1: correct it")
-    if args.seed < 0:
-        raise InputError(f"--seed is {args.seed}, expected at least 0: correct it")
+    most = MOST_PICTURES // max(len(args.prompts), 1)
+    for name, low, high in (
+        ("count", 1, most),
+        ("batch", 1, MOST_PICTURES),
+        ("seed", 0, LARGEST_SEED + 1 - min(args.count, most)),
+    ):
+        within(f"--{name}", getattr(args, name), low, high)
+    check_writable(args.out)
 
 
 def _wishes(prompts: Sequence[str], conditioning: str, seeds: range) -> list[Wish]:
@@ -151,42 +182,41 @@ def _wishes(prompts: Sequence[str], conditioning: str, seeds: range) -> list[Wis
     return [Wish(prompt, seed) for prompt in prompts for seed in seeds]
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _folder(path: str) -> Path:
+    """The folder, in which there is room for a little; that there is none is found before drawing, not after."""
     folder = Path(path)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".star-probe"  # permissions and full disks are found before drawing, not after
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}), expected a folder for pictures: give another --out"
-        ) from error
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".star-") as probe:
+            probe.write(bytes(4096))
+            probe.flush()
     return folder
 
 
 def _save(folder: Path, wish: Wish, pixels_3HW: "Tensor", model: str, options: "SampleOptions") -> Path:
-    from data.images import save_png
-
-    path = free_path(folder, f"{slug(wish.prompt)}-{wish.seed}")
     made_from: dict[str, Any] = {"prompt": wish.prompt, "seed": wish.seed, "model": model}
     text = {name: str(value) for name, value in made_from.items()} | {"options": json.dumps(asdict(options))}
-    save_png(pixels_3HW, path, text)
-    return path
+    return _save_new(pixels_3HW, folder, f"{slug(wish.prompt)}-{wish.seed}", text)
 
 
 def _save_grid(folder: Path, pictures: "Sequence[Tensor]", count: int) -> Path:
     import torch
 
-    from data.images import grid, save_png
+    from data.images import grid
 
     columns = count if count > 1 else round(len(pictures) ** 0.5 + 0.49)  # a row per prompt, else about a square
-    path = free_path(folder, "grid")
-    save_png(grid(torch.stack(list(pictures)), columns), path)
-    return path
+    return _save_new(grid(torch.stack(list(pictures)), columns), folder, "grid", {})
+
+
+def _save_new(pixels_3HW: "Tensor", folder: Path, stem: str, text: Mapping[str, str]) -> Path:
+    from data.images import save_png
+
+    partial = folder / f".{stem}.{os.getpid()}.png"
+    try:
+        with writing(folder):
+            save_png(pixels_3HW, partial, text)
+            return put(partial, folder, stem)
+    except InputError as error:  # nobody knows the file by the name it has here
+        raise InputError(str(error).replace(partial.name, f"{stem}.png")) from error
+    finally:
+        partial.unlink(missing_ok=True)

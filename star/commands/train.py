@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.disk import check_writable
 from data.errors import InputError
 
 # What can be trained: where its presets and its trainer are, and in one phrase what it is.
@@ -56,8 +57,10 @@ def work(args: argparse.Namespace) -> int:
         return 0
     if not args.data:
         raise InputError("no shards were given, expected --data with folders or tars; `star data synthetic` makes some")
+    out = args.out or f"runs/{args.network}"
+    check_writable(out)
     train = _load(TRAINERS[args.network][1])
-    print(train(config, data=args.data, out=args.out or f"runs/{args.network}", resume=args.resume))
+    print(train(config, data=args.data, out=out, resume=args.resume))
     return 0
 
 
@@ -69,20 +72,25 @@ def presets(network: str) -> Mapping[str, Any]:
 def configure(network: str, preset: str, overrides: Sequence[str] = ()) -> Any:
     """A preset with fields changed by `--dotted.name=value`.
 
-    Raises InputError for an unknown preset; SystemExit with code 2, after one message, for an unknown field, a wrong
-    type or an impossible value.
+    Raises InputError for an unknown preset or a number out of its range; SystemExit with code 2, after one message, for
+    an unknown field, a wrong type or another impossible value.
     """
     known = presets(network)
     if preset not in known:
         raise InputError(f"there is no preset {preset!r} of {network}, expected one of {', '.join(known)}: choose one")
     import tyro
 
+    from generators import ranges
+    from generators.config import to_dict
+
     config = known[preset]
     assert dataclasses.is_dataclass(config)
     spelt = [_spell(override) for override in overrides]
     plain = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
     name = f"star train {network} --preset {preset}"
-    return tyro.cli(type(config), default=config, args=spelt, prog=name, config=plain, description="")
+    chosen = tyro.cli(type(config), default=config, args=spelt, prog=name, config=plain, description="")
+    ranges.check(to_dict(chosen))
+    return chosen
 
 
 def _spell(override: str) -> str:

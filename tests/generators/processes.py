@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from generators.averaging import blend
+from generators.averaging import MovingAverage
 from generators.config import to_dict
 from generators.run import Run, RunConfig
 from generators.sharding import local, shard, whole_state
@@ -20,7 +19,7 @@ def main(out: Path, resume: bool, stop_at: int, sharding: Any) -> None:
     )
     run = Run(out, config, {"run": to_dict(config)}, resume)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 1))
-    ema = AveragedModel(model, multi_avg_fn=blend(lambda: 0.5))
+    ema = MovingAverage(model, lambda: 0.5)
     if sharding == "fsdp2":
         shard(ema.module, [ema.module[0]], run.device)  # type: ignore[index]
     model = run.distribute(model, [model[0], model[2]])

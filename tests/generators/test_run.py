@@ -15,10 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.errors import InputError
+from data.errors import DivergenceError, InputError
 from generators import snapshots
 from generators.config import to_dict
-from generators.metrics import DivergenceError
 from generators.run import Run, RunConfig
 from generators.schedule import lr_at, set_lr
 from generators.signals import Stopped
@@ -115,7 +114,7 @@ def test_seed_moves_the_run(tmp_path: Path) -> None:
     assert not all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_saves_and_stops_between_two_steps(tmp_path: Path, number: int, capsys: pytest.CaptureFixture) -> None:
     before = signal.getsignal(number)
     run = Run(tmp_path / "out", config(), {"run": to_dict(config()), "width": 6}, False)
@@ -151,14 +150,14 @@ def test_half_written_checkpoint_is_never_the_newest(tmp_path: Path) -> None:
 def test_full_disk_is_told_and_the_last_good_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.save
 
-    def full(state: Any, path: Path) -> None:
+    def full(state: Any, file: Any) -> None:
         if state["step"] > 5:
-            path.write_bytes(b"half")
+            file.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(state, path)
+        real(state, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match=r"step 10 .*No space left.* last good one is .*step-00000005.*--resume"):
+    with pytest.raises(InputError, match=r"step 10 .*No space left.*make room.*last good one is .*step-00000005"):
         train(tmp_path, config())
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000005"]
     monkeypatch.undo()
@@ -222,6 +221,32 @@ def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path: Path) -
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """As after a last step with an absurd rate, whose loss was still good."""
+    run = Run(tmp_path, config(steps=6, checkpoint_every=3, log_every=6), {}, False)
+    model = nn.Linear(2, 1)
+    run.track(model=model)
+    steps = run.steps()
+    for _ in range(6):
+        next(steps)
+        run.log({"loss": 1.0})
+    model.weight.data[0, 0] = float("inf")
+    with pytest.raises(DivergenceError, match=r"model no longer finite at step 6; .*step-00000003: begin anew"):
+        next(steps)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000003"]
+
+
+def test_nothing_is_drawn_with_weights_that_are_not_finite(tmp_path: Path) -> None:
+    run = Run(tmp_path, config(sample_every=2), {}, False)
+    model = nn.Linear(2, 1)
+    run.track(model=model)
+    for _ in run.steps():
+        model.weight.data[0, 0] = float("nan")
+        with pytest.raises(DivergenceError, match="model no longer finite at step 2"):
+            run.sample_due(1)
+        break
+
+
 def test_log_lines_hold_means_over_the_steps_between(tmp_path: Path) -> None:
     run = Run(tmp_path, config(), {}, False)
     for step in run.steps():
@@ -269,7 +294,9 @@ def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
         Run(tmp_path / "file/run", config(), {}, False)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"keep": 0}, {"seed": -1}, {"batch_size": -4}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"keep": 0}, {"seed": -1}, {"batch_size": -4}, {"minutes": -1.0}], ids=str
+)
 def test_impossible_values_are_refused(change: dict) -> None:
     with pytest.raises(InputError, match=rf"run\.{next(iter(change))} is"):
         config(**change)

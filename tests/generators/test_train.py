@@ -11,14 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import generators.game
-from data.errors import InputError
+from data.errors import DivergenceError, InputError
 from data.synthetic import sample, write
 from data.writing import ShardWriter
 from generators import gan_presets
 from generators.config import from_dict, to_dict
 from generators.gan_config import Average, Blur, GanTrainConfig, Lazy
 from generators.gan_presets import STYLEFORMER, STYLEGAN_T, STYLENAT
-from generators.metrics import DivergenceError
 from generators.registry import build
 from generators.run import RunConfig
 from generators.train import train

@@ -59,7 +59,7 @@ def test_bench_prints_the_pipeline_and_the_shares_of_a_step(house: Path, capsys:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--seconds", 0), "--seconds must be positive"),
+        (("--seconds", 0), "--seconds is 0"),
         (("--model", "clip", "test"), "--model begins with 'clip', expected star"),
         (("--lr=1",), "unknown argument --lr=1; fields of a preset need --model"),
     ],

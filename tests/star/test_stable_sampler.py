@@ -15,6 +15,7 @@ from star.refiner import RELEASED_PLANS, Refiner, RefinerConfig, ScalePlan
 from star.sampler import Dice
 from star.stable_sampler import Canvas, StableSampler, reveal_counts
 from star.tiny import CODE_WIDTH, VOCABULARY, tiny_tokenizer, tiny_transformer
+from tests.generators.waits import Waits
 
 PLANS = (ScalePlan(scale=2, steps=4, plain=2, shuffled=1), ScalePlan(scale=3, steps=5, plain=0, shuffled=2))
 PROMPTS = ["a red circle", "a blue square", "a cat", "", "five"]
@@ -66,6 +67,19 @@ def test_a_revealed_code_stays() -> None:
     canvas.reveal(torch.full((2, 6), 8), worth, 3, step=1)
     assert canvas.codes_Bl.tolist() == [[0, 7, 0, 7, 0, 8], [7, 7, 8, 0, 0, 0]]
     assert canvas.step_Bl.tolist() == [[-1, 0, -1, 0, -1, 1], [0, 0, 1, -1, -1, -1]]
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_no_step_waits_for_the_device(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, waits = StableSampler.reveal, Waits()
+
+    def counted(*given: Any) -> Canvas:
+        with waits:
+            return draw(*given)
+
+    monkeypatch.setattr(StableSampler, "reveal", counted)
+    assert bool(reveal(k).known_Bl.all())
+    assert not waits.places
 
 
 def reveal(k: int, seed: int = 4) -> Canvas:
