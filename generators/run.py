@@ -133,7 +133,7 @@ class Run:
         from generators.sharding import shard
 
         network.to(self.device)
-        shard(network, blocks, self.device, half=self.config.precision == "bf16")
+        shard(network, blocks, self.device)
         return network
 
     def whole(self, network: Network, build: Callable[[], Network]) -> Network:
@@ -232,8 +232,12 @@ class Run:
                 yield micro
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 where the config asks for it; needed around every forward pass and its loss."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        """bfloat16 where the config asks for it; needed around every forward pass and its loss.
+
+        Networks in pieces use each weight once, and keeping a lowered copy of all of them would undo the cutting.
+        """
+        enabled, kept = self.config.precision == "bf16", self.config.sharding == "none"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=kept)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the loss, a mean over its micro-batch; accumulated micro-batches weigh equally."""

@@ -6,8 +6,9 @@
 | moments     | AdamW's two                                                              | 8 each                      |
 | averaged    | the EMA                                                                  | 4 each                      |
 | gradients   | float32                                                                  | 4 each                      |
-| gathered    | the block that computes and the next one, whole, with FSDP2; without it  | 2 or 4 each                 |
-|             | the copies that bfloat16 autocast makes of matrices                      |                             |
+| gathered    | with FSDP2 the block that computes, the next one, and what is in no block | 4 each                     |
+| lowered     | the copies that bfloat16 autocast makes of matrices: of all, as the       | 2 each                      |
+|             | backward pass needs them; of one block with FSDP2 and checkpointing      |                             |
 | activations | what the backward pass needs of every block, or of one with checkpointing | see `_block`               |
 | logits      | float32: themselves, their log-softmax, the gradients of both            | 16 for each token and code  |
 
@@ -33,6 +34,7 @@ class Memory:
     averaged: int
     gradients: int
     gathered: int
+    lowered: int
     activations: int
     logits: int
     peak: int
@@ -81,10 +83,10 @@ def memory(
     count = Parameters.of(network)
     tokens = batch * sum(lengths)
     element = 2 if half else 4
-    if pieces > 1:
-        gathered = 2 * count.block * element
-    else:
-        gathered = count.matrices * 2 if half else 0
+    gathered = 4 * (2 * count.block + count.total - network.depth * count.block) if pieces > 1 else 0
+    lowered = 0
+    if half:
+        lowered = 2 * (count.block if pieces > 1 and network.checkpointing else count.matrices)
     weights, moments, averaged, gradients = (share * -(-count.total // pieces) for share in (4, 8, 4, 4))
     block = _block(network, lengths, text_tokens, batch, half)
     stream, text = 4 * tokens * network.width, 3 * batch * text_tokens * network.width * element
@@ -96,7 +98,7 @@ def memory(
     # The gradient of what GELU gives takes the place of its value; beside it, that of the stream.
     at_work = round(network.width * network.mlp_ratio) * tokens * element + stream
     one = block + text if network.checkpointing else 0
-    static = weights + moments + averaged + gathered
+    static = weights + moments + averaged + gathered + lowered
     head, own = 4 * count.head // pieces, 4 * count.block // pieces
     peak = static + max(
         all_kept + 4 * logits,  # log-softmax goes backward
@@ -109,6 +111,7 @@ def memory(
         averaged=averaged,
         gradients=gradients,
         gathered=gathered,
+        lowered=lowered,
         activations=all_kept + one,
         logits=4 * logits,
         peak=peak,

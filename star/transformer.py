@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from star.attention import KeyValueCache
 from star.backends import ScaleCausality, additive
-from star.block import Block
+from star.block import Block, draw_paths
 from star.rope import pyramid_rotation
 from tokenizer.scales import ScaleSchedule
 
@@ -142,8 +142,7 @@ class NextScaleTransformer(nn.Module):
             nn.Parameter(torch.empty(1, self.schedule.length, width)) if config.positions == "absolute" else None
         )
         self.shared_modulation = nn.Linear(width, 6 * width) if config.modulation == "shared-adaln" else None
-        last = max(config.depth - 1, 1)
-        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width) if config.modulation != "none" else None
         self.head = nn.Linear(width, config.vocabulary)
         # Tables, not state: kept out of the module's buffers, so that .to(dtype) leaves the angles in float32.
@@ -298,10 +297,13 @@ class NextScaleTransformer(nn.Module):
         shared_B6C = None
         if self.shared_modulation is not None and condition_BC is not None:
             shared_B6C = self.shared_modulation(F.silu(condition_BC)).unflatten(-1, (6, -1))
+        paths = None
+        if self.training and self.config.drop_path:
+            paths = draw_paths(self.config.depth, self.config.drop_path, len(x_BlC), device)
         for i, block in enumerate(self._blocks()):
             words = None if text is None else text.of_block(i)
-            cache = None if caches is None else caches[i]
-            given = (x_BlC, block.gains(condition_BC, shared_B6C), rotation, sight, words, cache)
+            cache, path = None if caches is None else caches[i], None if paths is None else paths[i]
+            given = (x_BlC, block.gains(condition_BC, shared_B6C), rotation, sight, words, cache, path)
             if self.config.checkpointing and self.training and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, *given, use_reentrant=False)
             else:
