@@ -21,6 +21,7 @@ from star.attention import KeyValueCache
 from star.backends import ScaleCausality, additive
 from star.block import Block, draw_paths
 from star.rope import pyramid_rotation
+from star.teaching import token_losses, tokens_at_once
 from tokenizer.scales import ScaleSchedule
 
 if TYPE_CHECKING:
@@ -196,16 +197,21 @@ class NextScaleTransformer(nn.Module):
         text: "TextFeatures | Tensor",
         source_B: Tensor | None = None,
         taught_L: Tensor | None = None,
+        codes_BL: Tensor | None = None,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
-        """Logits of all scales at once, each scale seeing only coarser ones (teacher forcing).
+        """Logits of all scales at once, each scale seeing only coarser ones (teacher forcing); or their losses.
 
         teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives; L may end after any scale. text:
         TextFeatures, or class labels (B,) int64 for conditioning "class". source_B: see TextKeys; rows of other
         samples, so only the golden tests pass it here. taught_L: the tokens that take part, see teaching.draw_taught;
-        all if None. Returns float32 (B, L, V), with as many L as take part.
+        all if None. Returns float32 (B, L, V), with as many L as take part; where codes_BL, the right answers of these,
+        are given, the cross-entropy of every token in nats instead, float32 (B, L), without ever holding all logits.
         """
         hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B, taught_L)
-        return self.logits(hidden_BLC, condition_BC)
+        if codes_BL is None:
+            return self.logits(hidden_BLC, condition_BC)
+        return self.losses(hidden_BLC, condition_BC, codes_BL, label_smoothing)
 
     def hidden(
         self,
@@ -323,6 +329,22 @@ class NextScaleTransformer(nn.Module):
                 scale, shift = self.head_modulation(F.silu(condition_BC)).unflatten(-1, (2, 1, -1)).unbind(1)
                 hidden_BlC = hidden_BlC * (1 + scale) + shift
             return self.head(hidden_BlC).float()
+
+    def losses(
+        self, hidden_BlC: Tensor, condition_BC: Tensor | None, codes_Bl: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Nats of every token, float32 (B, l): some tokens' logits at a time, made again in the backward pass."""
+
+        def part(hidden: Tensor, codes: Tensor) -> Tensor:
+            return token_losses(self.logits(hidden, condition_BC), codes, label_smoothing)
+
+        length = max(1, tokens_at_once(self.config.vocabulary) // max(1, len(codes_Bl)))
+        if codes_Bl.shape[1] <= length:
+            return part(hidden_BlC, codes_Bl)
+        pairs = zip(hidden_BlC.split(length, dim=1), codes_Bl.split(length, dim=1), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([part(*pair) for pair in pairs], dim=1)
+        return torch.cat([checkpoint(part, *pair, use_reentrant=False) for pair in pairs], dim=1)
 
     def causality(self, x_BLC: Tensor) -> ScaleCausality:
         """Who sees whom: a token its own scale and coarser ones. Kept between calls.

@@ -58,7 +58,9 @@ def learn(model: NextScaleTransformer, rank: int, world: int) -> dict[str, Any]:
         loss.backward()
         if not step:
             found["gradients"] = {
-                name: whole(parameter.grad).clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+                name: whole(parameter.grad).clone()
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None
             }
         mean = loss.detach()
         if world > 1:
