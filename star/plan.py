@@ -111,7 +111,7 @@ class Plan:
             f"tokens          {self.tokens} of a picture in a step, scales {' '.join(map(str, self.network.sizes))}\n"
             f"devices         {self.gpus} x {self.gpu}, {self.per_device} pictures at once on each\n"
             f"memory          {_size(self.memory.peak)} at the peak, of {_size(usable)} usable on a device\n{kinds}"
-            f"held out        {self.looked[0]} pictures at once on each, {_size(self.looked[1])} beside weights and moments\n"
+            f"held out        {self.looked[0]} pictures at once on each, {_size(self.looked[1])} beside what is kept\n"
             f"encoding        {self.mapped[0]} pictures at once on each, {_size(self.mapped[1])} of maps beforehand\n"
             f"work            {work.total / 1e12:.3f} TFLOP for a picture: {work.forward / 1e12:.3f} forward, "
             f"{work.backward / 1e12:.3f} backward, {work.again / 1e12:.3f} computed again\n"

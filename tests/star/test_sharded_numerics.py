@@ -5,6 +5,7 @@ bit), and averaged gradients those of the whole batch but for what bfloat16 roun
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +13,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from data.batch import Batch
 from data.text import TextFeatures
+from data.tiny import tiny_text_encoder
+from generators.run import RunConfig
+from star.encoded import Encoder
 from star.teaching import token_losses
-from star.tiny import CODE_WIDTH, VOCABULARY, tiny_transformer
+from star.tiny import CODE_WIDTH, VOCABULARY, tiny_tokenizer, tiny_transformer
 from star.transformer import NextScaleTransformer
+from star.validation import Measured
 
-BATCH, WORDS, WORLD, STEPS = 8, 6, 2, 4
+BATCH, WORDS, WORLD, STEPS, PICTURES = 8, 6, 2, 4, 5
 CHANGES: dict[str, dict[str, Any]] = {
     "as the presets": {"attention": "scalewise", "checkpointing": True},
     "head lowered": {"head_float32": False},
@@ -77,8 +84,38 @@ def process(rank: int, folder: str, changes: dict[str, Any]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     model = network(changes)
     shard(model, model.blocks, torch.device("cpu"))
-    torch.save(learn(model, rank, WORLD), Path(folder) / f"{rank}.pt")
+    losses_K = measured(PICTURES if rank == 0 else 0).losses(model, run(WORLD))
+    assert all(isinstance(weight, DTensor) for weight in model.parameters()), "a piece was left whole"
+    torch.save(learn(model, rank, WORLD) | {"measured": losses_K}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def measured(count: int) -> Measured:
+    """So many pictures of noise to be measured."""
+    encoder = Encoder(tiny_tokenizer(), tiny_text_encoder(max_tokens=16), torch.device("cpu"))
+    image_B3HW = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    words = ["a red circle"] * count
+    keys, captions = [str(i) for i in range(count)], [(word,) for word in words]
+    batch = Batch(image_B3HW=image_B3HW, prompts=words, keys=keys, captions=captions, info=[{}] * count, epochs=[0])
+    return Measured(encoder, iter([batch] if count else []))
+
+
+def run(world: int) -> Any:
+    """What is measured needs of a run."""
+
+    def gather(tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(world)]
+        dist.all_gather(parts, tensor)
+        return torch.cat(parts)
+
+    accelerator = SimpleNamespace(gather=gather, reduce=lambda tensor, _how: gather(tensor[None]).sum(dim=0))
+    return SimpleNamespace(
+        world=world,
+        device=torch.device("cpu"),
+        accelerator=accelerator,
+        config=RunConfig(steps=1, precision="bf16"),
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+    )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
@@ -89,10 +126,12 @@ def test_two_processes_compute_in_bfloat16_what_one_does(name: str, tmp_path: Pa
     torch.multiprocessing.start_processes(
         process, args=(str(tmp_path), CHANGES[name]), nprocs=WORLD, start_method=method
     )
+    expected_K = measured(PICTURES).losses(network(CHANGES[name]), run(1))
     alone = learn(network(CHANGES[name]), 0, 1)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
     for rank, part in enumerate(parts):
         mine = slice(rank, None, WORLD)
+        torch.testing.assert_close(part["measured"], expected_K)  # though one process has no picture
         assert part["logits"].dtype == torch.float32
         torch.testing.assert_close(part["logits"], alone["logits"][mine], rtol=1e-5, atol=1e-6)
         for state, expected in zip(part["states"], alone["states"], strict=True):

@@ -7,8 +7,10 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor
 
+import star.transformer
 from data.text import TextFeatures
 from star.block import Block, draw_paths
+from star.teaching import token_losses, tokens_at_once
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_transformer
 from star.transformer import NextScaleTransformer, TransformerConfig
 from tokenizer.scales import ScaleSchedule
@@ -171,6 +173,7 @@ def test_a_dropped_path_leaves_the_stream_as_it_was() -> None:
     torch.testing.assert_close(attended, x_BlC + block.attention(block.norm(x_BlC)))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"checkpointing": True}], ids=str)
 def test_blocks_of_every_depth_are_compiled_once(changes: dict[str, Any]) -> None:
     """One graph for twelve blocks: what differs from block to block must reach them as a tensor."""
@@ -184,6 +187,32 @@ def test_blocks_of_every_depth_are_compiled_once(changes: dict[str, Any]) -> Non
         model(inputs(), text).sum().backward()
     assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["star", "var"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_of_some_tokens_at_a_time_are_those_of_all(
+    kind: str, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes_BL = torch.randint(VOCABULARY, (2, SCHEDULE.length), generator=torch.Generator().manual_seed(2))
+    found, seen = [], []
+    for tokens in (10**6, 7):
+        monkeypatch.setattr(star.transformer, "tokens_at_once", lambda _vocabulary, tokens=tokens: tokens)
+        model = network(kind)
+        model.head.register_forward_hook(lambda _layer, _given, logits: seen.append(logits.shape[:2].numel()))
+        loss_BL = model(inputs(), condition(model), codes_BL=codes_BL, label_smoothing=smoothing)
+        loss_BL.mean().backward()
+        found.append((loss_BL.detach(), [weight.grad for weight in model.parameters() if weight.grad is not None]))
+    torch.testing.assert_close(*found)
+    assert seen[0] == 2 * SCHEDULE.length
+    assert max(seen[1:]) <= 7
+    plain_BL = token_losses(network(kind)(inputs(), condition(network(kind))), codes_BL, smoothing)
+    torch.testing.assert_close(found[0][0], plain_BL.detach())
+
+
+def test_logits_at_once_take_a_gibibyte() -> None:
+    assert 16 * 4096 * tokens_at_once(4096) == 2**30
+    assert tokens_at_once(2**40) == 1
 
 
 def test_start_of_the_weights() -> None:
