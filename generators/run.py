@@ -46,6 +46,7 @@ from generators import snapshots
 from generators.horizon import Horizon
 from generators.metrics import DivergenceError, Means, append_line, forget_lines_after
 from generators.pace import Pace
+from generators.precision import allow_tf32
 from generators.signals import Stopped, StopRequest
 from generators.tracked import CHECKPOINTS, Stateful, Tracked, to_continue
 
@@ -61,7 +62,7 @@ class RunConfig:
     minutes: float = 0.0  # of training, after which it ends before its steps, with schedules to match; 0: no limit
     seed: int = 0
     batch_size: int = 32  # pictures per optimiser step, over all processes and accumulated micro-batches
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["no", "bf16"] = "no"  # no: float32, whose products a GPU computes in TF32 (precision.py)
     sharding: Literal["none", "fsdp2"] = "none"  # over processes: copies (DDP), or pieces (FSDP2, see sharding.py)
     grad_clip: float = 1.0  # largest gradient norm; 0 leaves gradients as they are
     accumulate: int = 1  # micro-batches per optimiser step
@@ -94,6 +95,7 @@ class Run:
         self.full_config: dict[str, Any] = json.loads(json.dumps(full_config))  # as it will read from the disk
         self.accelerator = Accelerator(log_with=_trackers(config.trackers), project_dir=self.out)
         self.device: torch.device = self.accelerator.device
+        allow_tf32(self.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
         parts = self.world * config.accumulate

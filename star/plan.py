@@ -33,15 +33,15 @@ class Gpu:
 
     memory: int
     half: float  # bfloat16
-    full: float  # float32 without TF32, which training leaves off
+    full: float  # TF32, in which training multiplies float32 (generators/precision.py)
 
 
 GPUS = {
-    "a100-40": Gpu(memory=40 * GB, half=312e12, full=19.5e12),
-    "a100": Gpu(memory=80 * GB, half=312e12, full=19.5e12),
-    "h100": Gpu(memory=80 * GB, half=989e12, full=67e12),
-    "h200": Gpu(memory=141 * GB, half=989e12, full=67e12),
-    "l40s": Gpu(memory=48 * GB, half=362e12, full=91.6e12),
+    "a100-40": Gpu(memory=40 * GB, half=312e12, full=156e12),
+    "a100": Gpu(memory=80 * GB, half=312e12, full=156e12),
+    "h100": Gpu(memory=80 * GB, half=989e12, full=494e12),
+    "h200": Gpu(memory=141 * GB, half=989e12, full=494e12),
+    "l40s": Gpu(memory=48 * GB, half=362e12, full=183e12),
     "rtx4090": Gpu(memory=24 * GB, half=165e12, full=82.6e12),
 }
 

@@ -254,7 +254,7 @@ def test_the_released_d30_has_its_number_of_parameters() -> None:
     planned = plan(config, Shapes.of(config), gpus=64, gpu="h100", images=100_000_000)
     assert planned.parameters == 1_678_731_016 - 1001 * 1920
     assert planned.tokens == 2240
-    assert planned.images_per_second == pytest.approx(64 * 0.4 * 67e12 / planned.work.total)
+    assert planned.images_per_second == pytest.approx(64 * 0.4 * 494e12 / planned.work.total)
     assert planned.days == pytest.approx(100_000_000 / planned.images_per_second / 86400)
 
 
