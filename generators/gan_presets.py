@@ -22,7 +22,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def _run(steps: int, batch: int, every: int, *, precision: Literal["no", "bf16"], **settings: Any) -> RunConfig:
-    """Gradients are left as they are, as all three papers have it. precision: "no" is TF32 on a GPU, see precision.py."""
+    """Gradients are left as they are, as all three papers have it. precision: "no" is TF32 on a GPU (precision.py)."""
     return RunConfig(
         steps=steps,
         batch_size=batch,

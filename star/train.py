@@ -38,6 +38,7 @@ from star.encoded_shards import EncodedReader, EncodedShards
 from star.encoding import encoding_of
 from star.frozen import Frozen
 from star.generator import StarGenerator
+from star.plan_work import mean, work
 from star.syllabus import Syllabus
 from star.teaching import per_scale, scale_weights
 from star.transformer import NextScaleTransformer, TransformerConfig
@@ -208,6 +209,9 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     run.restore()
 
     pipeline, encoder, validation = prepare_data(config, sources, frozen, run)
+    words = frozen.text_encoder.max_tokens
+    done = mean((work(network, part.lengths, words), share) for part, share in syllabus.shares().items())
+    run.pace.flops_per_image = done.forward + done.backward  # what is computed a second time is no use
     batches = run.feed(pipeline.batches(start=run.first_batch))
     if config.log_samples:
         batches = logged(batches, out, run.rank, run.first_batch)

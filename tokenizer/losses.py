@@ -124,22 +124,24 @@ def picture_scale(name: str) -> tuple[list[float], list[float]]:
         ) from error
     # Pixels times 1/255, unless another factor is stated or none is wanted; then (x - mean) / std.
     factor = 255.0 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
-    mean, std = [0.0] * 3, [1.0] * 3
-    if told.get("do_normalize", True):
-        mean, std = ([told[key]] * 3 if isinstance(told.get(key), int | float) else told.get(key) for key in _STATS)
-    sound = all(
-        isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values)
-        for values in (mean, std)
-    )
-    if not sound or not all(value > 0 for value in std) or factor <= 0:
+    if not told.get("do_normalize", True):
+        return [0.0] * 3, [1 / factor] * 3
+    mean, std = _three(told.get("image_mean")), _three(told.get("image_std"))
+    if mean is None or std is None or min(std) <= 0 or factor <= 0:
         raise InputError(
-            f"the preprocessor_config.json of the perceptual network {name!r} has image_mean {mean} and image_std "
-            f"{std}, expected three numbers each, of std above 0: put the model's own beside its weights"
+            f"the preprocessor_config.json of the perceptual network {name!r} has image_mean {told.get('image_mean')} "
+            f"and image_std {told.get('image_std')}, expected three numbers each, of std above 0: put the model's own "
+            "beside its weights"
         )
     return [value / factor for value in mean], [value / factor for value in std]
 
 
-_STATS = ("image_mean", "image_std")
+def _three(told: object) -> list[float] | None:
+    """One number for each channel, where one or three are told."""
+    values = [told] * 3 if isinstance(told, int | float) else told
+    if not isinstance(values, list) or len(values) != 3:
+        return None
+    return [float(value) for value in values] if all(isinstance(value, int | float) for value in values) else None
 
 
 def perceptual_distance(name: str) -> nn.Module | None:

@@ -127,8 +127,9 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
         anchor.begin(tokenizer, fresh=not config.init_from)
     for part in _frozen(tokenizer, config):
         part.requires_grad_(False)
-    averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True).to(run.device)
-    ema: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
+    averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    # Not its count of updates, which a GPU would be waited for in every step.
+    ema: MultiScaleTokenizer = averaged.module.to(run.device)  # type: ignore[assignment]
     # Gradients are averaged by hand: which parameters take part changes with the cut, and that DDP does not forgive.
     step_module = TokenizerStep(tokenizer).to(run.device)
     learnt = [p for p in tokenizer.parameters() if p.requires_grad]

@@ -34,7 +34,7 @@ def test_codes_are_chosen_in_full_float32(monkeypatch: pytest.MonkeyPatch) -> No
     torch.set_float32_matmul_precision("high")
     seen, addmm = [], torch.Tensor.addmm_
 
-    def spy(*arguments: torch.Tensor, **named: float) -> torch.Tensor:
+    def spy(*arguments: Any, **named: Any) -> torch.Tensor:
         seen.append(torch.get_float32_matmul_precision())
         return addmm(*arguments, **named)
 

@@ -95,7 +95,8 @@ def measured(count: int) -> Measured:
     encoder = Encoder(tiny_tokenizer(), tiny_text_encoder(max_tokens=16), torch.device("cpu"))
     image_B3HW = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     words = ["a red circle"] * count
-    keys, captions = [str(i) for i in range(count)], [(word,) for word in words]
+    keys = [str(i) for i in range(count)]
+    captions: list[tuple[str, ...]] = [(word,) for word in words]
     batch = Batch(image_B3HW=image_B3HW, prompts=words, keys=keys, captions=captions, info=[{}] * count, epochs=[0])
     return Measured(encoder, iter([batch] if count else []))
 

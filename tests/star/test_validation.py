@@ -32,7 +32,8 @@ class Processes:
     """Runs a function in so many threads, each with what `star.validation` needs of a run."""
 
     def __init__(self, world: int) -> None:
-        self.world, self.barrier, self.given = world, threading.Barrier(world, timeout=60), {}
+        self.world, self.barrier = world, threading.Barrier(world, timeout=60)
+        self.given: dict[int, Tensor] = {}
 
     def all(self, rank: int, tensor: Tensor) -> list[Tensor]:
         self.given[rank] = tensor
