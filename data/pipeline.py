@@ -25,7 +25,7 @@ from data.aspect import check_buckets
 from data.batch import Batch, cut, joined, to_batch
 from data.errors import InputError
 from data.images import CROPS, Crop, pixels_to_image
-from data.lanes import Chunk, Reader, Settings, Source, nothing_usable
+from data.lanes import Chunk, Lane, Reader, Settings, Source, nothing_usable
 from data.listing import list_shards
 from data.mixing import Mix
 from data.order import choose, permutation
@@ -173,6 +173,21 @@ class Pipeline:
         words = self._settings()._replace(random_caption=False, reader=self.reader or _without_picture)
         for chunk in self._load(Once(words, self.batch_size, 0, 1, 0)):
             yield from zip(chunk.captions, chunk.info, strict=True)
+
+    def windows(self, part: int, parts: int) -> Iterator[Batch]:
+        """Of one pass over the samples of all ranks, cut into windows of `batch_size`, every `parts`-th from `part` on.
+
+        A window lacks its unusable samples and may be empty. So processes can share a pass: what stands in window i
+        depends on nothing but the shards and the batch size.
+        """
+        if self.config.cache:
+            for window in torch.arange(len(self.cached().keys)).split(self.batch_size)[part::parts]:
+                yield self._gather(window.tolist(), epochs=None)
+            return
+        settings = self._settings()._replace(random_caption=False)
+        for chunk in Lane(settings, 1, 0).once(self.batch_size, part, parts):
+            self.report.add(chunk.faults)
+            yield to_batch(chunk)
 
     def cached(self) -> Chunk:
         """All usable samples of all ranks, decoded; filled on first use."""

@@ -7,7 +7,7 @@ shards changes is only its scale: sizes, batch, pace of averages, and one CLIP g
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from generators import styleformer, stylegan2_discriminator, stylegan_t, stylenat, wavelet
 from generators.gan_config import Average, Blur, GanTrainConfig, Lazy
@@ -21,15 +21,21 @@ LICENCE = "MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def _run(steps: int, batch: int, every: int, **settings: Any) -> RunConfig:
-    """Gradients are left as they are, as all three papers have it."""
+def _run(steps: int, batch: int, every: int, *, precision: Literal["no", "bf16"], **settings: Any) -> RunConfig:
+    """Gradients are left as they are, as all three papers have it. precision: "no" is TF32 on a GPU (precision.py)."""
     return RunConfig(
-        steps=steps, batch_size=batch, grad_clip=0.0, sample_every=every, checkpoint_every=every, **settings
+        steps=steps,
+        batch_size=batch,
+        precision=precision,
+        grad_clip=0.0,
+        sample_every=every,
+        checkpoint_every=every,
+        **settings,
     )
 
 
-_EMOJI_CPU = _run(4000, 8, 500, log_every=25)
-_EMOJI = _run(40000, 64, 2000)
+_EMOJI_CPU = _run(4000, 8, 500, precision="no", log_every=25)
+_EMOJI = _run(40000, 64, 2000, precision="no")
 
 # ---- StyleGAN-T (Sauer et al. 2023)
 
@@ -84,7 +90,7 @@ STYLEGAN_T = {
     ),
     "test": replace(
         _STYLEGAN_T_EMOJI,
-        run=_run(4, 4, 2, log_every=1),
+        run=_run(4, 4, 2, precision="no", log_every=1),
         network=StyleGanTConfig(
             resolution=16, condition_width=256, latent_width=16, channel_max=16, residual_blocks=1, groups=4
         ),
@@ -96,7 +102,7 @@ STYLEGAN_T = {
 # ---- Styleformer (Park and Kim 2022), trained as StyleGAN2-ADA is (Karras et al. 2020)
 
 _STYLEFORMER = GanTrainConfig(
-    run=_run(390_000, 64, 5000),  # 25 million pictures
+    run=_run(390_000, 64, 5000, precision="no"),  # 25 million pictures
     network=styleformer.CONFIGS["celeba-64"],
     discriminator=stylegan2_discriminator.CONFIGS["celeba-64"],
     r1=Lazy(weight=0.0128, every=16),  # 2e-4 of the square of the side, over the batch
@@ -108,7 +114,7 @@ _STYLEFORMER = GanTrainConfig(
 )
 _CIFAR = replace(
     _STYLEFORMER,
-    run=_run(3_125_000, 32, 5000),  # 100 million pictures
+    run=_run(3_125_000, 32, 5000, precision="no"),  # 100 million pictures
     network=styleformer.CONFIGS["cifar10"],
     discriminator=stylegan2_discriminator.CONFIGS["cifar10"],
     r1=Lazy(weight=0.01, every=16),
@@ -143,7 +149,7 @@ STYLEFORMER = {
     # The published example of 32 pixels against a discriminator that a CPU can bear, for a look within minutes.
     "cifar10-cpu": replace(
         _CIFAR,
-        run=_run(1000, 32, 250, log_every=25),
+        run=_run(1000, 32, 250, precision="no", log_every=25),
         network=replace(styleformer.CONFIGS["readme"], conditioning="class", condition_width=10),
         discriminator=replace(
             stylegan2_discriminator.CONFIGS["cifar10-classes"], channel_base=2048, channel_max=128, mapping_layers=2
@@ -183,7 +189,7 @@ STYLEFORMER = {
     ),
     "test": replace(
         _STYLEFORMER_EMOJI,
-        run=_run(4, 4, 2, log_every=1),
+        run=_run(4, 4, 2, precision="no", log_every=1),
         network=replace(styleformer.CONFIGS["test"], condition_width=256),
         discriminator=replace(stylegan2_discriminator.CONFIGS["test"], condition_width=256),
         r1=Lazy(weight=0.05, every=2),
@@ -195,7 +201,7 @@ STYLEFORMER = {
 # ---- StyleNAT (Walton et al. 2022)
 
 _STYLENAT = GanTrainConfig(
-    run=_run(1_000_000, 64, 5000),
+    run=_run(1_000_000, 64, 5000, precision="no"),
     network=stylenat.CONFIGS["ffhq-256"],
     discriminator=wavelet.CONFIGS["ffhq-256"],
     r1=Lazy(weight=10.0, every=16),
@@ -244,7 +250,7 @@ STYLENAT = {
     ),
     "test": replace(
         _STYLENAT_EMOJI,
-        run=_run(4, 4, 2, log_every=1),
+        run=_run(4, 4, 2, precision="no", log_every=1),
         network=replace(stylenat.CONFIGS["test"], condition_width=256),
         discriminator=replace(wavelet.CONFIGS["test"], condition_width=256),
         r1=Lazy(weight=1.0, every=2),

@@ -41,9 +41,12 @@ class Pace:
         return self._watch.step(self._waited, time.monotonic() - self._began)
 
     def line(self, images_per_second: float) -> dict[str, float]:
-        """data_wait, a share of the time since the last line, and where known utilisation, a share of the peak."""
+        """data_wait, a share of the time since the last line; where the work of a picture is counted tflops, 10^12
+        operations per second of all devices; and where their peak is known, too, utilisation, a share of it."""
         now = time.monotonic()
         found = {"data_wait": round(self._line_waited / max(now - self._line_began, 1e-9), 4)}
+        if self.flops_per_image:
+            found["tflops"] = float(f"{self.flops_per_image * images_per_second / 1e12:.4g}")
         if self.peak and self.flops_per_image:
             found["utilisation"] = round(self.flops_per_image * images_per_second / self.peak, 4)
         self._line_began, self._line_waited = now, 0.0

@@ -48,6 +48,7 @@ from generators.folders import Claim
 from generators.horizon import Horizon
 from generators.metrics import Means, append_line, forget_lines_after
 from generators.pace import Pace
+from generators.precision import allow_tf32
 from generators.signals import Stopped, StopRequest
 from generators.tracked import CHECKPOINTS, Stateful, Tracked, to_continue
 
@@ -63,7 +64,7 @@ class RunConfig:
     minutes: float = 0.0  # of training, after which it ends before its steps, with schedules to match; 0: no limit
     seed: int = 0
     batch_size: int = 32  # pictures per optimiser step, over all processes and accumulated micro-batches
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["no", "bf16"] = "no"  # no: float32, whose products a GPU computes in TF32 (precision.py)
     sharding: Literal["none", "fsdp2"] = "none"  # over processes: copies (DDP), or pieces (FSDP2, see sharding.py)
     grad_clip: float = 1.0  # largest gradient norm; 0 leaves gradients as they are
     accumulate: int = 1  # micro-batches per optimiser step
@@ -98,6 +99,7 @@ class Run:
         self.full_config: dict[str, Any] = json.loads(json.dumps(full_config))  # as it will read from the disk
         self.accelerator = Accelerator(log_with=_trackers(config.trackers), project_dir=self.out)
         self.device: torch.device = self.accelerator.device
+        allow_tf32(self.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
         parts = self.world * config.accumulate
@@ -137,7 +139,7 @@ class Run:
         from generators.sharding import shard
 
         network.to(self.device)
-        shard(network, blocks, self.device, half=self.config.precision == "bf16")
+        shard(network, blocks, self.device)
         return network
 
     def whole(self, network: Network, build: Callable[[], Network]) -> Network:
@@ -236,8 +238,12 @@ class Run:
                 yield micro
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 where the config asks for it; needed around every forward pass and its loss."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        """bfloat16 where the config asks for it; needed around every forward pass and its loss.
+
+        Networks in pieces use each weight once, and keeping a lowered copy of all of them would undo the cutting.
+        """
+        enabled, kept = self.config.precision == "bf16", self.config.sharding == "none"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=kept)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the loss, a mean over its micro-batch; accumulated micro-batches weigh equally."""

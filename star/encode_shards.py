@@ -32,6 +32,7 @@ from generators.folders import Claim
 from generators.registry import place_of
 from star.encoded import Encoder, each_caption_unmentioned
 from star.encoding import NAME, TEXT_DTYPES, Encoding
+from tokenizer.portions import loaded_at_once
 from tokenizer.tokenizer import MultiScaleTokenizer
 
 KEPT = 2**30  # bytes of captions' features in memory
@@ -78,7 +79,8 @@ def encode(
     """Encodes every shard, held-out ones included, into `out`.
 
     tokenizer, text_encoder: as in a training. latents: also what the tokenizer makes of a picture before quantisation,
-    which training with code noise needs. half: the tokenizer computes under bfloat16 autocast.
+    which training with code noise needs. half: the tokenizer computes under bfloat16 autocast. batch_size: pictures
+    at once, fewer where they are too large for that, see `tokenizer.portions`.
     Raises InputError if nothing is there, two shards would get one name, `out` cannot be written, or it holds shards of
     another encoding.
     """
@@ -107,7 +109,7 @@ def encode(
             settings = DataConfig(
                 shards=(shard,), resolution=networks[0].resolution, crop=crop, shuffle=False, workers=workers
             )
-            pipeline = Pipeline(settings, batch_size=batch_size)
+            pipeline = Pipeline(settings, batch_size=loaded_at_once(networks[0].resolution, most=batch_size))
             count = _write(out / name, writer.samples(_usable(pipeline)))
             report.add(pipeline.report.named)
             samples, written = samples + count, written + 1

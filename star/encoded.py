@@ -22,6 +22,7 @@ from data.text import TextEncoder, TextFeatures
 from star.encoding import QuantizerOnly
 from star.frozen import Frozen
 from star.teaching import Lesson, make_lesson
+from tokenizer.portions import at_once, map_bytes
 from tokenizer.tokenizer import MultiScaleTokenizer
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 class Lessons(Protocol):
     """Where the lessons of a training come from: encoded batch by batch, beforehand, or in shards."""
+
+    null_text: TextFeatures  # of one empty prompt, on the device
 
     @property
     def tokenizer(self) -> MultiScaleTokenizer | QuantizerOnly: ...
@@ -56,12 +59,14 @@ class Encoder:
         self.half = half
         self.tokenizer, self.text_encoder, self.device = tokenizer, text_encoder, device
         self.null_text = text_encoder.encode([""]).to(device)
+        self.portion = at_once(map_bytes(tokenizer.config.autoencoder, tokenizer.resolution))
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> Tensor:
-        """latent_BEhw, float32, before quantisation."""
+        """latent_BEhw, float32, before quantisation; as many pictures at once as `portions` allows."""
+        parts = batch.image_B3HW.split(self.portion)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return self.tokenizer.image_to_latent(batch.image_B3HW.to(self.device))
+            return torch.cat([self.tokenizer.image_to_latent(part.to(self.device)) for part in parts])
 
     def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Lesson:
         """What is taught of a batch, see teaching.make_lesson."""

@@ -34,9 +34,11 @@ from generators.staging import staged
 from star.adapter import PREFIX, mark, write_base
 from star.encoded import EncodedSet, Encoder
 from star.generator import StarGenerator
-from star.teaching import per_scale, scale_weights, token_losses
+from star.teaching import scale_weights
 from star.train import drop_captions, parameter_groups
 from star.transformer import NextScaleTransformer
+from star.validation import Measured
+from tokenizer.portions import loaded_at_once
 
 # Everything a block multiplies by; attention.py lets a wrapped layer compute by itself.
 ADAPTED = r"blocks\.\d+\.((attention|cross_attention)\.(query_key_value|query|key_value|output)|mlp\.(up|down))"
@@ -93,16 +95,17 @@ def finetune(
     )
     pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
     networks = (generator.tokenizer.to(run.device), generator.text_encoder.to(run.device))
-    everything = list(Pipeline(settings, batch_size=64).one_pass())
+    loaded = loaded_at_once(generator.resolution[0])
+    everything = list(Pipeline(settings, batch_size=loaded).one_pass())
     encoder = EncodedSet(*networks, run.device, everything)
-    measured = {"trained": Measure(encoder, everything)}
+    measured = {"trained": Measured(encoder, iter(everything))}
     if validation:
         held = DataConfig(shards=tuple(list_shards(validation)), resolution=settings.resolution, shuffle=False)
-        measured["held out"] = Measure(encoder.unprepared(), list(Pipeline(held, batch_size=64).one_pass()))
+        measured["held out"] = Measured(encoder.unprepared(), Pipeline(held, batch_size=loaded).one_pass())
     options = registry.recommended(model)
 
     transformer = generator.transformer.to(run.device)
-    before = {name: measure.losses(transformer, run) for name, measure in measured.items()}
+    before = {name: measure.losses(transformer, run, alone=True).cpu() for name, measure in measured.items()}
     drawn_before = draw(generator, everything[0], options)
     lora_config = add_lora(transformer, config.lora) if config.lora else None
     optimizer = torch.optim.AdamW(
@@ -114,9 +117,9 @@ def finetune(
 
     result = out / ("adapter" if lora_config else "model")
     if run.is_main:
-        after = {name: measure.losses(transformer, run) for name, measure in measured.items()}
+        after = {name: measure.losses(transformer, run, alone=True).cpu() for name, measure in measured.items()}
         table = {
-            name: {"before": before[name].tolist(), "after": after[name].tolist(), "pictures": measured[name].pictures}
+            name: {"before": before[name].tolist(), "after": after[name].tolist(), "pictures": len(measured[name])}
             for name in measured
         }
         write_text(out / "losses.json", json.dumps(table, indent=1) + "\n")
@@ -151,7 +154,7 @@ def learn(
             lesson = encoder.lesson(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
             text = encoder.batch_text(batch, drop_captions(batch.prompts, config.caption_dropout))
             with run.autocast():
-                loss_BL = token_losses(network(lesson.teacher_input_BlE, text), lesson.codes_BL)
+                loss_BL = network(lesson.teacher_input_BlE, text, codes_BL=lesson.codes_BL)
             loss = (loss_BL.mean(dim=0) * weights_L).sum()
             run.backward(loss)
             run.log({"loss": loss.detach()}, images=len(batch))
@@ -159,25 +162,6 @@ def learn(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     transformer.eval()
-
-
-class Measure:
-    """Pictures whose losses are measured, encoded once."""
-
-    def __init__(self, encoder: Encoder, batches: Sequence[Batch]) -> None:
-        self.lessons = [encoder.lesson(batch) for batch in batches]
-        self.texts = [encoder.batch_text(batch, [several[0] for several in batch.captions]) for batch in batches]
-        self.pictures = sum(len(batch) for batch in batches)
-
-    @torch.no_grad()
-    def losses(self, transformer: NextScaleTransformer, run: Run) -> Tensor:
-        """Mean nats per token (K,) of each scale, on the CPU."""
-        lengths = transformer.schedule.lengths
-        total_K = torch.zeros(len(lengths), device=run.device)
-        for lesson, text in zip(self.lessons, self.texts, strict=True):
-            loss_BL = token_losses(transformer(lesson.teacher_input_BlE, text), lesson.codes_BL)
-            total_K += per_scale(loss_BL, lengths) * len(loss_BL)
-        return (total_K / self.pictures).cpu()
 
 
 class Learnt:

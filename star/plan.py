@@ -6,18 +6,22 @@ Nothing is allocated or read. Pictures are taken to be encoded beforehand (`star
 no text encoder computes beside the training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.errors import InputError
 from generators.checkpoint import ModelDirectory
+from generators.config import from_dict
 from generators.registry import place_of
-from star.plan_memory import Memory, Parameters, memory
+from star.plan_memory import Memory, Parameters, looking, memory
 from star.plan_work import Work, mean
 from star.plan_work import work as work_of
 from star.presets import CURRICULUM_SIZES
 from star.train import TrainConfig
 from star.transformer import TransformerConfig
+from tokenizer.autoencoder import AutoencoderConfig
+from tokenizer.portions import at_once, map_bytes
+from tokenizer.tokenizer import TokenizerConfig
 
 GB = 10**9
 USABLE = 0.9  # of a device's memory; the rest goes to the driver, communication and the allocator's waste
@@ -30,15 +34,15 @@ class Gpu:
 
     memory: int
     half: float  # bfloat16
-    full: float  # float32 without TF32, which training leaves off
+    full: float  # TF32, in which training multiplies float32 (generators/precision.py)
 
 
 GPUS = {
-    "a100-40": Gpu(memory=40 * GB, half=312e12, full=19.5e12),
-    "a100": Gpu(memory=80 * GB, half=312e12, full=19.5e12),
-    "h100": Gpu(memory=80 * GB, half=989e12, full=67e12),
-    "h200": Gpu(memory=141 * GB, half=989e12, full=67e12),
-    "l40s": Gpu(memory=48 * GB, half=362e12, full=91.6e12),
+    "a100-40": Gpu(memory=40 * GB, half=312e12, full=156e12),
+    "a100": Gpu(memory=80 * GB, half=312e12, full=156e12),
+    "h100": Gpu(memory=80 * GB, half=989e12, full=494e12),
+    "h200": Gpu(memory=141 * GB, half=989e12, full=494e12),
+    "l40s": Gpu(memory=48 * GB, half=362e12, full=183e12),
     "rtx4090": Gpu(memory=24 * GB, half=165e12, full=82.6e12),
 }
 
@@ -51,6 +55,7 @@ class Shapes:
     vocabulary: int = 4096
     code_width: int = 32
     text_width: int = 1024
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Shapes":
@@ -59,11 +64,12 @@ class Shapes:
             return cls(sizes=CURRICULUM_SIZES[config.tokenizer])
         from data.text import TextEncoder
 
-        quantizer = ModelDirectory.read(place_of(config.tokenizer)).config["quantizer"]
+        tokenizer = from_dict(TokenizerConfig, ModelDirectory.read(place_of(config.tokenizer)).config)
         return cls(
-            sizes=tuple(quantizer["sizes"]),
-            vocabulary=quantizer["vocabulary"],
-            code_width=quantizer["code_width"],
+            sizes=tokenizer.quantizer.sizes,
+            vocabulary=tokenizer.quantizer.vocabulary,
+            code_width=tokenizer.quantizer.code_width,
+            autoencoder=tokenizer.autoencoder,
             text_width=TextEncoder.from_pretrained(place_of(config.text_encoder)).width,
         )
 
@@ -87,6 +93,8 @@ class Plan:
     kept_checkpoints: int
     model_bytes: int
     encoded_bytes: int  # of one picture, at most
+    looked: tuple[int, int]  # held-out pictures at once on a device, and the bytes that their losses take
+    mapped: tuple[int, int]  # pictures that `star data encode` computes at once, and the bytes of their maps
 
     @property
     def days(self) -> float:
@@ -104,6 +112,8 @@ class Plan:
             f"tokens          {self.tokens} of a picture in a step, scales {' '.join(map(str, self.network.sizes))}\n"
             f"devices         {self.gpus} x {self.gpu}, {self.per_device} pictures at once on each\n"
             f"memory          {_size(self.memory.peak)} at the peak, of {_size(usable)} usable on a device\n{kinds}"
+            f"held out        {self.looked[0]} pictures at once on each, {_size(self.looked[1])} beside what is kept\n"
+            f"encoding        {self.mapped[0]} pictures at once on each, {_size(self.mapped[1])} of maps beforehand\n"
             f"work            {work.total / 1e12:.3f} TFLOP for a picture: {work.forward / 1e12:.3f} forward, "
             f"{work.backward / 1e12:.3f} backward, {work.again / 1e12:.3f} computed again\n"
             f"speed           {self.images_per_second:,.1f} images/s at {self.utilisation:.0%} of the stated FLOP/s\n"
@@ -131,8 +141,17 @@ def plan(
     half = config.run.precision == "bf16"
     pieces = gpus if config.run.sharding == "fsdp2" else 1
     needed = memory(network, lengths, TEXT_TOKENS, batch=per_device, half=half, pieces=pieces)
+    looked = looking(network, half=half, pieces=pieces)
+    kept = needed.weights + needed.moments + needed.averaged
+    needed = replace(needed, peak=max(needed.peak, kept + looked[1]))
     if needed.peak > device.memory * USABLE:
         raise InputError(_too_much(config, needed, gpu, per_device, pieces))
+    maps = map_bytes(shapes.autoencoder, max(shapes.sizes) * shapes.autoencoder.downsampling)
+    if at_once(maps) * maps > device.memory * USABLE:
+        raise InputError(
+            f"encoding one picture takes {_size(maps)} of maps, expected at most {_size(device.memory * USABLE)} on a "
+            f"{gpu}: take a larger device"
+        )
     done = mean((work_of(network, part.lengths, TEXT_TOKENS), share) for part, share in shares.items())
     count = Parameters.of(network).total
     return Plan(
@@ -150,6 +169,8 @@ def plan(
         checkpoint_bytes=16 * count,  # weights, two moments and the average, float32
         kept_checkpoints=config.run.keep,
         model_bytes=count * (2 if config.dtype == "bfloat16" else 4),
+        looked=looked,
+        mapped=(at_once(maps), at_once(maps) * maps),
         encoded_bytes=2 * network.schedule.length + 2 * (TEXT_TOKENS + 1) * shapes.text_width,
     )
 

@@ -6,10 +6,12 @@
 | moments     | AdamW's two                                                              | 8 each                      |
 | averaged    | the EMA                                                                  | 4 each                      |
 | gradients   | float32                                                                  | 4 each                      |
-| gathered    | the block that computes and the next one, whole, with FSDP2; without it  | 2 or 4 each                 |
-|             | the copies that bfloat16 autocast makes of matrices                      |                             |
+| gathered    | with FSDP2 the block that computes, the next, and what is in no block    | 4 each                      |
+| lowered     | the copies that bfloat16 autocast makes of matrices: of all, as the      | 2 each                      |
+|             | backward pass needs them; of one block with FSDP2 and checkpointing      |                             |
 | activations | what the backward pass needs of every block, or of one with checkpointing | see `_block`               |
-| logits      | float32: themselves, their log-softmax, the gradients of both            | 16 for each token and code  |
+| logits      | float32: themselves, their log-softmax, the gradients of both; some      | 16 for each token and code, |
+|             | tokens at a time                                                         | up to 1 GiB                 |
 
 Not all of it is there at once: the peak is either where the loss begins to go backward, or where the last gradient is
 computed. Kernels' own workspaces, the allocator's waste and the data are not in it.
@@ -21,7 +23,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from star.teaching import tokens_at_once
 from star.transformer import NextScaleTransformer, TransformerConfig
+from tokenizer.portions import at_once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +37,7 @@ class Memory:
     averaged: int
     gradients: int
     gathered: int
+    lowered: int
     activations: int
     logits: int
     peak: int
@@ -81,10 +86,10 @@ def memory(
     count = Parameters.of(network)
     tokens = batch * sum(lengths)
     element = 2 if half else 4
-    if pieces > 1:
-        gathered = 2 * count.block * element
-    else:
-        gathered = count.matrices * 2 if half else 0
+    gathered = 4 * (2 * count.block + count.total - network.depth * count.block) if pieces > 1 else 0
+    lowered = 0
+    if half:
+        lowered = 2 * (count.block if pieces > 1 and network.checkpointing else count.matrices)
     weights, moments, averaged, gradients = (share * -(-count.total // pieces) for share in (4, 8, 4, 4))
     block = _block(network, lengths, text_tokens, batch, half)
     stream, text = 4 * tokens * network.width, 3 * batch * text_tokens * network.width * element
@@ -92,11 +97,12 @@ def memory(
     ends = 2 * stream + (4 * sum(lengths) ** 2 if network.attention in ("sdpa", "eager") else 0)
     # With checkpointing one block is there whole, but only once the logits have gone.
     all_kept = network.depth * (kept + (0 if network.checkpointing else text)) + ends
-    logits = 4 * tokens * network.vocabulary
+    # Logits of so many tokens at a time; in parts, each is made a second time when its loss goes backward.
+    logits = 4 * min(tokens, batch * max(1, tokens_at_once(network.vocabulary) // batch)) * network.vocabulary
     # The gradient of what GELU gives takes the place of its value; beside it, that of the stream.
     at_work = round(network.width * network.mlp_ratio) * tokens * element + stream
     one = block + text if network.checkpointing else 0
-    static = weights + moments + averaged + gathered
+    static = weights + moments + averaged + gathered + lowered
     head, own = 4 * count.head // pieces, 4 * count.block // pieces
     peak = static + max(
         all_kept + 4 * logits,  # log-softmax goes backward
@@ -109,10 +115,40 @@ def memory(
         averaged=averaged,
         gradients=gradients,
         gathered=gathered,
+        lowered=lowered,
         activations=all_kept + one,
         logits=4 * logits,
         peak=peak,
     )
+
+
+def looked_bytes(network: TransformerConfig, *, half: bool) -> int:
+    """Bytes that the losses of one picture take at once without gradients, all scales, beside weights and logits.
+
+    The MLP holds the stream, the normalised stream (and a copy in the type of products), its hidden channels before and
+    after GELU; self-attention the stream and, at most, what makes 14 of its size in the type of products.
+    """
+    tokens, width, element = network.schedule.length, network.width, 2 if half else 4
+    mlp = 8 + element * (1 + 2 * network.mlp_ratio)
+    found = tokens * width * round(max(mlp, 8 + 14 * element))
+    if network.attention == "eager":
+        found += 2 * element * network.heads * tokens**2
+    return found
+
+
+def looked_at_once(network: TransformerConfig, *, half: bool) -> int:
+    """Held-out pictures whose losses are computed at once."""
+    return at_once(looked_bytes(network, half=half))
+
+
+def looking(network: TransformerConfig, *, half: bool, pieces: int = 1) -> tuple[int, int]:
+    """Held-out pictures at once, and the bytes that computing their losses takes beside the weights and moments."""
+    count, pictures = Parameters.of(network), looked_at_once(network, half=half)
+    tokens = min(tokens_at_once(network.vocabulary), pictures * network.schedule.length)
+    found = pictures * looked_bytes(network, half=half) + 8 * tokens * network.vocabulary
+    found += 4 * (2 * count.block + count.total - network.depth * count.block) if pieces > 1 else 0
+    found += 2 * (count.block if pieces > 1 else count.matrices) if half else 0
+    return pictures, found + (4 * network.schedule.length**2 if network.attention in ("sdpa", "eager") else 0)
 
 
 def _block(network: TransformerConfig, lengths: tuple[int, ...], text_tokens: int, batch: int, half: bool) -> int:

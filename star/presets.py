@@ -44,8 +44,8 @@ EMOJI_CPU = TrainConfig(
 )
 
 
-def _stage(config: TrainConfig, *, pictures: int, batch: int, precision: Literal["no", "bf16"] = "bf16") -> TrainConfig:
-    """One stage of the curriculum: its steps, a fiftieth of which is warm-up."""
+def _stage(config: TrainConfig, *, pictures: int, batch: int, precision: Literal["no", "bf16"]) -> TrainConfig:
+    """One stage of the curriculum: its steps, a fiftieth of which is warm-up. precision: "no" is TF32 on a GPU."""
     steps = pictures // batch
     return replace(
         config, run=replace(config.run, steps=steps, batch_size=batch, precision=precision), warmup=steps // 50
@@ -79,9 +79,12 @@ _CURRICULUM = TrainConfig(
 )
 # The curated set has a size that was never told; here it counts as ten million, seen as often as was released.
 _CURATED = 10_000_000
-_D30_256 = _stage(_CURRICULUM, pictures=40_000_000, batch=480)
+_D30_256 = _stage(_CURRICULUM, pictures=40_000_000, batch=480, precision="bf16")
 _D30_256_FINISH = _stage(
-    replace(_CURRICULUM, init_from="runs/star-d30-256/model", lr=5e-5), pictures=4 * _CURATED, batch=480
+    replace(_CURRICULUM, init_from="runs/star-d30-256/model", lr=5e-5),
+    pictures=4 * _CURATED,
+    batch=480,
+    precision="bf16",
 )
 _D30_512 = _stage(
     replace(
@@ -93,7 +96,7 @@ _D30_512 = _stage(
     ),
     pictures=5 * _CURATED,
     batch=192,
-    precision="no",
+    precision="no",  # as released: float32 whose products are TF32
 )
 _D30_1024 = _stage(
     replace(
@@ -106,6 +109,7 @@ _D30_1024 = _stage(
     ),
     pictures=2 * _CURATED,
     batch=64,
+    precision="bf16",
 )
 
 # Scales of the curriculum's tokenizers, for plans on a machine that does not hold them.
@@ -169,6 +173,7 @@ PRESETS: dict[str, TrainConfig] = {
         replace(_CURRICULUM, width=1024, depth=16, heads=16, drop_path=0.1 * 16 / 24),
         pictures=10 * _CURATED,
         batch=512,
+        precision="bf16",
     ),
     "star-d30-256": _D30_256,  # on pairs from the web, once
     "star-d30-256-finish": _D30_256_FINISH,  # on curated ones

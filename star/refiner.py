@@ -73,7 +73,7 @@ class Refiner(nn.Module):
         self.level_embedding = nn.Embedding(self.schedule.count, width)
         self.merge = nn.Linear(2 * width, width)
         plain = replace(transformer, cross_attention=False)
-        self.blocks = nn.ModuleList(Block(plain, 0.0) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(plain) for _ in range(config.depth))
         self.head = nn.Linear(width, transformer.vocabulary)
         # Tables, not state, as in the transformer.
         self._rotation = pyramid_rotation(

@@ -23,7 +23,7 @@ from star.encoded import Encoder, Lessons
 from star.encoded_shards import EncodedReader, EncodedShards
 from star.encoding import encoding_of
 from star.frozen import Frozen
-from star.teaching import scale_weights, token_losses
+from star.teaching import scale_weights
 from star.train import TrainConfig, compile_blocks, parameter_groups
 from star.transformer import NextScaleTransformer
 
@@ -116,7 +116,7 @@ def _measure(config: TrainConfig, shards: tuple[str, ...], workers: int, steps: 
         _wait(lesson.teacher_input_BlE)
         taught = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss_BL = token_losses(model(lesson.teacher_input_BlE, text), lesson.codes_BL)
+            loss_BL = model(lesson.teacher_input_BlE, text, codes_BL=lesson.codes_BL)
         (loss_BL.mean(dim=0) * weights_L).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

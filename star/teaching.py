@@ -13,6 +13,8 @@ from torch import Tensor
 from tokenizer.quantizer import Quantizer
 from tokenizer.scales import ScaleSchedule
 
+LOGITS = 2**30  # bytes: logits in float32, their log-softmax, and the gradients of both
+
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
@@ -109,6 +111,11 @@ def token_losses(logits_BLV: Tensor, codes_BL: Tensor, label_smoothing: float = 
     return flat.view(codes_BL.shape)
 
 
+def tokens_at_once(vocabulary: int) -> int:
+    """Tokens whose logits are computed together, so that these with all that their loss needs take 1 GiB."""
+    return max(1, LOGITS // (16 * vocabulary))
+
+
 def per_scale(loss_BL: Tensor, lengths: Sequence[int]) -> Tensor:
     """Mean loss (K,) of each scale of so many tokens, without gradient."""
     return torch.stack([part.mean() for part in loss_BL.detach().split(list(lengths), dim=1)])
@@ -123,14 +130,18 @@ def scale_weights(lengths: tuple[int, ...], power: float) -> Tensor:
     return torch.cat([torch.full((length,), length ** (power - 1) / total) for length in lengths])
 
 
-def unigram_nats(train_BL: Tensor, held_BL: Tensor, lengths: tuple[int, ...], vocabulary: int) -> Tensor:
+def code_counts(codes_BL: Tensor, lengths: Sequence[int], vocabulary: int) -> Tensor:
+    """How often each code comes at each scale: int64 (K, V)."""
+    parts = codes_BL.long().split(list(lengths), dim=1)
+    return torch.stack([torch.bincount(codes_Bl.flatten(), minlength=vocabulary) for codes_Bl in parts])
+
+
+def unigram_nats(train_KV: Tensor, held_KV: Tensor) -> Tensor:
     """Nats per token (K,) that knowing only each scale's code frequencies would cost on held-out pictures.
 
-    Cross-entropy of held-out codes under the training codes' frequencies, with one count added for every code.
+    Cross-entropy of held-out codes under the training codes' frequencies, with one count added for every code; both
+    are given as `code_counts`.
     """
-    nats = []
-    for train_Bl, held_Bl in zip(train_BL.split(lengths, dim=1), held_BL.split(lengths, dim=1), strict=True):
-        counts_V = torch.bincount(train_Bl.flatten().long(), minlength=vocabulary).double() + 1
-        log_share_V = counts_V.log() - counts_V.sum().log()
-        nats.append(-log_share_V[held_Bl.flatten().long()].mean())
-    return torch.stack(nats).float()
+    counts_KV = train_KV.double() + 1
+    log_share_KV = counts_KV.log() - counts_KV.sum(dim=1, keepdim=True).log()
+    return (-(held_KV * log_share_KV).sum(dim=1) / held_KV.sum(dim=1)).float()

@@ -38,11 +38,13 @@ from star.encoded_shards import EncodedReader, EncodedShards
 from star.encoding import encoding_of
 from star.frozen import Frozen
 from star.generator import StarGenerator
+from star.plan_work import mean, work
 from star.syllabus import Syllabus
-from star.teaching import per_scale, scale_weights, token_losses
+from star.teaching import per_scale, scale_weights
 from star.transformer import NextScaleTransformer, TransformerConfig
-from star.validation import Validation, is_held_out, rows, some
+from star.validation import Validation, is_held_out, shared_out
 from star.warm_start import continued, start_from
+from tokenizer.portions import loaded_at_once
 from tokenizer.scales import ScaleSchedule
 
 # Weight decay pulls towards zero what should be: matrices. Not biases, nor what is added or multiplied as it stands.
@@ -210,6 +212,9 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     run.restore()
 
     pipeline, encoder, validation = prepare_data(config, feed, frozen, run)
+    words = frozen.text_encoder.max_tokens
+    done = mean((work(network, part.lengths, words), share) for part, share in syllabus.shares().items())
+    run.pace.flops_per_image = done.forward + done.backward  # what is computed a second time is no use
     batches = feed.batches(run, pipeline)
     weights = {part: scale_weights(part.lengths, config.scale_power).to(run.device) for part in syllabus.shares()}
     if config.compile:
@@ -240,8 +245,13 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
                 taught_L = taught_L.to(run.device)
                 codes_BL = codes_BL[:, taught_L]
             with run.autocast():
-                logits_BLV = model(lesson.teacher_input_BlE, text, taught_L=taught_L)
-                loss_BL = token_losses(logits_BLV, codes_BL, config.label_smoothing)
+                loss_BL = model(
+                    lesson.teacher_input_BlE,
+                    text,
+                    taught_L=taught_L,
+                    codes_BL=codes_BL,
+                    label_smoothing=config.label_smoothing,
+                )
             loss = (loss_BL.mean(dim=0) * weights[part]).sum()
             run.backward(loss)
             losses = {f"loss_scale/{k}": value for k, value in enumerate(per_scale(loss_BL, part.lengths))}
@@ -251,11 +261,12 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         ema.update_parameters(run.unwrap(model))
-        due = validation.pictures and run.due(step, config.validate_every)
-        if due or (run.sample_due(step) and config.sample_prompts):
+        if validation.pictures and run.due(step, config.validate_every):
+            measure(run, smooth, validation, step)
+        if run.sample_due(step) and config.sample_prompts:
             whole = run.whole(smooth, lambda: NextScaleTransformer(network))
             if run.is_main:
-                look(config, run, whole, frozen, validation, step)
+                show(config, run, frozen.generator(whole), step)
     whole = run.whole(smooth, lambda: NextScaleTransformer(network))
     if run.is_main:
         save(config, frozen.generator(whole), out / "model", card(config, run, validation))
@@ -263,19 +274,19 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     return out / "model"
 
 
-def look(
-    config: TrainConfig, run: Run, smooth: NextScaleTransformer, frozen: Frozen, validation: Validation, step: int
-) -> None:
-    """What of it is due after this step: losses of the held-out pictures, and sample pictures."""
-    if validation.pictures and run.due(step, config.validate_every):
-        losses_K = validation.losses(smooth, run)
-        run.note({"validation_loss": losses_K.mean(), "validation_loss_scale": losses_K})
+def measure(run: Run, smooth: NextScaleTransformer, validation: Validation, step: int) -> None:
+    """Losses of the held-out pictures; every process must ask for it."""
+    losses_K = validation.losses(smooth)
+    run.note({"validation_loss": losses_K.mean(), "validation_loss_scale": losses_K})
+    if run.is_main:
         validation.write(run.out / "validation.json", losses_K, step)
-    if run.sample_due(step) and config.sample_prompts:
-        prompts = config.sample_prompts
-        generator = frozen.generator(smooth)
-        pixels_B3HW = generator.generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
-        run.picture("samples", grid(pixels_B3HW, columns=8), step)
+
+
+def show(config: TrainConfig, run: Run, generator: StarGenerator, step: int) -> None:
+    """Sample pictures."""
+    prompts = config.sample_prompts
+    pixels_B3HW = generator.generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
+    run.picture("samples", grid(pixels_B3HW, columns=8), step)
 
 
 def save(config: TrainConfig, generator: StarGenerator, path: Path, text: str) -> None:
@@ -338,7 +349,9 @@ def prepare_data(
     """The stream of training batches, what makes lessons of them, and what is held out."""
     pipeline = feed.pipeline(run)
     half = config.run.precision == "bf16"
-    every = pipeline.alone(64)  # every rank needs all of it
+    # Every process needs what is in memory; of what is streamed each decodes its turn, see validation.shared_out.
+    loaded = loaded_at_once(frozen.tokenizer.resolution)
+    every = pipeline.alone(loaded)
     encoder: Lessons
     if frozen.encoding is not None:
         encoder = EncodedShards(frozen.encoding, run.device)
@@ -347,18 +360,15 @@ def prepare_data(
     else:
         encoder = Encoder(*frozen.networks(run.device), run.device, half=half)
     if config.validation:
-        source = Pipeline(
-            replace(feed.settings, sources=((config.validation, 1.0),), workers=0, cache=False),
-            batch_size=64,
-            reader=feed.reader,
-        )
-        held = Validation(encoder, some(source.one_pass(), config.validation_pictures))
+        held = replace(feed.settings, sources=((config.validation, 1.0),), workers=0, cache=False)
+        source = Pipeline(held, batch_size=loaded, reader=feed.reader)
+        batches = shared_out(source, run, lambda _key: True, config.validation_pictures)
+        validation = Validation(encoder, batches, run)
     else:
-        chosen = (rows(batch, [is_held_out(key, config.held_out) for key in batch.keys]) for batch in every.one_pass())
-        held = Validation(encoder, some(chosen, config.validation_pictures), share=config.held_out)
-    if run.is_main:
-        held.count_codes(encoder, every)
-    return pipeline, encoder, held
+        batches = shared_out(every, run, lambda key: is_held_out(key, config.held_out), config.validation_pictures)
+        validation = Validation(encoder, batches, run, share=config.held_out)
+    validation.count_codes(encoder, every)
+    return pipeline, encoder, validation
 
 
 def card(config: TrainConfig, run: Run, validation: Validation) -> str:

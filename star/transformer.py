@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from star.attention import KeyValueCache
 from star.backends import ScaleCausality, additive
-from star.block import Block
+from star.block import Block, draw_paths
 from star.rope import pyramid_rotation
+from star.teaching import token_losses, tokens_at_once
 from tokenizer.scales import ScaleSchedule
 
 if TYPE_CHECKING:
@@ -142,8 +143,7 @@ class NextScaleTransformer(nn.Module):
             nn.Parameter(torch.empty(1, self.schedule.length, width)) if config.positions == "absolute" else None
         )
         self.shared_modulation = nn.Linear(width, 6 * width) if config.modulation == "shared-adaln" else None
-        last = max(config.depth - 1, 1)
-        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width) if config.modulation != "none" else None
         self.head = nn.Linear(width, config.vocabulary)
         # Tables, not state: kept out of the module's buffers, so that .to(dtype) leaves the angles in float32.
@@ -197,16 +197,21 @@ class NextScaleTransformer(nn.Module):
         text: "TextFeatures | Tensor",
         source_B: Tensor | None = None,
         taught_L: Tensor | None = None,
+        codes_BL: Tensor | None = None,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
-        """Logits of all scales at once, each scale seeing only coarser ones (teacher forcing).
+        """Logits of all scales at once, each scale seeing only coarser ones (teacher forcing); or their losses.
 
         teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives; L may end after any scale. text:
         TextFeatures, or class labels (B,) int64 for conditioning "class". source_B: see TextKeys; rows of other
         samples, so only the golden tests pass it here. taught_L: the tokens that take part, see teaching.draw_taught;
-        all if None. Returns float32 (B, L, V), with as many L as take part.
+        all if None. Returns float32 (B, L, V), with as many L as take part; where codes_BL, the right answers of these,
+        are given, the cross-entropy of every token in nats instead, float32 (B, L), without ever holding all logits.
         """
         hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B, taught_L)
-        return self.logits(hidden_BLC, condition_BC)
+        if codes_BL is None:
+            return self.logits(hidden_BLC, condition_BC)
+        return self.losses(hidden_BLC, condition_BC, codes_BL, label_smoothing)
 
     def hidden(
         self,
@@ -298,10 +303,13 @@ class NextScaleTransformer(nn.Module):
         shared_B6C = None
         if self.shared_modulation is not None and condition_BC is not None:
             shared_B6C = self.shared_modulation(F.silu(condition_BC)).unflatten(-1, (6, -1))
+        paths = None
+        if self.training and self.config.drop_path:
+            paths = draw_paths(self.config.depth, self.config.drop_path, len(x_BlC), device)
         for i, block in enumerate(self._blocks()):
             words = None if text is None else text.of_block(i)
-            cache = None if caches is None else caches[i]
-            given = (x_BlC, block.gains(condition_BC, shared_B6C), rotation, sight, words, cache)
+            cache, path = None if caches is None else caches[i], None if paths is None else paths[i]
+            given = (x_BlC, block.gains(condition_BC, shared_B6C), rotation, sight, words, cache, path)
             if self.config.checkpointing and self.training and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, *given, use_reentrant=False)
             else:
@@ -321,6 +329,22 @@ class NextScaleTransformer(nn.Module):
                 scale, shift = self.head_modulation(F.silu(condition_BC)).unflatten(-1, (2, 1, -1)).unbind(1)
                 hidden_BlC = hidden_BlC * (1 + scale) + shift
             return self.head(hidden_BlC).float()
+
+    def losses(
+        self, hidden_BlC: Tensor, condition_BC: Tensor | None, codes_Bl: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Nats of every token, float32 (B, l): some tokens' logits at a time, made again in the backward pass."""
+
+        def part(hidden: Tensor, codes: Tensor) -> Tensor:
+            return token_losses(self.logits(hidden, condition_BC), codes, label_smoothing)
+
+        length = max(1, tokens_at_once(self.config.vocabulary) // max(1, len(codes_Bl)))
+        if codes_Bl.shape[1] <= length:
+            return part(hidden_BlC, codes_Bl)
+        pairs = zip(hidden_BlC.split(length, dim=1), codes_Bl.split(length, dim=1), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([part(*pair) for pair in pairs], dim=1)
+        return torch.cat([checkpoint(part, *pair, use_reentrant=False) for pair in pairs], dim=1)
 
     def causality(self, x_BLC: Tensor) -> ScaleCausality:
         """Who sees whom: a token its own scale and coarser ones. Kept between calls.

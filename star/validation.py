@@ -1,11 +1,13 @@
 """Held-out pictures of a training: which they are, what they cost the network, and what they would cost without one.
 
-B batch, L tokens of all scales, K number of scales.
+Every process has a part of them, and all together compute each number, in portions that fit beside the training.
+
+N pictures of this process, B batch, L tokens of all scales, K number of scales, V codebook.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,9 +16,11 @@ from torch import Tensor
 from data.disk import write_text
 from data.errors import InputError
 from data.pipeline import Batch, Pipeline
+from data.text import TextFeatures
 from generators.run import Run
 from star.encoded import Lessons
-from star.teaching import per_scale, token_losses, unigram_nats
+from star.plan_memory import looked_at_once
+from star.teaching import code_counts, known_lesson, per_scale, unigram_nats
 from star.transformer import NextScaleTransformer
 
 
@@ -25,18 +29,68 @@ def is_held_out(key: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < share * 2**32
 
 
+class Measured:
+    """Pictures whose losses are measured: their codes and words, kept in main memory."""
+
+    def __init__(self, encoder: Lessons, batches: Iterator[Batch]) -> None:
+        """batches: encoded once, each picture under its first caption."""
+        self.encoder, self.schedule = encoder, encoder.tokenizer.schedule
+        codes, texts = [torch.zeros(0, self.schedule.length, dtype=torch.int64)], []
+        for batch in batches:
+            codes.append(encoder.lesson(batch).codes_BL.cpu())
+            texts.append(encoder.batch_text(batch, batch.prompts).to("cpu"))
+        self.codes_NL = torch.cat(codes)
+        self.text_N = TextFeatures.cat(texts) if texts else None
+
+    def __len__(self) -> int:
+        return len(self.codes_NL)
+
+    @torch.no_grad()
+    def losses(self, network: NextScaleTransformer, run: Run, *, alone: bool = False) -> Tensor:
+        """Mean nats per token (K,) of the pictures of all processes; nan where there are none.
+
+        Every process must ask for it, since a network in pieces computes in all of them at once; alone: this process's
+        pictures only, for a network that is whole.
+        """
+        portion = looked_at_once(network.config, half=run.config.precision == "bf16")
+        rounds, world = -(-len(self) // portion), 1 if alone else run.world
+        if world > 1:
+            rounds = int(run.accelerator.gather(torch.tensor([rounds], device=run.device)).max())
+        was_training = network.training
+        network.eval()
+        sum_K1 = torch.zeros(self.schedule.count + 1, dtype=torch.float64, device=run.device)  # and the pictures
+        for start in range(0, rounds * portion, portion):
+            codes_BL, text, count = self._portion(slice(start, start + portion), run.device)
+            lesson = known_lesson(self.encoder.tokenizer.quantizer, self.schedule.split(codes_BL))
+            with run.autocast():
+                loss_BL = network(lesson.teacher_input_BlE, text, codes_BL=codes_BL)
+            sum_K1[:-1] += per_scale(loss_BL, self.schedule.lengths) * count
+            sum_K1[-1] += count
+        network.train(was_training)
+        if reshard := getattr(network, "reshard", None):  # the root of a network in pieces stays whole after a forward
+            reshard()
+        if world > 1:
+            sum_K1 = run.accelerator.reduce(sum_K1, "sum")
+        return (sum_K1[:-1] / sum_K1[-1]).float()
+
+    def _portion(self, span: slice, device: torch.device) -> tuple[Tensor, TextFeatures, int]:
+        """Codes (B, L), words, and how many pictures count: none where others still have some, and one is made up."""
+        codes_BL = self.codes_NL[span].to(device)
+        if not len(codes_BL) or self.text_N is None:
+            return torch.zeros(1, self.schedule.length, dtype=torch.int64, device=device), self.encoder.null_text, 0
+        rows = torch.arange(len(self))[span]
+        return codes_BL, self.text_N[rows].to(device), len(codes_BL)
+
+
 class Validation:
     """Held-out pictures: what they cost the network, and what they would cost knowing only how frequent codes are."""
 
-    def __init__(self, encoder: Lessons, batches: Iterator[Batch], *, share: float = 0.0) -> None:
-        """share: of the training shards, where the held-out pictures are among those; see `without_held_out`."""
-        self.share = share
-        plain = encoder.unprepared()
-        self.lessons, self.texts, self.pictures = [], [], 0
-        for batch in batches:
-            self.lessons.append(plain.lesson(batch))
-            self.texts.append(plain.batch_text(batch, batch.prompts))
-            self.pictures += len(batch)
+    def __init__(self, encoder: Lessons, batches: Iterator[Batch], run: Run, *, share: float = 0.0) -> None:
+        """batches: this process's. share: of the training shards, where the held-out pictures are among those; see
+        `without_held_out`."""
+        self.share, self.run = share, run
+        self.measured = Measured(encoder.unprepared(), batches)
+        self.pictures = int(_sum(torch.tensor(len(self.measured)), run))
         self.schedule, self.vocabulary = encoder.tokenizer.schedule, encoder.tokenizer.vocabulary
         self.unigram_K = torch.full((self.schedule.count,), float("nan"))
 
@@ -56,32 +110,21 @@ class Validation:
 
     @torch.no_grad()
     def count_codes(self, encoder: Lessons, every: Pipeline, most: int = 20000) -> None:
-        """Counts the codes of up to `most` training pictures and measures the held-out ones against them."""
-        if not self.lessons:
-            return
-        codes, seen = [], 0
-        for batch in every.one_pass():
-            batch = rows(batch, [not is_held_out(key, self.share) for key in batch.keys])
-            if len(batch):
-                codes.append(encoder.lesson(batch).codes_BL)
-            seen += len(batch)
-            if seen >= most:
-                break
-        held_BL = torch.cat([lesson.codes_BL for lesson in self.lessons])
-        self.unigram_K = unigram_nats(torch.cat(codes), held_BL, self.schedule.lengths, self.vocabulary).cpu()
+        """Counts the codes of up to `most` training pictures and measures the held-out ones against them.
 
-    @torch.no_grad()
-    def losses(self, network: NextScaleTransformer, run: Run) -> Tensor:
-        """Mean nats per token (K,) of the held-out pictures; nan where there are none."""
-        was_training = network.training
-        network.eval()
-        total_K = torch.zeros(self.schedule.count, device=run.device)
-        for lesson, text in zip(self.lessons, self.texts, strict=True):
-            with run.autocast():
-                loss_BL = token_losses(network(lesson.teacher_input_BlE, text), lesson.codes_BL)
-            total_K += per_scale(loss_BL, self.schedule.lengths) * len(loss_BL)
-        network.train(was_training)
-        return total_K / self.pictures if self.pictures else total_K + float("nan")
+        The pictures are shared out over the processes, all of which must ask for it.
+        """
+        if not self.pictures:
+            return
+        train_KV = torch.zeros(self.schedule.count, self.vocabulary, dtype=torch.int64)
+        for batch in shared_out(every, self.run, lambda key: not is_held_out(key, self.share), most):
+            train_KV += code_counts(encoder.lesson(batch).codes_BL.cpu(), self.schedule.lengths, self.vocabulary)
+        held_KV = code_counts(self.measured.codes_NL, self.schedule.lengths, self.vocabulary)
+        self.unigram_K = unigram_nats(_sum(train_KV, self.run), _sum(held_KV, self.run))
+
+    def losses(self, network: NextScaleTransformer) -> Tensor:
+        """Mean nats per token (K,) of the held-out pictures, see Measured; nan where there are none."""
+        return self.measured.losses(network, self.run)
 
     def write(self, path: Path, losses_K: Tensor, step: int) -> None:
         """Both numbers of every scale, for the model card and the logs."""
@@ -97,13 +140,26 @@ def rows(batch: Batch, chosen: Sequence[bool]) -> Batch:
     return batch.pick([row for row, good in enumerate(chosen) if good])
 
 
-def some(batches: Iterator[Batch], most: int) -> Iterator[Batch]:
-    """The first samples, at most so many."""
-    seen = 0
-    for batch in batches:
-        if seen >= most:
+def shared_out(pipeline: Pipeline, run: Run, chosen: Callable[[str], bool], most: int) -> Iterator[Batch]:
+    """The part of this process of the first `most` samples whose keys are chosen.
+
+    Which samples these are does not depend on the number of processes: each decodes its turn of the windows of one
+    pass, and after every round they agree how far they have come. All must iterate to the end.
+    """
+    windows, left = pipeline.windows(run.rank, run.world), most
+    while left > 0:
+        window = next(windows, None)
+        batch = None if window is None else rows(window, [chosen(key) for key in window.keys])
+        mine = torch.tensor([-1 if batch is None else len(batch)], device=run.device)
+        found = (run.accelerator.gather(mine) if run.world > 1 else mine).tolist()
+        if max(found) < 0:
             return
-        batch = batch.pick(range(min(len(batch), most - seen)))
-        seen += len(batch)
-        if len(batch):
-            yield batch
+        before = sum(max(0, count) for count in found[: run.rank])
+        left, room = left - sum(max(0, count) for count in found), left - before
+        if batch is not None and (taken := min(len(batch), room)) > 0:
+            yield batch.pick(range(taken))
+
+
+def _sum(tensor: Tensor, run: Run) -> Tensor:
+    """The sum over all processes, on the CPU."""
+    return run.accelerator.reduce(tensor.to(run.device), "sum").cpu() if run.world > 1 else tensor

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel
+from transformers.image_processing_utils import ImageProcessingMixin
 
 from data.errors import InputError
+from tokenizer.lpips import Lpips
 
 
 def reconstruction_loss(image_B3HW: Tensor, target_B3HW: Tensor, l1_weight: float) -> Tensor:
@@ -62,8 +64,9 @@ class PerceptualDistance(Protocol):
 class FeatureDistance(nn.Module):
     """Distance between unit-normalised hidden states of a frozen vision network, averaged over its layers.
 
-    Zhang et al. 2018, §3 ("LPIPS") without its learnt channel weights. Any vision model that transformers loads will
-    do, from a folder or the hub: a ViT (DINOv2, CLIP's image tower) or a convolutional one (ResNet, ConvNeXt).
+    Zhang et al. 2018, §3 ("LPIPS") without its learnt channel weights, which `lpips.py` has. Any vision model that
+    transformers loads will do, from a folder or the hub: a ViT (DINOv2, CLIP's image tower) or a convolutional one
+    (ResNet, ConvNeXt). Each gets pictures on the scale that its own preprocessor_config.json states.
     """
 
     mean: Tensor
@@ -78,9 +81,9 @@ class FeatureDistance(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str) -> "FeatureDistance":
-        """Loads a folder or hub id. Raises InputError if it is neither."""
+        """Loads a folder or hub id. Raises InputError if it is neither, or does not say how it scales pictures."""
         try:
-            network = AutoModel.from_pretrained(name)
+            network = AutoModel.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"perceptual network {name!r} cannot be loaded ({str(error).splitlines()[0]}); give a folder or hub id "
@@ -88,7 +91,7 @@ class FeatureDistance(nn.Module):
             ) from error
         network = getattr(network, "vision_model", network)
         size = getattr(network.config, "image_size", 224)
-        return cls(network, size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return cls(network, size, *picture_scale(name))
 
     def forward(self, image_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
         distances = [
@@ -107,9 +110,47 @@ class FeatureDistance(nn.Module):
         return [state.transpose(1, 2) if state.ndim == 3 else state for state in states]
 
 
-def perceptual_distance(name: str) -> FeatureDistance | None:
-    """The configured perceptual network: "none", or a folder or hub id of a transformers vision model."""
-    return None if name == "none" else FeatureDistance.from_pretrained(name)
+def picture_scale(name: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel, of pixels in [0, 1], that a transformers vision model was trained with.
+
+    Raises InputError where its preprocessor_config.json does not tell: a wrong scale would pass unnoticed.
+    """
+    try:
+        told, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"perceptual network {name!r} has no readable preprocessor_config.json, which tells the scale of its "
+            "pictures: put that of the model beside its weights"
+        ) from error
+    # Pixels times 1/255, unless another factor is stated or none is wanted; then (x - mean) / std.
+    factor = 255.0 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
+    if not told.get("do_normalize", True):
+        return [0.0] * 3, [1 / factor] * 3
+    mean, std = _three(told.get("image_mean")), _three(told.get("image_std"))
+    if mean is None or std is None or min(std) <= 0 or factor <= 0:
+        raise InputError(
+            f"the preprocessor_config.json of the perceptual network {name!r} has image_mean {told.get('image_mean')} "
+            f"and image_std {told.get('image_std')}, expected three numbers each, of std above 0: put the model's own "
+            "beside its weights"
+        )
+    return [value / factor for value in mean], [value / factor for value in std]
+
+
+def _three(told: object) -> list[float] | None:
+    """One number for each channel, where one or three are told."""
+    values = [told] * 3 if isinstance(told, int | float) else told
+    if not isinstance(values, list) or len(values) != 3:
+        return None
+    return [float(value) for value in values] if all(isinstance(value, int | float) for value in values) else None
+
+
+def perceptual_distance(name: str) -> nn.Module | None:
+    """The configured PerceptualDistance: "none", "lpips:FOLDER" (lpips.py), or a folder or hub id of a transformers
+    vision model. Raises InputError where it is not there."""
+    if name == "none":
+        return None
+    kind, _, place = name.partition(":")
+    return Lpips.from_directory(place) if kind == "lpips" and place else FeatureDistance.from_pretrained(name)
 
 
 class PatchDiscriminator(nn.Module):

@@ -14,6 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from data.images import image_to_pixels, labelled_grid
 from data.pipeline import Batch
 from tokenizer.codebook import Usage, count_codes, usage_from_counts
+from tokenizer.portions import at_once, map_bytes
 from tokenizer.tokenizer import MultiScaleTokenizer
 
 
@@ -63,8 +64,9 @@ def measure(tokenizer: MultiScaleTokenizer, batches: Iterable[Batch], precision:
     counts_KV = torch.zeros(tokenizer.schedule.count, tokenizer.vocabulary, dtype=torch.float64)
     cuts: list[Tensor] = []
     ssim: list[Tensor] = []
-    for batch in batches:
-        image_B3HW = batch.image_B3HW.to(device)
+    portion = at_once(map_bytes(tokenizer.config.autoencoder, tokenizer.resolution))
+    for part_B3HW in (part for batch in batches for part in batch.image_B3HW.split(portion)):
+        image_B3HW = part_B3HW.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             pyramid = tokenizer.pyramid(image_B3HW)
             decoded = [tokenizer.latent_to_image(total) for total in pyramid.latents]

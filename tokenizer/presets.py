@@ -96,13 +96,24 @@ PRESETS: dict[str, TokenizerTrainConfig] = {
         lr_steps=0,
         warmup=150,
     ),
-    # the released tokenizer's shape, for photographs at 256 px
+    # The released tokenizer's shape, for photographs at 256 px. Its training was never released; the paper (Tian et al.
+    # 2024, Eq. 5) tells the terms: squared error of pictures, that of latents, LPIPS, and a discriminator "like
+    # StyleGAN's". So the same here: LPIPS with VGG16, made by `star convert lpips VGG16_FILE models/lpips`, and
+    # StyleGAN2's discriminator behind DiffAug. Ours, since nothing tells them: the weights of the terms (1 and, times
+    # the adaptive weight of Esser et al. 2021, 0.5), hinge losses without R1, DiffAug itself, the start after 20,000
+    # steps, rates, steps and the average; and pictures are whatever is given, where OpenImages was used.
     "var-256": TokenizerTrainConfig(
         run=RunConfig(steps=500_000, batch_size=256, precision="bf16"),
         codebook=CodebookConfig(rule="gradient"),
         commit_to="all",
         relative=False,
+        reconstruction=1.0,
+        l1=0.0,
+        perceptual="lpips:models/lpips",
+        perceptual_weight=1.0,
         lr=1e-4,
+        adversary="stylegan2",
+        augment="color,translation,cutout",
         adversary_weight=0.5,
         adversary_start=20_000,
         ema=0.9999,

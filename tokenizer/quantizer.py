@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generators.precision import full_float32
 from tokenizer.scales import ScaleSchedule
+
+DISTANCES = 2**26  # of vectors to codes, computed at once: 256 MiB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,12 +122,17 @@ class Quantizer(nn.Module):
         flat = vectors_BlE.flatten(0, -2)
         book_VE = self.codebook.weight.float()
         if self.config.cosine:
-            scores = F.normalize(flat, dim=-1) @ F.normalize(book_VE, dim=-1).T
+            with full_float32():
+                scores = F.normalize(flat, dim=-1) @ F.normalize(book_VE, dim=-1).T
             return scores.argmax(dim=1).view(vectors_BlE.shape[:-1])
-        # |x|^2 + |e|^2 - 2 x.e, in this order: it decides which of two nearly equal codes wins
-        distance = flat.square().sum(dim=1, keepdim=True) + book_VE.square().sum(dim=1)
-        distance.addmm_(flat, book_VE.T, alpha=-2, beta=1)
-        return distance.argmin(dim=1).view(vectors_BlE.shape[:-1])
+        found = []
+        for part in flat.split(max(1, DISTANCES // self.config.vocabulary)):
+            # |x|^2 + |e|^2 - 2 x.e, in this order: it decides which of two nearly equal codes wins
+            distance = part.square().sum(dim=1, keepdim=True) + book_VE.square().sum(dim=1)
+            with full_float32():
+                distance.addmm_(part, book_VE.T, alpha=-2, beta=1)
+            found.append(distance.argmin(dim=1))
+        return torch.cat(found).view(vectors_BlE.shape[:-1])
 
     def expand(self, codes_Bl: Tensor, k: int) -> Tensor:
         """What the codes of scale k add to the latent: look up, bring to the finest grid, smooth. (B, E, h, w)."""

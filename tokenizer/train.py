@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,12 @@ from data.pipeline import Batch, DataConfig, Pipeline
 from data.splits import held_out_shards, training_sources
 from generators.averaging import MovingAverage
 from generators.config import to_dict
+from generators.diffaugment import augment, operations
 from generators.feeding import CachedFeedConfig, Feed
 from generators.registry import place_of
 from generators.run import Run
 from generators.schedule import lr_at, set_lr
+from generators.stylegan2_discriminator import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
 from tokenizer.anchor import Anchor, anchor_loss
 from tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
 from tokenizer.losses import (
@@ -65,10 +68,12 @@ class TokenizerTrainConfig(CachedFeedConfig):
     reconstruction: float = 4.0  # weight of the reconstruction loss
     l1: float = 0.25  # weight of the absolute error beside the squared one
     cut: float = 0.0  # share of steps in which the picture is decoded from a random number of scales only
-    perceptual: str = "none"  # or a folder or hub id of a transformers vision model
+    perceptual: str = "none"  # or lpips:FOLDER, or a folder or hub id of a transformers vision model; see losses.py
     perceptual_weight: float = 1.0
     adversary_weight: float = 0.0  # times the adaptive weight
     adversary_start: int = 0  # steps
+    adversary: Literal["patch", "stylegan2"] = "patch"  # the discriminator
+    augment: str = ""  # what it sees of real and decoded pictures alike, as "color,translation,cutout" (DiffAug)
     init_from: str = ""  # a tokenizer's model directory to start from
     anchor: str = ""  # a tokenizer's model directory whose coarse codes are to keep their meaning, see anchor.py
     anchor_weight: float = 0.5
@@ -84,6 +89,7 @@ class TokenizerTrainConfig(CachedFeedConfig):
             raise ValueError(f"commit_to is {self.commit_to!r}, expected 'last' or 'all'")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}, expected 'float32' or 'bfloat16'")
+        operations(self.augment)  # raises InputError for an unknown one
 
 
 class TokenizerStep(nn.Module):
@@ -244,18 +250,20 @@ def _frozen(tokenizer: MultiScaleTokenizer, config: TokenizerTrainConfig) -> lis
 
 
 class _Adversary:
-    """A patch discriminator with its optimiser."""
+    """A discriminator with its optimiser; what it sees is augmented, each picture by itself."""
 
     def __init__(self, config: TokenizerTrainConfig, run: Run) -> None:
-        self.run = run
-        self.network = run.prepare(PatchDiscriminator())
+        self.run, self.policy = run, config.augment
+        # StyleGAN2's compares the pictures of a batch, so real and decoded ones may not share one.
+        self.apart = config.adversary == "stylegan2"
+        self.network = run.prepare(make_discriminator(config, run.micro_batch_size))
         self.optimizer = _adam(list(self.network.parameters()), config)
 
     def judge(self, decoded_B3HW: Tensor, reconstruction: Tensor, last_layer: nn.Parameter) -> tuple[Tensor, Tensor]:
         """The decoder's hinge loss and its adaptive weight."""
         self.network.requires_grad_(False)
         with self.run.autocast():
-            adversarial = generator_hinge(self.network(decoded_B3HW))
+            adversarial = generator_hinge(self.network(augment(decoded_B3HW, self.policy)))
         self.network.requires_grad_(True)
         return adversarial, adaptive_weight(reconstruction, adversarial, last_layer)
 
@@ -265,13 +273,32 @@ class _Adversary:
         losses = []
         for real_B3HW, fake_B3HW in fakes:
             with self.run.autocast():
-                real, fake = self.network(torch.cat([real_B3HW, fake_B3HW])).chunk(2)
+                if self.apart:
+                    real, fake = (self.network(augment(side, self.policy)) for side in (real_B3HW, fake_B3HW))
+                else:
+                    real, fake = self.network(augment(torch.cat([real_B3HW, fake_B3HW]), self.policy)).chunk(2)
             losses.append(discriminator_hinge(real, fake))
             self.run.backward(losses[-1])
         self.run.clip(self.network.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss_discriminator": torch.stack(losses).mean().detach()}
+
+
+def make_discriminator(config: TokenizerTrainConfig, batch: int) -> nn.Module:
+    """A fresh discriminator: image (B, 3, H, W) -> logits, one for each patch or for each picture.
+
+    batch: pictures that it sees at once. Raises InputError unless StyleGAN2's can compare them in its groups.
+    """
+    if config.adversary == "patch":
+        return PatchDiscriminator()
+    network = StyleGan2DiscriminatorConfig(resolution=config.network.resolution)
+    if batch % min(batch, network.group):
+        raise InputError(
+            f"each process sees {batch} pictures at once, expected a multiple of the {network.group} that adversary "
+            "stylegan2 compares: change run.batch_size or run.accumulate"
+        )
+    return StyleGan2Discriminator(network)
 
 
 def _adam(parameters: list[nn.Parameter], config: TokenizerTrainConfig) -> torch.optim.AdamW:

@@ -7,14 +7,16 @@ from data.disk import check_writable
 from data.errors import InputError
 from star.catalogue import KINDS, RELEASED, TOKENIZER_FILE
 
-# The style-based GANs' converters, "module:function", called with the file and the folder, and the text encoder where
-# the network reads text: shapes tell them everything else.
+# Converters of the style-based GANs and of the perceptual distance, "module:function", called with the file, the folder
+# and what TOLD names: shapes tell them everything else.
 GANS = {
     "styleformer": "generators.released_styleformer:convert_styleformer",
     "stylenat": "generators.released_stylenat:convert_stylenat",
     "stylegan-t": "generators.snapshot_stylegan_t:convert_stylegan_t",
+    "lpips": "tokenizer.lpips:convert_lpips",
 }
-READS_TEXT = ("stylegan-t",)
+# What beside the file some of them are told.
+TOLD = {"stylegan-t": ("text_encoder",), "lpips": ("linear",)}
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -42,6 +44,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="folder or hub id to be remembered by its digest (default: the released); for a stylegan-t the CLIP that "
         "it was trained with, whose tokenizer it needs",
     )
+    parser.add_argument(
+        "--linear",
+        metavar="PATH",
+        help="for lpips: the weights by channel (default: the file's own, or those that come with torchmetrics)",
+    )
     parser.set_defaults(work=work)
 
 
@@ -49,6 +56,8 @@ def work(args: argparse.Namespace) -> int:
     check_writable(args.out)
     if args.kind in GANS:
         return _work_of_gan(args)
+    if args.linear is not None:
+        raise InputError(f"--linear {args.linear} was given for a {args.kind}, which has no such weights: leave it out")
     from generators.registry import place_of
     from star.convert import convert
 
@@ -65,8 +74,8 @@ def work(args: argparse.Namespace) -> int:
 
 
 def _work_of_gan(args: argparse.Namespace) -> int:
-    told = {"text_encoder": args.text_encoder} if args.kind in READS_TEXT else {}
-    for option in ("preset", "tokenizer", "text_encoder"):
+    told = {option: getattr(args, option) for option in TOLD.get(args.kind, ())}
+    for option in ("preset", "tokenizer", "text_encoder", "linear"):
         if option not in told and (value := getattr(args, option)) is not None:
             raise InputError(
                 f"--{option.replace('_', '-')} {value} was given for a {args.kind}, whose file is enough: leave it out"

@@ -25,7 +25,9 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("--crop", choices=CROPS, default="center", help="as the training asks (default: %(default)s)")
     parser.add_argument("--half", action="store_true", help="compute codes under bfloat16 autocast")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="pictures at once (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=int, default=64, metavar="N", help="pictures at once, at most (default: %(default)s)"
+    )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode pictures")
     parser.set_defaults(work=work)
 

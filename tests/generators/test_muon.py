@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from generators.muon import COEFFICIENTS, STACKED, Muon, _shared_out, matrix_groups, orthogonal_part
+import generators.muon
+from generators.muon import COEFFICIENTS, STACKED, TOGETHER, Muon, _shared_out, matrix_groups, orthogonal_part
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -54,6 +55,39 @@ def test_stacked_matrices_move_as_each_would_alone() -> None:
     alone = [moved(Muon([part], lr=0.1), part, [gradient]) for part, gradient in zip(parts, gradients, strict=True)]
     together = moved(Muon([{"params": [whole], "stacked": 3}], lr=0.1), whole, [torch.cat(gradients)])
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_matrices_of_one_shape_move_together_as_each_would_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(8, 12), (12, 8), (8, 12), (24, 12), (8, 8), (12, 8)]
+    for most in (2**26, 2 * 8 * 12, 1):
+        monkeypatch.setitem(TOGETHER, "cpu", most)
+        calls: list[tuple[int, ...]] = []
+
+        def counted(stack: Tensor, iterations: int, calls: list[tuple[int, ...]] = calls) -> Tensor:
+            calls.append(tuple(stack.shape))
+            return orthogonal_part(stack, iterations)
+
+        monkeypatch.setattr(generators.muon, "orthogonal_part", counted)
+        weights = [nn.Parameter(matrix(*shape, seed=seed)) for seed, shape in enumerate(shapes)]
+        twins = [nn.Parameter(weight.detach().clone()) for weight in weights]
+        optimizer = Muon(
+            [{"params": [weights[3]], "stacked": 2}, {"params": [*weights[:3], *weights[4:]], "weight_decay": 0.1}],
+            lr=0.1,
+        )
+        for step in range(3):
+            for number, weight in enumerate(weights):
+                weight.grad = matrix(*weight.shape, seed=100 * step + number) * 10**number
+            optimizer.step()
+        assert {2**26: (4, 8, 12), 2 * 8 * 12: (2, 8, 12), 1: (1, 8, 12)}[most] in calls
+        for number, twin in enumerate(twins):
+            group: dict[str, Any] = (
+                {"params": [twin], "stacked": 2} if number == 3 else {"params": [twin], "weight_decay": 0.1}
+            )
+            alone = Muon([group], lr=0.1)
+            for step in range(3):
+                twin.grad = matrix(*twin.shape, seed=100 * step + number) * 10**number
+                alone.step()
+            torch.testing.assert_close(weights[number], twin, rtol=1e-4, atol=1e-6)
 
 
 def test_the_groups_hold_every_matrix_of_linear_layers_once() -> None:

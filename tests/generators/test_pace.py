@@ -68,4 +68,7 @@ def test_utilisation_is_told_where_both_sides_of_it_are_known(clock: Clock) -> N
     ours = Pace(peak_tflops=2.0, world=2)
     assert "utilisation" not in ours.line(100.0)
     ours.flops_per_image = 1e10
-    assert ours.line(100.0)["utilisation"] == pytest.approx(0.25)
+    assert ours.line(100.0) == {"data_wait": 0.0, "tflops": 1.0, "utilisation": 0.25}
+    unstated = Pace()
+    unstated.flops_per_image = 1e10
+    assert unstated.line(100.0) == {"data_wait": 0.0, "tflops": 1.0}

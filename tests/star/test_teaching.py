@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from star.teaching import make_lesson, scale_weights, token_losses, unigram_nats
+from star.teaching import code_counts, make_lesson, scale_weights, token_losses, unigram_nats
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_tokenizer
 from tokenizer.scales import ScaleSchedule
 
@@ -79,8 +79,11 @@ def test_unigram_nats() -> None:
     lengths = (1, 4)
     train = torch.randint(VOCABULARY, (5000, 5))
     train[:, 0] = 3
-    nats = unigram_nats(train, train[:500], lengths, VOCABULARY)
+    counts = [code_counts(codes_BL, lengths, VOCABULARY) for codes_BL in (train, train[:500])]
+    nats = unigram_nats(*counts)
     assert nats[0] < 0.01
     assert nats[1].item() == pytest.approx(math.log(VOCABULARY), abs=0.01)
     rare = torch.full((10, 5), 4)
-    assert unigram_nats(train, rare, lengths, VOCABULARY)[0].item() == pytest.approx(math.log(5000 + VOCABULARY))
+    assert unigram_nats(counts[0], code_counts(rare, lengths, VOCABULARY))[0].item() == pytest.approx(
+        math.log(5000 + VOCABULARY)
+    )

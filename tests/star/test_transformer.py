@@ -4,9 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 
+import star.transformer
 from data.text import TextFeatures
+from star.block import Block, draw_paths
+from star.teaching import token_losses, tokens_at_once
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_transformer
 from star.transformer import NextScaleTransformer, TransformerConfig
 from tokenizer.scales import ScaleSchedule
@@ -139,7 +143,76 @@ def test_dropout_and_stochastic_depth_act_in_training_only() -> None:
     assert torch.equal(model(inputs(), text), network("star")(inputs(), text))
     model.train()
     assert not torch.equal(model(inputs(), text), model(inputs(), text))
-    assert [block.drop_path for block in model.blocks] == [0.0, 0.5]
+
+
+def test_paths_are_dropped_as_often_as_asked_and_keep_their_mean() -> None:
+    torch.manual_seed(0)
+    paths_D2B11 = draw_paths(5, 0.4, 4000, torch.device("cpu"))
+    assert paths_D2B11.shape == (5, 2, 4000, 1, 1)
+    assert (paths_D2B11[0] == 1).all()  # the first block never drops
+    for block, paths in enumerate(paths_D2B11):
+        keep = 1 - 0.4 * block / 4
+        values = paths.unique().tolist()
+        assert values == pytest.approx([1 / keep] if keep == 1 else [0, 1 / keep])
+        assert (paths != 0).float().mean().item() == pytest.approx(keep, abs=0.02)
+    assert not torch.equal(paths_D2B11[4, 0], paths_D2B11[4, 1])  # each branch by itself
+
+
+def test_a_dropped_path_leaves_the_stream_as_it_was() -> None:
+    block = Block(network("star").config)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x_BlC = torch.randn(2, 3, block.mlp.up.in_features)
+    kept_2B11 = torch.ones(2, 2, 1, 1)
+    kept_2B11[:, 1] = 0
+    out_BlC, plain_BlC = (block(x_BlC, None, None, None, None, None, paths) for paths in (kept_2B11, None))
+    torch.testing.assert_close(out_BlC[0], plain_BlC[0])
+    assert torch.equal(out_BlC[1], x_BlC[1])
+    attended_2B11 = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 2, 1, 1)
+    attended = block(x_BlC, None, None, None, None, None, attended_2B11)
+    torch.testing.assert_close(attended, x_BlC + block.attention(block.norm(x_BlC)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"checkpointing": True}], ids=str)
+def test_blocks_of_every_depth_are_compiled_once(changes: dict[str, Any]) -> None:
+    """One graph for twelve blocks: what differs from block to block must reach them as a tensor."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    model = network("star", depth=12, drop_path=0.3, **changes).train()
+    for block in model.blocks:
+        block.compile(backend=counter)
+    text = condition(model)
+    for _ in range(2):
+        model(inputs(), text).sum().backward()
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["star", "var"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_of_some_tokens_at_a_time_are_those_of_all(
+    kind: str, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes_BL = torch.randint(VOCABULARY, (2, SCHEDULE.length), generator=torch.Generator().manual_seed(2))
+    found, seen = [], []
+    for tokens in (10**6, 7):
+        monkeypatch.setattr(star.transformer, "tokens_at_once", lambda _vocabulary, tokens=tokens: tokens)
+        model = network(kind)
+        model.head.register_forward_hook(lambda _layer, _given, logits: seen.append(logits.shape[:2].numel()))
+        loss_BL = model(inputs(), condition(model), codes_BL=codes_BL, label_smoothing=smoothing)
+        loss_BL.mean().backward()
+        found.append((loss_BL.detach(), [weight.grad for weight in model.parameters() if weight.grad is not None]))
+    torch.testing.assert_close(*found)
+    assert seen[0] == 2 * SCHEDULE.length
+    assert max(seen[1:]) <= 7
+    plain_BL = token_losses(network(kind)(inputs(), condition(network(kind))), codes_BL, smoothing)
+    torch.testing.assert_close(found[0][0], plain_BL.detach())
+
+
+def test_logits_at_once_take_a_gibibyte() -> None:
+    assert 16 * 4096 * tokens_at_once(4096) == 2**30
+    assert tokens_at_once(2**40) == 1
 
 
 def test_start_of_the_weights() -> None:
