@@ -126,11 +126,9 @@ def convert_stylegan_t(file: str | Path, out: str | Path, text_encoder: str | No
 
 def _numbers(saved: Saved, name: str) -> Iterator[int]:
     """All values that layers within a network have for an attribute, in their order."""
-    if isinstance(value := saved.state.get(name), int):
-        yield value
-    for layer in (saved.state.get("_modules") or {}).values():
-        if isinstance(layer, Saved):
-            yield from _numbers(layer, name)
+    for _, layer in saved.layers():
+        if type(value := layer.state.get(name)) is int:
+            yield value
 
 
 def _tower(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
