@@ -6,7 +6,8 @@ values = read_json(folder / "config.json")   # a regular file of bounded size, n
 import json
 import math
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,21 @@ def describe(start: bytes) -> str:
     if start[8:9] == b"{" and b'"' in start[9:16] and int.from_bytes(start[:8], "little") <= LARGEST_HEADER:
         return "a safetensors file"
     return ""
+
+
+@contextmanager
+def described(what: object, advice: str = "give another file") -> Iterator[None]:
+    """Whatever else strange contents make a reader stumble over, as an InputError; a full memory stays what it is."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, InputError, MemoryError):
+        raise
+    except BaseException as error:  # the libraries in Rust panic with what is no Exception
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise InputError(
+            f"{what} is not what it was given as ({type(error).__name__}: {shorten(error)}): {advice}"
+        ) from error
 
 
 def shorten(told: object, most: int = 200) -> str:

@@ -7,10 +7,8 @@ with the state of an optimiser only those that are asked for are ever read. File
     source = CheckpointFile.find("var_d16.pth", [("trainer", "var_wo_ddp"), ()], sign="pos_1LC")
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.files import check_beginning, check_safetensors, describe, shorten
+from generators.checkpoint import check_finite
 from generators.pickles import Known, Stand
 from generators.tensor_files import Mapped, Stored, mapped, names_of, read_archive, read_old
 
@@ -154,19 +153,6 @@ class Renamed(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def check_finite(tensor: Tensor, name: str, file: str | Path) -> None:
-    """Raises InputError that counts the values which are infinite or not a number."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return
-    values = tensor if tensor.itemsize > 1 else tensor.float()
-    if not all(math.isfinite(float(bound)) for bound in values.aminmax()):  # makes no copy; NaN is passed on
-        bad = values.numel() - int(values.isfinite().sum())
-        raise InputError(
-            f"{file} has {bad} of {values.numel()} values in {name} that are infinite or not a number, expected "
-            "weights: the training diverged or the file is damaged, give an earlier checkpoint"
-        )
-
-
 def content(path: Path) -> Any:
     """All that a checkpoint file holds, with something that can be read for each tensor.
 
@@ -217,19 +203,6 @@ def unwrapped(state: Mapping[str, Any], sign: str = "") -> dict[str, Any]:
     if len(set(names.values())) < len(names):
         return dict(state)
     return {names[old]: tensor for old, tensor in state.items()}
-
-
-@contextmanager
-def described(file: str | Path) -> Iterator[None]:
-    """Whatever else a file with strange contents makes a conversion stumble over, as an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{file} is not what it was given as ({type(error).__name__}: {shorten(error)}): give another file"
-        ) from error
 
 
 def _safetensors(path: Path) -> dict[str, _Slice]:

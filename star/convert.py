@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 
 from data.errors import InputError
+from data.files import described
 from data.progress import Progress
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory, Reference, write
 from generators.config import to_dict
-from generators.restricted import CheckpointFile, Shapes, check_fit, described
+from generators.restricted import CheckpointFile, Shapes, check_fit
 from star.catalogue import RELEASED, TEXT_ENCODER, Kind, Released
 from star.class_generator import VarConfig
 from star.generator import StarConfig

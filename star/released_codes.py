@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
+from data.files import described
 from generators.checkpoint import ModelDirectory, write
 from generators.config import from_dict, to_dict
-from generators.restricted import CheckpointFile, check_fit, described
+from generators.restricted import CheckpointFile, check_fit
 from star.catalogue import TOKENIZER_FILE, VAR_HUB
 from star.transformer import TransformerConfig
 from tokenizer.released import config_of, our_key
