@@ -116,7 +116,9 @@ def describe(start: bytes) -> str:
 
 
 @contextmanager
-def described(what: object, advice: str = "give another file") -> Iterator[None]:
+def described(
+    what: object, advice: str = "give another file", failure: str = "is not what it was given as"
+) -> Iterator[None]:
     """Whatever else strange contents make a reader stumble over, as an InputError; a full memory stays what it is."""
     try:
         yield
@@ -125,9 +127,7 @@ def described(what: object, advice: str = "give another file") -> Iterator[None]
     except BaseException as error:  # the libraries in Rust panic with what is no Exception
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        raise InputError(
-            f"{what} is not what it was given as ({type(error).__name__}: {shorten(error)}): {advice}"
-        ) from error
+        raise InputError(f"{what} {failure} ({type(error).__name__}: {shorten(error)}): {advice}") from error
 
 
 def shorten(told: object, most: int = 200) -> str:

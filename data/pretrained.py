@@ -28,6 +28,7 @@ SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}  #
 SAFE_MODEL = SAFE | {"use_safetensors": True}
 LARGEST_VOCABULARY = 2**26  # bytes of a tokenizer's file; that of 250,000 words in all languages has 2^24
 MOST_WORDS = 4_000_000  # values in it
+FEW = 2**22  # numbers, 16 MiB
 MOST_GROWTH = 64  # letters that a tokenizer's normaliser may make of one
 # What is fetched of a hub repository of an image model; pickled weights never are: loading them can run code.
 VISION_FILES = (
@@ -77,7 +78,7 @@ def folder_of(source: str | Path, files: Collection[str], expected: str) -> Path
 @contextmanager
 def loading(source: str | Path, expected: str) -> Iterator[None]:
     """What the library stumbles over in a folder, as an InputError that says what the folder should hold."""
-    with described(f"{source}, expected to be {expected},", "give the folder in which it was saved, whole"):
+    with described(source, "give the folder in which it was saved, whole", f"could not be loaded as {expected}"):
         yield
 
 
@@ -132,7 +133,7 @@ def check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
                 for side in tensors.get_slice(name).get_shape():
                     numbers *= side
                 held += numbers
-    if needed > held:
+    if needed > max(held, FEW):  # what fewer lack is named by the library
         raise InputError(
             f"{folder / 'config.json'} describes a network of {needed} numbers, the safetensors files beside it hold "
             f"{held}: give the folder in which both were saved together"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-OPERATIONS = 2_000_000  # of one pickle; the optimiser's state of a network of 2 billion parameters needs 10^5
+OPERATIONS = 1_000_000  # of one pickle; the optimiser's state of a network of 2 billion parameters needs 10^5
 LARGEST_TEXT = 2**24  # bytes of one string
 VIEWED = 2**12  # bytes from which on a piece is a view
 LARGEST_KEY = 2**60  # of whole numbers as keys: below it no two have the same hash
