@@ -88,10 +88,10 @@ class Machine:
     """Reads one pickle after the other; the number of operations is that of all of them."""
 
     def __init__(
-        self, names: Callable[[str], Any], persistent: Callable[[Any], Any], operations: int = OPERATIONS
+        self, names: Callable[[str], Any], persistent: Callable[[Any], Any], operations: int | None = None
     ) -> None:
         """names: what stands for "module.name". persistent: what stands for an id of something outside the pickle."""
-        self.names, self.persistent, self.left = names, persistent, operations
+        self.names, self.persistent, self.left = names, persistent, OPERATIONS if operations is None else operations
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}

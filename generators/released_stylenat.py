@@ -88,7 +88,7 @@ def convert_stylenat(file: str | Path, out: str | Path) -> ModelDirectory:
     The released network has no mean to truncate towards; it is taken over latents that are always the same. Raises
     InputError, and then has written nothing, for a file that is damaged, would run code, or is not exactly a StyleNAT.
     """
-    source = CheckpointFile.find(file, WAYS, SIGN)
+    source = CheckpointFile.find(file, WAYS, SIGN, averaged=True)
     if source is None:
         raise InputError(f"{file} has no averaged generator g_ema, expected a released StyleNAT: give another file")
     with described(file):

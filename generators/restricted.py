@@ -26,6 +26,7 @@ EXPECTED = "a checkpoint file"
 DEEPEST = 3  # levels of dictionaries in which tensors are looked for
 # Names of dictionaries in the files of trainings that hold the averaged weights, which are those to draw with.
 AVERAGED = re.compile(r"(?i).*(ema|averaged?)(_.*|$)|ema.*")
+ANONYMOUS = {"model", "state_dict", "state_dicts", "module", "network"}  # that tell of nothing else beside them
 # What wrappers put before the name of every tensor: DistributedDataParallel, torch.compile, FSDP, checkpointing.
 WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 # Plain notes that trainings leave beside tensors; they are read as nothing at all.
@@ -84,15 +85,22 @@ class CheckpointFile(Mapping[str, Tensor]):
         self._state = unwrapped(found)
 
     @classmethod
-    def find(cls, path: str | Path, ways: Sequence[Way], sign: str = "") -> "CheckpointFile | None":
+    def find(
+        cls, path: str | Path, ways: Sequence[Way], sign: str = "", *, averaged: bool = False
+    ) -> "CheckpointFile | None":
         """The first of several dictionaries that the file has; raises InputError as above.
 
         sign: the name of a tensor that is looked for. Then a dictionary that has it comes first, wherever it is, one of
-        averaged weights before others, and names that all begin alike before that name are cut.
+        averaged weights before others, and names that all begin alike before that name are cut. averaged: no others are
+        looked at than those, and such as nothing else can be meant by, under "model" or "state_dict".
         """
         path = Path(path)
         top = content(path)
-        states = {way: state for way, state in _states(top, (), set()) if way in ways or sign}
+        states = {
+            way: state
+            for way, state in _states(top, (), set())
+            if way in ways or (sign and (not averaged or _is_averaged(way) or ANONYMOUS.issuperset(way)))
+        }
         first = [way for way in ways if way in states]
         order = first + sorted(states.keys() - set(first), key=lambda way: (not _is_averaged(way), len(way), way))
         for way in order:

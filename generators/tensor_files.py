@@ -319,14 +319,14 @@ class _Limited:
     """A file of which a list of records is never read that is larger than any checkpoint's."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+        self.file, self.size = file, file.seek(0, 2)
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, count: int = -1) -> bytes:
-        data = self.file.read(min(count, LARGEST_DIRECTORY + 1) if count >= 0 else LARGEST_DIRECTORY + 1)
-        if len(data) > LARGEST_DIRECTORY:
+        left = max(self.size - self.file.tell(), 0)
+        if min(left, count if count >= 0 else left) > LARGEST_DIRECTORY:
             raise ValueError("its list of records is larger than any checkpoint's")
-        return data
+        return self.file.read(min(left, count) if count >= 0 else left)
 
     def close(self) -> None:
         """The file stays open."""

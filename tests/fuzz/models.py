@@ -154,7 +154,8 @@ def seeds(folder: Path) -> list[tuple[str, bytes, Mutation, Reader]]:
     for name, mutation in (("config.json", mutate_json), ("model.safetensors", mutate_safetensors)):
         data = (tokenizer / name).read_bytes()
         found.append((f"tokenizer-{name}", data, mutation, partial(in_folder, tokenizer, name, read)))
-    judge, config = folder / "judge", JudgeConfig(image_size=16, widths=(4, 8), blocks=(1, 1), styles=("a", "b"))
+    labels: dict[str, Any] = dict.fromkeys(("subjects", "styles", "categories", "tags"), ("a", "b"))
+    judge, config = folder / "judge", JudgeConfig(image_size=16, widths=(4, 8), blocks=(1, 1), **labels)
     write(judge, family="judge", config=to_dict(config), tensors=JudgeNetwork(config).state_dict(), card="")
     data = (judge / "config.json").read_bytes()
     found.append(("judge.json", data, mutate_json, partial(in_folder, judge, "config.json", read_judge)))

@@ -47,8 +47,8 @@ BOMBS = {
     "build on a dictionary": b"\x80\x02}}b.",
     "length": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
     "byte array": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",
-    "operations": b"\x80\x02" + b"]" * 1_100_000 + b".",
-    "marks": b"\x80\x02" + b"(" * 1_100_000 + b".",
+    "operations": b"\x80\x02" + b"]" * 1_100 + b".",
+    "marks": b"\x80\x02" + b"(" * 1_100 + b".",
     "deep keys": b"\x80\x02}" + b")" + b"\x85" * 50_000 + b"Ns.",
     "digits": b"\x80\x02I" + b"9" * 100_000 + b"\n.",
     "extension": b"\x80\x02\x82\x01.",
@@ -76,8 +76,10 @@ def peak_of(call: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_refused(tmp_path: Path, name: str) -> None:
+def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     data = BOMBS[name]
+    if name in ("operations", "marks"):
+        monkeypatch.setattr(pickles, "OPERATIONS", 1000)
     (tmp_path / "plain.pkl").write_bytes(data)
     (tmp_path / "step").mkdir()
     archive(tmp_path / "step/state.pt", data)
@@ -86,7 +88,7 @@ def test_bombs_are_refused(tmp_path: Path, name: str) -> None:
         lambda: CheckpointFile(tmp_path / "plain.pkl"),
         Snapshot(1, tmp_path / "step").state,
     )
-    for read in readers[:1] if len(data) > 10**6 else readers:
+    for read in readers:
         try:
             found = read()
         except InputError:
