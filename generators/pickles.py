@@ -304,4 +304,4 @@ def encoded(text: Any, encoding: Any) -> bytes:
 def _listed(items: Any) -> list[Any] | tuple[Any, ...] | set[Any]:
     if type(items) not in (list, tuple, set):
         raise ValueError(f"it makes a container of a {type(items).__name__}")
-    return items  # type: ignore[no-any-return]
+    return items

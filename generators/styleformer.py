@@ -46,11 +46,12 @@ class StyleformerConfig:
     clamp: float = 256.0  # of activations
 
     def __post_init__(self) -> None:
-        names = ("depth", "minimum_head", "projection", "latent_width", "style_width", "linformer_from", "widths")
+        names = ("depth", "minimum_head", "projection", "latent_width", "style_width", "widths")
         check_ranges(
             self,
             **dict.fromkeys(names, (-math.inf, 2**14)),
             condition_width=(-math.inf, 2**16),
+            linformer_from=(0, 2**14),
             start=(-math.inf, 2**9),
             layers=(-math.inf, 64),
             mapping_layers=(-math.inf, 64),

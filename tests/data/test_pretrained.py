@@ -74,9 +74,12 @@ def test_a_description_that_asks_for_more(folder: Path, name: str, change: dict[
     ]
     + [
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed"}}, "repeat or"),
-        ({"model": {"type": "BPE"}}, "could not be loaded as a text encoder"),
+        ({"model": {"type": "BPE"}}, "could not be loaded|ends a prompt with id"),
         ({"model": None}, "could not be loaded as a text encoder"),
-        ({"added_tokens": [{"id": 10**6, "content": "x", "special": False}]}, "could not be|tokens and the text tower"),
+        (
+            {"added_tokens": [{"id": 10**6, "content": "zzzz", "special": False}]},
+            "could not be loaded|tokens and the text tower",
+        ),
     ],
 )
 def test_a_tokenizer_beyond_measure(folder: Path, change: dict[str, Any], message: str) -> None:
