@@ -62,7 +62,7 @@ class _Slice:
 
     def read(self) -> Tensor:
         with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(self.name)  # type: ignore[no-any-return]
+            return file.get_tensor(self.name)
 
 
 class CheckpointFile(Mapping[str, Tensor]):
@@ -132,7 +132,7 @@ class CheckpointFile(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._state[name]
         try:
-            return tensor.read()  # type: ignore[no-any-return]
+            return tensor.read()
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{self.path} cannot be read at {name} ({shorten(error)}): fetch it again") from error
 

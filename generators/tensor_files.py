@@ -236,7 +236,7 @@ class _Archive:
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path, self.file, self.size = path, file, path.stat().st_size
-        with zipfile.ZipFile(_Limited(file)) as archive:  # type: ignore[arg-type]
+        with zipfile.ZipFile(_Limited(file)) as archive:
             self.records = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in self.records if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
