@@ -299,7 +299,7 @@ def test_a_failure_leaves_no_half_shard_and_no_index(tmp_path: Path, monkeypatch
 
     with pytest.raises(KeyboardInterrupt):
         interrupted(ShardWriter(out, per_shard=2))
-    assert sorted(contents(out)) == ["shard-00000.tar"]
+    assert sorted(contents(out)) == [".packing", "shard-00000.tar"]
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
