@@ -27,3 +27,21 @@ def ending(name: str) -> str:
 def is_picture(name: str) -> bool:
     """Whether a file of this name should be a picture; hidden files (".DS_Store", "._a.png") are none."""
     return not name.startswith(".") and ending(name) in ENDINGS
+
+
+# Names of the formats as Pillow and its plugins have them, the only ones that are opened.
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "MPO", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI", "ICO", "CUR"),
+    *("ICNS", "PCX", "DCX", "PSD", "SGI", "SUN", "IM", "MSP", "XBM", "XPM", "DDS", "PCD", "PIXAR", "BLP", "FTEX"),
+    *("FLI", "GBR", "FITS", "TGA", "HEIF", "JXL"),
+)
+PLUGINS = {"heic": "pillow_heif", "jxl": "pillow_jxl"}  # by our extra
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+JXL_STARTS = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
+
+
+def extra_for(start: bytes) -> str | None:
+    """Our extra that reads a picture beginning with these bytes; None if none of them does."""
+    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+        return "heic"
+    return "jxl" if start.startswith(JXL_STARTS) else None

@@ -32,8 +32,32 @@ Reason = Literal[
     "duplicate picture",
     "slow shard",
     "broken encoding",
+    "broken row",
+    "broken text",
+    "mended text",
+    "unread format",
+    "not a picture",
+    "met before",
+    "one caption for several",
+    "several rows in a cell",
+    "joined lines",
+    "first frame only",
+    "damaged EXIF",
+    "colour profile not applied",
 ]
-NOTES: tuple[Reason, ...] = ("duplicate picture", "slow shard")  # worth knowing, but they cost no sample
+NOTES: tuple[Reason, ...] = (  # worth knowing, but they cost no sample
+    "duplicate picture",
+    "slow shard",
+    "mended text",
+    "not a picture",
+    "met before",
+    "one caption for several",
+    "several rows in a cell",
+    "joined lines",
+    "first frame only",
+    "damaged EXIF",
+    "colour profile not applied",
+)
 
 
 class Fault(NamedTuple):
@@ -234,7 +258,7 @@ def captions_of(members: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, 
     if "json" in members:
         try:
             info = json.loads(members["json"])
-        except ValueError as error:  # bad JSON, or bytes that are not UTF-8
+        except (ValueError, RecursionError) as error:  # bad JSON, bytes that are not UTF-8, nested too deep
             raise SampleError("broken json", str(error)) from error
         if not isinstance(info, dict):
             raise SampleError("broken json", f"a {type(info).__name__}, expected an object")
