@@ -188,6 +188,9 @@ def _shards(source: str, faults: list[Fault]) -> Iterator[Entry]:
                 extension, entry.picture = image_bytes(members)
                 entry.captions, entry.record = captions_of(members)
                 entry.extra = {name: data for name, data in members.items() if name not in (extension, "json", "txt")}
+                for data in entry.extra.values():
+                    if isinstance(data, SampleError):
+                        raise data
             except SampleError as error:
                 entry.problem = error
             yield entry
