@@ -17,6 +17,7 @@ from data.progress import Progress
 from data.remote import is_url
 from data.skips import describe
 from data.tars import Group, image_bytes, read_shard
+from data.whole import ends_early
 from data.writing import INDEX_NAME, read_index, sha256
 
 OURS = re.compile(r".+-\d{5}\.tar")  # as packing names shards; it writes an index when all are there
@@ -125,6 +126,8 @@ class _Inspector:
                 picture = decode(data)
             except InputError as error:
                 raise SampleError("broken picture", str(error)) from error
+            if ends_early(data):
+                raise SampleError("broken picture", "a JPEG that was cut off and closed; its rest would be grey")
             data = repr(picture.size).encode() + picture.tobytes()
         place = f"{group.key} in {shard}"
         first = self._pictures.setdefault(hashlib.blake2b(data, digest_size=16).digest(), place)

@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from data.errors import InputError
+from data.whole import check_sane
 
 Crop = Literal["center", "squash", "pad"]
 CROPS: tuple[Crop, ...] = ("center", "squash", "pad")
@@ -35,6 +36,7 @@ def decode(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data))
+            check_sane(picture, data)
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         return _to_rgb(picture)
@@ -48,6 +50,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data))
+            check_sane(picture, data)
         width, height = picture.size
         # Without EXIF in its header a PNG would be decoded in search of it.
         exif = picture.getexif() if "exif" in picture.info or picture.format == "TIFF" else {}
