@@ -14,7 +14,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from data import formats
 from data.colour import ProfileError, lab_to_srgb, to_srgb
 from data.errors import InputError
-from data.tars import Reason
+from data.faults import Reason
+from data.whole import check_sane
 
 WHITE = 255
 Notes = list[tuple[Reason, str]]
@@ -64,6 +65,7 @@ def _decode(data: bytes, notes: Notes) -> Decoded:
     try:
         with _only_bombs():
             picture = _open(data)
+            check_sane(picture, data)
             format, profile = picture.format or "", picture.info.get("icc_profile")
             picture.load()
             orientation = _orientation(picture)
@@ -83,6 +85,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
     try:
         with _only_bombs():
             picture = _open(data)
+            check_sane(picture, data)
             width, height = picture.size
             turned = _orientation(picture) in (5, 6, 7, 8)
     except Exception as error:

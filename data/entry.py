@@ -1,15 +1,15 @@
 """One sample to be packed, or what became of it; texts and files of any origin, read within bounds."""
 
 import json
-import stat
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.tars import Reason, SampleError
+from data.faults import Reason, SampleError
+from data.untrusted import open_regular, read_all
 
-LARGEST_TEXT = 16 * 2**20  # bytes of a caption's file
-LARGEST_PICTURE = 256 * 2**20
+LARGEST_PICTURE = 256 * 2**20  # bytes
 
 
 @dataclass(slots=True)
@@ -62,14 +62,13 @@ def decode_text(data: bytes) -> str:
 
 
 def read_file(path: Path, largest: int, reason: Reason) -> bytes:
-    """The bytes of a regular file. Raises SampleError with this reason if it is none, or larger."""
+    """The bytes of a regular file. Raises SampleError, with this reason if it cannot be read, or if it is larger."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise SampleError(reason, f"{shown(path)} is no regular file")
-        if found.st_size > largest:
-            raise SampleError(reason, f"{shown(path)} has {found.st_size >> 20} MiB, at most {largest >> 20} are read")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > largest:
+                raise SampleError("too large", f"{shown(path)} has {size} bytes, expected at most {largest}")
+            return read_all(file, largest)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or half of a surrogate pair
         raise SampleError(reason, f"{shown(path)}: {getattr(error, 'strerror', None) or error}") from error
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.entry import LARGEST_TEXT, Entry, clean, decode_text, lost, read_file, shown
+from data.captions import MENDED_TEXT, TEXT_BYTES, captions_of, text_mended
+from data.entry import Entry, clean, decode_text, lost, read_file, shown
 from data.errors import InputError
+from data.faults import Reason, SampleError
 from data.formats import ENDINGS, ending
-from data.tars import Reason, SampleError, captions_of
 
 CAPTIONS = ("json", "txt")
 
@@ -62,7 +63,7 @@ class _Walk:
             elif thing.is_symlink():
                 yield self._lost(path, "cannot be opened", f"a link to {shown(os.readlink(path))}, which is not there")
             else:
-                yield self._lost(path, "cannot be opened", "no regular file")
+                yield self._lost(path, "no plain file", "a pipe, a socket or a device")
 
     def _folder(self, path: Path) -> Iterator[Entry]:
         real = path.resolve()
@@ -92,10 +93,12 @@ class _Walk:
         entry = Entry(shown(relative), str(relative.parent / _stem(path.name)), path, ())
         try:
             beside = {
-                suffix: clean(decode_text(read_file(path.with_name(name), LARGEST_TEXT, "cannot be opened"))).encode()
+                suffix: clean(decode_text(read_file(path.with_name(name), TEXT_BYTES, "cannot be opened"))).encode()
                 for suffix, name in same.captions.items()
             }
             entry.captions, entry.record = captions_of({ending(path.name): b"", **beside})
+            if text_mended(beside):
+                entry.notes.append(("mended text", MENDED_TEXT))
         except SampleError as error:
             entry.problem = error
         if len(same.pictures) > 1 and same.captions:

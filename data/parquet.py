@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from data.faults import SampleError
 from data.tables import Row, check_columns
-from data.tars import SampleError
 
 BATCH = 64  # rows that are in memory at a time; each may hold a picture
 

@@ -57,6 +57,8 @@ class DataConfig:
     """Streams that the data are dealt to; 0: one for each worker of each process. Not used with cache. With a number
     of its own a run can go on with other numbers of processes and workers, whose product divides it."""
     seed: int = 0
+    allow_pipe: bool = False
+    """Whether text lists of shards may name commands (pipe:...), which are run."""
     cache: bool = False
     """Decode once and keep everything in memory as uint8."""
 
@@ -256,7 +258,8 @@ class Pipeline:
 
 def _sources(config: DataConfig) -> tuple[Source, ...]:
     found = [
-        Source(tuple(list_shards(shards)), float(weight)) for shards, weight in config.sources or ((config.shards, 1),)
+        Source(tuple(list_shards(shards, allow_pipe=config.allow_pipe)), float(weight))
+        for shards, weight in config.sources or ((config.shards, 1),)
     ]
     seen: set[str] = set()
     for source in found:

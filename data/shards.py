@@ -7,17 +7,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+from data.captions import whole_text
 from data.check import CheckReport, check
 from data.decoding import decode_noting
 from data.entry import LARGEST_PICTURE, Entry, read_file, shown
 from data.errors import InputError
+from data.faults import Fault, Reason, SampleError
 from data.formats import extra_for
 from data.images import resize
 from data.listing import list_shards
 from data.progress import Progress
 from data.skips import SkipReport
 from data.sources import Kind, entries, kind_of
-from data.tars import Fault, Reason, SampleError
+from data.whole import ends_early
 from data.writing import ShardWriter
 
 __all__ = ["CheckReport", "ImageFormat", "PackReport", "check", "list_shards", "pack"]
@@ -132,7 +134,7 @@ def _members(entry: Entry, shorter_side: int | None, image_format: ImageFormat) 
         text = json.dumps(record, ensure_ascii=False, default=str)
     except (TypeError, ValueError, RecursionError) as error:
         raise SampleError("broken json", str(error)) from error
-    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    whole = whole_text(text)
     if whole != text:
         entry.notes.append(("mended text", "its caption or record holds half of a surrogate pair, now U+FFFD"))
     return {extension: picture, "json": whole.encode(), **entry.extra}
@@ -146,6 +148,8 @@ def _picture(
         picture, format, found = decode_noting(data)
     except InputError as error:
         raise SampleError("unread format" if extra_for(data[:16]) else "broken picture", str(error)) from error
+    if ends_early(data):
+        raise SampleError("broken picture", "a JPEG that was cut off and closed; its rest would be grey")
     notes.extend(found)
     extension = EXTENSIONS.get(format, "")
     reduce = shorter_side is not None and min(picture.size) > shorter_side

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from data.entry import Entry, captions_in, decode_text, lost, shown
+from data.captions import MENDED_TEXT, captions_of, text_mended
+from data.entry import Entry, captions_in, lost, shown
 from data.errors import InputError
+from data.faults import Fault, Reason, SampleError
 from data.folders import folder_entries
 from data.formats import is_picture
 from data.listing import list_shards, names_shard
 from data.mjhq import BAD_TEXT, FIELD_TWICE, INCOMPLETE, META_NAME, TWICE, find_picture, pictures_by_id, read_meta
 from data.remote import is_url
 from data.tables import ENDINGS, table_entries
-from data.tars import Fault, Reason, SampleError, captions_of, image_bytes, read_shard
+from data.tars import image_bytes, read_shard
 
 Kind = Literal["folder", "table", "shards", "mjhq"]
 REASONS: dict[str, Reason] = {  # of faults in meta_data.json
@@ -127,10 +129,13 @@ def _shards(source: str, faults: list[Fault]) -> Iterator[Entry]:
             entry = Entry(shard, group.key, b"", ())
             try:
                 extension, entry.picture = image_bytes(members)
-                if "txt" in members:
-                    members["txt"] = decode_text(members["txt"]).removeprefix("\ufeff").encode()
                 entry.captions, entry.record = captions_of(members)
                 entry.extra = {name: data for name, data in members.items() if name not in (extension, "json", "txt")}
+                for data in entry.extra.values():
+                    if isinstance(data, SampleError):
+                        raise data
+                if text_mended(members):
+                    entry.notes.append(("mended text", MENDED_TEXT))
             except SampleError as error:
                 entry.problem = error
             yield entry

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 
 from data.entry import Entry, captions_in, lost, shorten
 from data.errors import InputError
-from data.tars import Reason, SampleError
+from data.faults import Reason, SampleError
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 LONGEST_LINE = 16 * 2**20  # characters; an object may hold whole stories

@@ -2,6 +2,8 @@
 
 import argparse
 
+from star.commands.pipes import add_allow_pipe, minding_pipes
+
 CROPS = ("center", "squash", "pad")  # as data.images has them; not imported from there, since help must be instant
 
 
@@ -24,7 +26,8 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser.add_argument("--half", action="store_true", help="compute codes under bfloat16 autocast")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="pictures at once (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode pictures")
-    parser.set_defaults(work=work)
+    add_allow_pipe(parser)
+    parser.set_defaults(work=minding_pipes(work))
 
 
 def work(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from data.errors import InputError
+from star.commands.pipes import add_allow_pipe, minding_pipes
 
 PICTURED = 12  # rows of the sheet
 
@@ -21,7 +22,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--data", nargs="+", required=True, metavar="SHARDS", help="folders, tars, patterns or lists")
     parser.add_argument("--out", default="measured", metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="pictures at once (default: %(default)s)")
-    parser.set_defaults(work=work)
+    add_allow_pipe(parser)
+    parser.set_defaults(work=minding_pipes(work))
 
 
 def work(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import argparse
 
 from star.commands import bench, encode
+from star.commands.pipes import add_allow_pipe, minding_pipes
 
 # As data.sources and data.shards have them; not imported from there, since help must be instant.
 KINDS = ("folder", "table", "shards", "mjhq")
@@ -30,7 +31,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     pack.add_argument("--format", choices=FORMATS, default="keep", help="of the stored pictures (default: %(default)s)")
     pack.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
-    pack.set_defaults(work=pack_work)
+    add_allow_pipe(pack)
+    pack.set_defaults(work=minding_pipes(pack_work))
 
     check = actions.add_parser(
         "check",
@@ -40,7 +42,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     check.add_argument("shards", nargs="+", metavar="SHARDS", help="folders, tars, patterns or lists")
     check.add_argument("--fast", action="store_true", help="do not decode pictures")
-    check.set_defaults(work=check_work)
+    add_allow_pipe(check)
+    check.set_defaults(work=minding_pipes(check_work))
 
     synthetic = actions.add_parser(
         "synthetic",
