@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-from data.captions import whole_text
+from data.captions import captions_of, whole_text
 from data.check import CheckReport, check
 from data.decoding import decode_noting
 from data.entry import LARGEST_PICTURE, Entry, read_file, shown
@@ -137,7 +137,9 @@ def _members(entry: Entry, shorter_side: int | None, image_format: ImageFormat) 
     whole = whole_text(text)
     if whole != text:
         entry.notes.append(("mended text", "its caption or record holds half of a surrogate pair, now U+FFFD"))
-    return {extension: picture, "json": whole.encode(), **entry.extra}
+    members = {extension: picture, "json": whole.encode(), **entry.extra}
+    captions_of(members)  # what no training would take is refused here already: too large, too deep
+    return members
 
 
 def _picture(

@@ -13,7 +13,7 @@ import pytest
 from data import tables
 from data.entry import Entry
 from data.errors import InputError
-from data.shards import pack
+from data.shards import check, pack
 from data.sources import entries
 
 
@@ -139,6 +139,23 @@ def test_headers_that_would_lose_cells_are_refused(place: Path) -> None:
 def test_bad_lines_of_jsonl_cost_only_themselves(line: str, reason: str, place: Path) -> None:
     good, told = read(place / "t.jsonl", line + '\n{"image": "1.png", "caption": "b"}\r\n\n')
     assert (good, told) == ([("b",)], {"row 1": reason})
+
+
+def test_captions_that_no_training_takes_are_not_packed(place: Path) -> None:
+    """Found by mutation: a shard was written that the check refused."""
+    deep: Any = "a"
+    for _ in range(200):
+        deep = [deep]
+    rows = [
+        {"image": "0.png", "caption": "a" * 140_000},
+        {"image": "1.png", "caption": [f"caption {number}" for number in range(2000)]},
+        {"image": "2.png", "caption": "a", "more": deep},
+        {"image": "3.png", "caption": "b"},
+    ]
+    (place / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = pack(place / "t.jsonl", place / "out")
+    assert (report.samples, report.skipped.reasons) == (1, {"too large": 2, "broken json": 1})
+    assert check(place / "out").ok
 
 
 def test_lines_without_end_are_passed_over_in_bounded_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from data.check import check
 from data.errors import InputError
 from data.writing import LOCK_NAME, PACKING_MARK, ShardWriter, read_index
 
@@ -127,3 +130,38 @@ except InputError as error:
     left = names(tmp_path / "out")
     assert not [name for name in left if name.endswith(".part") or name in ("index.json", LOCK_NAME)]
     assert (PACKING_MARK in left) == any(name.endswith(".tar") for name in left)
+
+
+def command(*arguments: object) -> "subprocess.Popen[bytes]":
+    line = [sys.executable, "-m", "star.cli", "data", "pack", *map(str, arguments)]
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its signals are others")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_packing_that_is_stopped_is_known_as_unfinished_and_begins_again(number: int, tmp_path: Path) -> None:
+    small, large, out = tmp_path / "small", tmp_path / "large", tmp_path / "out"
+    for folder in (small, large):
+        folder.mkdir()
+        Image.new("RGB", (600, 600), "red").save(folder / "0.png")
+        (folder / "0.txt").write_text("red", encoding="utf-8")
+    for count in range(1, 1500):  # enough to be at it until it is stopped
+        (large / f"{count}.png").symlink_to(large / "0.png")
+        (large / f"{count}.txt").symlink_to(large / "0.txt")
+    packing = command(large, out, "--per-shard", 1, "--shorter-side", 590)
+    while not (out / "shard-00003.tar").exists():
+        assert packing.poll() is None, packing.communicate()
+        time.sleep(0.01)
+    second = command(small, out, "--overwrite")
+    assert b"is being packed by another process" in second.communicate()[1]
+    assert second.returncode == 2
+    packing.send_signal(number)
+    packing.communicate()
+    assert packing.returncode in (128 + number, -number)
+    assert PACKING_MARK in names(out)
+    assert "unfinished writing" in {fault.reason for fault in check(out).faults}
+    again = command(small, out)
+    told = again.communicate()
+    assert again.returncode == 0, told
+    assert b"not finished; they are removed, and packing begins again" in told[1]
+    assert check(out).ok
