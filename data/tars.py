@@ -25,6 +25,7 @@ from data.archive import (
 )
 from data.captions import captions_of
 from data.faults import MENDED, NOTES, Fault, Reason, SampleError
+from data.formats import BY_EXTRA, OTHERS, STORED
 from data.remote import is_url, open_stream
 from data.untrusted import open_regular
 
@@ -45,7 +46,7 @@ __all__ = [
     "read_shard",
 ]
 
-IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff")
+IMAGE_EXTENSIONS = (*STORED, *OTHERS, *BY_EXTRA)  # in the order in which a sample with several pictures is read
 
 
 @dataclass(slots=True)

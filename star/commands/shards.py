@@ -18,7 +18,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "pack",
         help="a folder, table, webdataset or MJHQ layout to shards",
         description="Packs captioned pictures into tar shards with an index. SOURCE is a folder of pictures with .txt "
-        "captions beside them, a CSV, JSONL or parquet table, existing shards, or a folder of the MJHQ-30k layout.",
+        "captions beside them, a CSV, TSV, JSONL or parquet table, existing shards, or a folder of the MJHQ-30k "
+        "layout. Pictures of any format that Pillow reads; PNG, JPEG, WebP, BMP, GIF and TIFF are stored as they are, "
+        "others as PNG. What is left out is counted and named.",
     )
     pack.add_argument("source", metavar="SOURCE")
     pack.add_argument("out", metavar="OUT", help="folder for the shards")
