@@ -67,10 +67,10 @@ def pack(
     """Packs a source (see `sources`) into shards of `<key>.<picture>` and `<key>.json`, with an index.
 
     kind: what the source is; None finds out. shorter_side: reduces larger pictures to this many pixels on their shorter
-    side, aspect kept, nothing cut. image_format: "keep" copies the bytes of pictures that are not reduced and whose format
-    shards hold (EXTENSIONS), others become PNG; webp is lossless, jpg of quality 95. Unreadable pictures and samples without a caption are left out, counted and named in
-    the report. The same source gives the same bytes. Raises InputError for an unusable source or place, and if nothing
-    at all could be packed.
+    side, aspect kept, nothing cut. image_format: "keep" copies the bytes of pictures that are not reduced, if
+    they are of EXTENSIONS, and makes PNG of others; webp is lossless, jpg of quality 95. Bad pictures and samples
+    without a caption are left out, counted and named in the report. The same source gives the same bytes. Raises
+    InputError for an unusable source or place, and if nothing at all could be packed.
     """
     source = str(source)
     if shorter_side is not None and shorter_side < 1:

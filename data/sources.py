@@ -90,6 +90,11 @@ def entries(
 
 def _mjhq(folder: Path) -> Iterator[Entry]:
     meta = read_meta(folder / META_NAME)
+    archives = sorted(path.name for path in folder.glob("*.zip"))
+    if archives and not any(path.is_dir() for path in folder.iterdir()):
+        raise InputError(
+            f"The pictures of {folder} are still in {shown(archives[0])}; unpack it there, then pack again."
+        )
     joined = set(meta.joined)
     claimed = {(fault.category, fault.id) for fault in meta.faults}
     for id, prompt, category in meta.entries:

@@ -21,6 +21,7 @@ from data.mjhq import (
     pictures_by_id,
     read_meta,
 )
+from data.sources import entries
 
 GOOD = {"category": "food", "prompt": "a pie"}
 
@@ -115,6 +116,13 @@ def test_a_zip_is_read_where_it_lies(tmp_path: Path) -> None:
         archive.writestr("top/meta_data.json", json.dumps({"a": GOOD}))
     meta = read_meta(zipfile.Path(tmp_path / "a.zip", "top/meta_data.json"))
     assert meta.entries == [MetaEntry("a", "a pie", "food")]
+
+
+def test_pictures_that_are_still_in_a_zip_are_asked_for(tmp_path: Path) -> None:
+    meta_file(tmp_path, json.dumps({"a": GOOD}))
+    (tmp_path / "mjhq30k_imgs.zip").write_bytes(b"")
+    with pytest.raises(InputError, match=r"still in mjhq30k_imgs\.zip; unpack it"):
+        list(entries(str(tmp_path), "mjhq", []))
 
 
 def test_pictures_of_every_ending_are_found_and_several_refused(tmp_path: Path) -> None:

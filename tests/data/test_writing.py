@@ -146,7 +146,19 @@ def test_a_packing_that_is_stopped_is_known_as_unfinished_and_begins_again(
     for count in range(1, 1500):  # enough to be at it until it is stopped
         (large / f"{count}.png").symlink_to(large / "0.png")
         (large / f"{count}.txt").symlink_to(large / "0.txt")
-    line = [sys.executable, "-m", "star.cli", "data", "pack", large, out, "--per-shard", "1", "--shorter-side", "590"]
+    line = [
+        sys.executable,
+        "-m",
+        "star.cli",
+        "data",
+        "pack",
+        str(large),
+        str(out),
+        "--per-shard",
+        "1",
+        "--shorter-side",
+        "590",
+    ]
     packing = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (out / "shard-00003.tar").exists():
         assert packing.poll() is None

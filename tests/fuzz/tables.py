@@ -120,6 +120,14 @@ def read_picture(path: Path) -> None:
     assert upright_size(data) == picture.size[::-1]
 
 
+def read_profile(path: Path) -> None:
+    """A colour profile in a picture, where neither compression nor sums hide that it was changed."""
+    for mode in ("RGB", "L", "CMYK"):
+        target = io.BytesIO()
+        Image.new(mode, (8, 8)).save(target, "TIFF", icc_profile=path.read_bytes())
+        decode_noting(target.getvalue())
+
+
 def packing(sound: Path) -> Reader:
     """Packs the folder in which the file lies among sound pictures; what comes of it passes the check."""
 
@@ -158,6 +166,8 @@ def main() -> int:
         tables = [
             (name, data, not name.endswith("parquet"), packing(sound)) for name, data in texts(Path(place)).items()
         ]
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        kinds += [("profile.icc", profile, False, read_profile)] * 9
         decode_noting(sound.read_bytes())  # loads all plugins once
         while time.monotonic() < until:
             name, data, text, reader = chance.choice(kinds if chance.random() < 0.5 else tables)
