@@ -65,7 +65,7 @@ def check(shards: str | Path | Sequence[str], *, decode_images: bool = True, pro
     encoding that did not finish left behind. decode_images=False leaves the pictures unread, which is some ten times
     faster. Raises InputError if `shards` matches nothing.
     """
-    found = list_shards([str(shards)] if isinstance(shards, str | Path) else list(shards))
+    found = list_shards([str(shards)] if isinstance(shards, str | Path) else list(shards), unfinished=True)
     inspector = _Inspector(decode_images)
     with Progress(None, unit="samples", title="check", enabled=progress) as bar:
         for shard in found:

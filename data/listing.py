@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice
@@ -15,6 +15,7 @@ import braceexpand
 from data.errors import InputError
 from data.remote import find, is_url
 from data.untrusted import open_regular, read_all
+from data.writing import PACKING_MARK
 
 SHARD_NAME = re.compile(r"[^.].*\.(tar|tgz|tar\.(gz|bz2|xz))", re.IGNORECASE)
 RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?\}")
@@ -33,7 +34,7 @@ def pipes_allowed(allowed: bool = True) -> Iterator[None]:
         _pipes_allowed.reset(token)
 
 
-def list_shards(specs: Sequence[str], *, allow_pipe: bool = False) -> list[str]:
+def list_shards(specs: Sequence[str], *, allow_pipe: bool = False, unfinished: bool = False) -> list[str]:
     """Expands directories, globs, brace ranges, URLs and text files of such specs into a list of shards.
 
     A directory stands for its `*.tar*` files in order of name, also one on an object store, or on a web server where
@@ -41,7 +42,8 @@ def list_shards(specs: Sequence[str], *, allow_pipe: bool = False) -> list[str]:
     start from its folder. Order is kept and repeats are dropped. Files of a range or list that are not there stay in
     the result, so that they are missed and counted. Raises InputError for a spec of which nothing is there, whose
     driver is not installed, or that stands for more than a million names; and for a command (pipe:...) in a list,
-    unless `allow_pipe`, or within `pipes_allowed()`: who wrote the list would run it here.
+    unless `allow_pipe`, or within `pipes_allowed()`: who wrote the list would run it here. Shards of a packing that was
+    stopped, or is at work, are refused unless `unfinished`.
     """
     if isinstance(specs, str):
         specs = (specs,)
@@ -56,7 +58,18 @@ def list_shards(specs: Sequence[str], *, allow_pipe: bool = False) -> list[str]:
         raise InputError(
             "No shards were given; give at least one folder, glob, brace range, URL or list of .tar files."
         )
+    if not unfinished:
+        _refuse_unfinished(shards)
     return list(shards)
+
+
+def _refuse_unfinished(shards: Iterable[str]) -> None:
+    for folder in dict.fromkeys(os.path.dirname(shard) for shard in shards if not is_url(shard)):
+        if os.path.lexists(os.path.join(folder, PACKING_MARK)):
+            raise InputError(
+                f"The shards in {folder or '.'} are not all there: their packing was stopped or is at work "
+                f"({PACKING_MARK} is beside them); run `star data pack` to its end."
+            )
 
 
 def _expand(spec: str, depth: int) -> list[str]:

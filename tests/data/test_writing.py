@@ -13,6 +13,7 @@ from PIL import Image
 
 from data.check import check
 from data.errors import InputError
+from data.pipeline import DataConfig, Pipeline
 from data.shards import pack
 from data.writing import LOCK_NAME, PACKING_MARK, ShardWriter, read_index
 
@@ -62,6 +63,8 @@ def test_a_second_writer_is_refused_and_a_killed_one_is_cleared_away(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert names(out) == before
+    with pytest.raises(InputError, match=r"are not all there: their packing was stopped or is at work"):
+        Pipeline(DataConfig(shards=(str(out),), resolution=8), batch_size=1)
     with caplog.at_level(logging.WARNING):
         fill(out)
     assert "2 shards of a packing that was not finished" in caplog.text
