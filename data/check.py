@@ -1,25 +1,32 @@
 """Looking through shards for everything that would cost a sample, or that should make their owner think."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.captions import MENDED_TEXT, captions_of, text_mended
 from data.errors import InputError
+from data.faults import MENDED, NOTES, Fault, SampleError
 from data.images import decode
 from data.listing import list_shards
 from data.progress import Progress
 from data.remote import is_url
 from data.skips import describe
-from data.tars import NOTES, Fault, Group, SampleError, captions_of, image_bytes, read_shard
-from data.writing import read_index, sha256
+from data.tars import Group, image_bytes, read_shard
+from data.whole import ends_early
+from data.writing import INDEX_NAME, read_index, sha256
+
+OURS = re.compile(r".+-\d{5}\.tar")  # as packing names shards; it writes an index when all are there
+ENCODED_MARK = "encoding.safetensors"  # beside shards of codes; their index is written when all are there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckReport:
-    """Faults cost samples or contradict the index; notes (repeated pictures) do not make the shards bad."""
+    """Faults cost samples, had to be mended or contradict the index; notes do not make the shards bad."""
 
     shards: int
     samples: int
@@ -40,7 +47,8 @@ class CheckReport:
         ]
         found = (*self.faults, *self.notes)
         for reason, number in sorted(Counter(fault.reason for fault in found).items()):
-            lines.append(f"{number} x {reason}{' (a note, not a fault)' if reason in NOTES else ''}")
+            extent = " (a note, not a fault)" if reason in NOTES else " (used, mended)" if reason in MENDED else ""
+            lines.append(f"{number} x {reason}{extent}")
             named = [fault for fault in found if fault.reason == reason]
             lines.extend(f"  {describe(fault)}" for fault in named[:names])
             if number > names:
@@ -53,10 +61,11 @@ def check(shards: str | Path | Sequence[str], *, decode_images: bool = True, pro
 
     Truncated tars, unreadable pictures, missing and empty captions, broken JSON, keys that come twice (in the whole
     set), pictures that come twice, and what disagrees with an index.json beside the shards: sums, sizes, counts,
-    missing and unlisted files. decode_images=False leaves the pictures unread, which is some ten times faster.
-    Raises InputError if `shards` matches nothing.
+    missing and unlisted files; also names and texts that are not UTF-8 and are used mended, and what a packing or
+    encoding that did not finish left behind. decode_images=False leaves the pictures unread, which is some ten times
+    faster. Raises InputError if `shards` matches nothing.
     """
-    found = list_shards([str(shards)] if isinstance(shards, str | Path) else list(shards))
+    found = list_shards([str(shards)] if isinstance(shards, str | Path) else list(shards), unfinished=True)
     inspector = _Inspector(decode_images)
     with Progress(None, unit="samples", title="check", enabled=progress) as bar:
         for shard in found:
@@ -93,12 +102,19 @@ class _Inspector:
         if (first := self._keys.setdefault(group.key, shard)) != shard:
             self.faults.append(Fault(shard, "duplicate key", group.key, f"also in {first}"))
             before += 1  # the pipeline still uses both
+        told: set[SampleError] = set()
         for fault_of in (self._captions, self._picture):
             try:
                 fault_of(shard, group)
             except SampleError as error:
+                told.add(error)
                 self.faults.append(Fault(shard, error.reason, group.key, error.detail))
         self.usable += len(self.faults) == before
+        for content in group.members.values():  # files that no training asks for are missed all the same
+            if isinstance(content, SampleError) and content not in told:
+                self.faults.append(Fault(shard, content.reason, group.key, content.detail))
+        if text_mended(group.members):
+            self.faults.append(Fault(shard, "mended text", group.key, MENDED_TEXT))
 
     def _captions(self, shard: str, group: Group) -> None:
         captions_of(group.members)
@@ -110,6 +126,8 @@ class _Inspector:
                 picture = decode(data)
             except InputError as error:
                 raise SampleError("broken picture", str(error)) from error
+            if ends_early(data):
+                raise SampleError("broken picture", "a JPEG that was cut off and closed; its rest would be grey")
             data = repr(picture.size).encode() + picture.tobytes()
         place = f"{group.key} in {shard}"
         first = self._pictures.setdefault(hashlib.blake2b(data, digest_size=16).digest(), place)
@@ -127,6 +145,7 @@ def _check_indexes(shards: Sequence[str], inspector: _Inspector) -> int:
             total += path.stat().st_size
             by_folder.setdefault(path.parent, {})[path.name] = shard
     for folder, files in by_folder.items():
+        inspector.faults.extend(_unfinished(folder))
         try:
             index = read_index(folder)
         except InputError as error:
@@ -134,21 +153,41 @@ def _check_indexes(shards: Sequence[str], inspector: _Inspector) -> int:
             continue
         if index is not None:
             inspector.faults.extend(_compare(folder, index, files, inspector.counts))
+        elif (folder / ENCODED_MARK).is_file():
+            inspector.faults.append(
+                Fault(str(folder), "unfinished writing", "", "no index.json: run the same `star data encode` again")
+            )
+        elif any(OURS.fullmatch(name) for name in files) and not (folder / INDEX_NAME).is_file():
+            inspector.notes.append(
+                Fault(str(folder), "no index", "", "without an index.json nobody can tell whether all shards are there")
+            )
     return total
+
+
+def _unfinished(folder: Path) -> Iterator[Fault]:
+    """What a packing or encoding leaves that was killed: half a file, or the mark that it was at work."""
+    for path in sorted(folder.glob(".*")):
+        if path.name == ".packing" or path.name.endswith(".part"):
+            detail = "left by a packing or encoding that was killed or is still at work; run it to its end"
+            yield Fault(str(path), "unfinished writing", "", detail)
 
 
 def _compare(
     folder: Path, index: Mapping[str, Mapping[str, Any]], files: Mapping[str, str], counts: Mapping[str, int]
 ) -> Iterator[Fault]:
     for name, entry in index.items():
-        if name not in files:
+        if Path(name).name != name:
+            yield Fault(
+                str(folder / INDEX_NAME), "index mismatch", "", f"it lists {name!r}, which is no name of a file"
+            )
+        elif name not in files:
             if not (folder / name).is_file():
                 yield Fault(str(folder / name), "index mismatch", "", "listed in the index but not there")
-            continue
-        shard = files[name]
-        measured = {"bytes": Path(shard).stat().st_size, "samples": counts[shard], "sha256": sha256(shard)}
-        for what, value in measured.items():
-            if value != entry[what]:
-                yield Fault(shard, "index mismatch", what, f"{value}, the index says {entry[what]}")
+        else:
+            shard = files[name]
+            measured = {"bytes": Path(shard).stat().st_size, "samples": counts[shard], "sha256": sha256(shard)}
+            for what, value in measured.items():
+                if value != entry[what]:
+                    yield Fault(shard, "index mismatch", what, f"{value}, the index says {entry[what]}")
     for name in files.keys() - index.keys():
         yield Fault(files[name], "index mismatch", "", "not listed in the index")

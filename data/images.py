@@ -4,80 +4,25 @@ Shapes: B batch, H W pixels, 3 RGB. `image` is float32 in [-1, 1], `pixels` is u
 """
 
 import contextlib
-import io
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from data.decoding import WHITE, decode
+from data.decoding import upright_size as upright_size  # for whoever imports it from here
 from data.disk import refusal
 from data.errors import InputError
 
 Crop = Literal["center", "squash", "pad"]
 CROPS: tuple[Crop, ...] = ("center", "squash", "pad")
-WHITE = 255
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decodes an encoded picture to upright 8-bit RGB on white.
-
-    Transparency is put on white, palettes, CMYK and grey are converted, 16-bit grey is scaled to 8 bits, and the EXIF
-    orientation is applied. Raises InputError for anything that is not a whole, readable picture of sane size.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
-        return _to_rgb(picture)
-    except Exception as error:  # PIL's decoders raise whatever broken bytes provoke
-        raise _unreadable(data, error) from error
-
-
-def upright_size(data: bytes) -> tuple[int, int]:
-    """(H, W) that an encoded picture will have when decoded, from its header alone. Raises InputError as `decode`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
-        width, height = picture.size
-        # Without EXIF in its header a PNG would be decoded in search of it.
-        exif = picture.getexif() if "exif" in picture.info or picture.format == "TIFF" else {}
-        turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception as error:
-        raise _unreadable(data, error) from error
-    return (width, height) if turned else (height, width)
-
-
-def _unreadable(data: bytes, error: Exception) -> InputError:
-    reason = "no known format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
-    return InputError(
-        f"These {len(data)} bytes are not a readable picture ({reason}); give a whole JPEG, PNG or WebP file."
-    )
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":
-        raise ValueError("floating-point pictures have no fixed range")
-    if picture.mode.startswith("I"):  # 16-bit grey, which PIL's own conversion would clip instead of scale
-        grey = np.asarray(picture).astype(np.float64).clip(0, 65535) / 257
-        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (WHITE, WHITE, WHITE, WHITE))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
 
 
 def resize(picture: Image.Image, size: tuple[int, int], crop: Crop = "center") -> Image.Image:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from data.aspect import nearest
+from data.captions import MENDED_TEXT, text_mended
 from data.errors import InputError
 from data.images import Crop, decode, pil_to_pixels, resize, upright_size
 from data.mixing import Mix
@@ -184,7 +185,11 @@ class Lane:
     def decode(self, ref: Ref) -> Sample | None:
         """The sample, or None with a fault told."""
         try:
-            return decode_group(ref.read(), self.settings, ref.epoch)
+            group = ref.read()
+            sample = decode_group(group, self.settings, ref.epoch)
+            if text_mended(group.members):
+                self.faults.append(Fault(ref.shard, "mended text", group.key, MENDED_TEXT))
+            return sample
         except SampleError as error:
             self.faults.append(Fault(ref.shard, error.reason, ref.name, error.detail))
             return None

@@ -63,6 +63,8 @@ class DataConfig:
     """Samples that each lane gives in its turn; 0: a batch. With both numbers given, the order of all samples is the
     same for all numbers of processes and workers and sizes of batches. Not used with cache or buckets."""
     seed: int = 0
+    allow_pipe: bool = False
+    """Whether text lists of shards may name commands (pipe:...), which are run."""
     cache: bool = False
     """Decode once and keep everything in memory as uint8."""
 
@@ -320,7 +322,8 @@ def _in_one(chunks: list[Chunk]) -> Chunk:
 
 def _sources(config: DataConfig) -> tuple[Source, ...]:
     found = [
-        Source(tuple(list_shards(shards)), float(weight)) for shards, weight in config.sources or ((config.shards, 1),)
+        Source(tuple(list_shards(shards, allow_pipe=config.allow_pipe)), float(weight))
+        for shards, weight in config.sources or ((config.shards, 1),)
     ]
     seen: set[str] = set()
     for source in found:

@@ -13,7 +13,7 @@ from random import Random
 from weakref import WeakValueDictionary
 
 from data.order import Part, deal, shuffled
-from data.remote import is_url, read_json
+from data.remote import base_name, is_url, read_json
 from data.slowness import tell_if_slow, watched
 from data.tars import Fault, Group, SampleError, fetch, index_shard, is_seekable, read_shard
 
@@ -147,11 +147,11 @@ class Order:
     def count(self, shard: str) -> int | None:
         """Samples in a shard if that is known or can be had from headers or an index; else None."""
         if shard not in self.counts:
-            folder, _, base = shard.rpartition("/")
+            folder = shard.rpartition("/")[0]
             if is_seekable(shard):
                 self._indexed = shard, list(self.read(shard))
             elif is_url(shard) and not shard.startswith("pipe:"):
-                promised = self._index_of(folder).get(base)
+                promised = self._index_of(folder).get(base_name(shard))
                 if promised is not None:
                     self.counts[shard] = promised
         return self.counts.get(shard)

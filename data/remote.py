@@ -8,25 +8,27 @@ A broken connection is a matter of seconds and costs nothing; what stays broken 
 """
 
 import io
-import json
+import re
 import time
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import IO, Any, NamedTuple
 from urllib.error import HTTPError
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 from urllib.request import Request, urlopen
 
 import fsspec  # type: ignore[import-untyped]
 from webdataset.gopen import gopen
 
 from data.errors import InputError
+from data.untrusted import parse_json, read_all
 
 TIMEOUT = 60.0  # seconds without a single byte
 ATTEMPTS = 5  # in a row, without a byte between them
 FIRST_DELAY = 0.5  # seconds before the second attempt; each further one waits twice as long
 BUFFER = 1 << 20  # bytes
 LASTING = frozenset({400, 401, 403, 404, 405, 410, 416})  # answers that another attempt will not change
+PLAIN_NAME = re.compile(r"[^/\\:\x00-\x1f\x7f]+")  # no folder, scheme, chain or command
 # The packages of the stores that people use; fsspec knows the rest.
 DRIVERS = {
     "s3": "s3fs",
@@ -63,9 +65,15 @@ def open_stream(url: str) -> IO[bytes]:
 
 
 def read_json(url: str) -> Any:
-    """A small JSON file. Raises OSError if it cannot be had, ValueError if it is no JSON."""
+    """A JSON file of at most 32 MiB. Raises OSError if it cannot be had, ValueError if it is no JSON, or larger."""
     with open_stream(url) as stream:
-        return json.load(stream)
+        return parse_json(read_all(stream))
+
+
+def base_name(url: str) -> str:
+    """The name of a shard as the index beside it has it."""
+    name = url.rpartition("/")[2]
+    return unquote(urlsplit(url).path.rpartition("/")[2]) if is_http(url) else name
 
 
 def check_driver(url: str) -> None:
@@ -91,8 +99,9 @@ def check_driver(url: str) -> None:
 def find(url: str, is_shard: Callable[[str], bool]) -> list[str]:
     """The shards a URL stands for: itself, or what a folder or pattern on a store holds, in order of name.
 
-    A folder on a web server (its address ends in "/") is read from the index.json in it. Raises InputError if a folder
-    cannot be listed.
+    A folder on a web server (its address ends in "/") is read from the index.json in it. A listing is written by
+    somebody else: names in it that would lead out of the folder, to another kind of address or to a command are
+    refused. Raises InputError for these, and if a folder cannot be listed.
     """
     check_driver(url)
     if url.startswith("pipe:"):
@@ -101,19 +110,40 @@ def find(url: str, is_shard: Callable[[str], bool]) -> list[str]:
         if is_http(url):
             if not urlsplit(url).path.endswith("/"):
                 return [url]
-            return [urljoin(url, name) for name in sorted(read_json(urljoin(url, "index.json"))["shards"])]
+            return _listed(url, is_shard)
         if is_shard(url) and not any(letter in url for letter in "*?["):
             return [url]
         chain, _, last = url.rpartition("::")
         system, path = fsspec.core.url_to_fs(last)
         pattern = path if any(letter in path for letter in "*?[") else f"{path.rstrip('/')}/*"
         found = sorted(str(match) for match in system.glob(pattern))
+    except InputError:
+        raise
     except Exception as error:  # a driver raises whatever its store provokes
         raise InputError(
             f"{url} cannot be listed ({_reason(error)}): check the address, or name the shards one by one."
         ) from error
     prefix = f"{chain}::" if chain else ""
-    return [prefix + system.unstrip_protocol(match) for match in found if is_shard(match)]
+    shards = [match for match in found if is_shard(match)]
+    for match in shards:
+        if "::" in match:
+            raise InputError(f"{url} holds {match!r}, whose name would be taken for a chain of addresses; rename it.")
+    return [prefix + system.unstrip_protocol(match) for match in shards]
+
+
+def _listed(url: str, is_shard: Callable[[str], bool]) -> list[str]:
+    """The shards that the index.json of a folder on a web server names, all of them in that folder."""
+    index = read_json(urljoin(url, "index.json"))
+    names = index.get("shards") if isinstance(index, dict) else None
+    if not isinstance(names, dict | list):
+        raise ValueError("its index.json has no shards")
+    for name in names:
+        if not isinstance(name, str) or PLAIN_NAME.fullmatch(name) is None or not is_shard(name):
+            raise InputError(
+                f"{urljoin(url, 'index.json')} names {str(name)[:200]!r}, expected names of .tar files in its own "
+                "folder; correct the index, or name the shards one by one."
+            )
+    return [urljoin(url, quote(name)) for name in sorted(names)]
 
 
 class MendedStream(io.RawIOBase):

@@ -7,23 +7,26 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
+from data.captions import captions_of, whole_text
 from data.check import CheckReport, check
+from data.decoding import decode_noting
+from data.entry import LARGEST_PICTURE, Entry, read_file, shown
 from data.errors import InputError
-from data.images import decode, resize
+from data.faults import Fault, Reason, SampleError
+from data.formats import extra_for
+from data.images import resize
 from data.listing import list_shards
 from data.progress import Progress
 from data.skips import SkipReport
-from data.sources import Entry, Kind, entries, kind_of
-from data.tars import Fault, SampleError
+from data.sources import Kind, entries, kind_of
+from data.whole import ends_early
 from data.writing import ShardWriter
 
 __all__ = ["CheckReport", "ImageFormat", "PackReport", "check", "list_shards", "pack"]
 
 
 ImageFormat = Literal["keep", "png", "webp", "jpg"]
-EXTENSIONS = {"PNG": "png", "WEBP": "webp", "JPEG": "jpg", "BMP": "bmp", "GIF": "gif", "TIFF": "tif"}
+EXTENSIONS = {"PNG": "png", "WEBP": "webp", "JPEG": "jpg", "BMP": "bmp", "GIF": "gif", "TIFF": "tif", "MPO": "jpg"}
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG"},
     "webp": {"format": "WEBP", "lossless": True, "method": 4},
@@ -64,10 +67,10 @@ def pack(
     """Packs a source (see `sources`) into shards of `<key>.<picture>` and `<key>.json`, with an index.
 
     kind: what the source is; None finds out. shorter_side: reduces larger pictures to this many pixels on their shorter
-    side, aspect kept, nothing cut. image_format: "keep" copies the bytes of pictures that are not reduced; webp is
-    lossless, jpg of quality 95. Unreadable pictures and samples without a caption are left out, counted and named in
-    the report. The same source gives the same bytes. Raises InputError for an unusable source or place, and if nothing
-    at all could be packed.
+    side, aspect kept, nothing cut. image_format: "keep" copies the bytes of pictures that are not reduced, if
+    they are of EXTENSIONS, and makes PNG of others; webp is lossless, jpg of quality 95. Bad pictures and samples
+    without a caption are left out, counted and named in the report. The same source gives the same bytes. Raises
+    InputError for an unusable source or place, and if nothing at all could be packed.
     """
     source = str(source)
     if shorter_side is not None and shorter_side < 1:
@@ -79,7 +82,7 @@ def pack(
         raise InputError(f"{out} holds the shards that are to be packed; give another folder to pack them into.")
     skipped, faults = SkipReport(), list[Fault]()
     keys = _UniqueKeys()
-    stream = entries(source, kind, faults, image_column=image_column, caption_column=caption_column)
+    stream = entries(source, kind, faults, image_column=image_column, caption_column=caption_column, without=Path(out))
     with (
         ShardWriter(
             out, prefix=prefix, per_shard=samples_per_shard, max_bytes=max_shard_bytes, overwrite=overwrite
@@ -87,29 +90,41 @@ def pack(
         Progress(None, unit="images", title="pack", enabled=progress) as bar,
     ):
         for entry in stream:
+            place = shown(f"{entry.origin}: {entry.name}" if entry.name else entry.origin)
             try:
                 members = _members(entry, shorter_side, image_format)
             except SampleError as error:
-                skipped.add([Fault(source, error.reason, f"{entry.origin}: {entry.name}", error.detail)])
+                skipped.add([Fault(source, error.reason, place, shown(error.detail))])
             else:
+                skipped.add(Fault(source, reason, place, shown(detail)) for reason, detail in entry.notes)
                 writer.add(keys(entry.name), members)
             bar.update()
         skipped.add(faults)
         if not writer.samples:
-            first = f" (first: {skipped.named[0].key or source}: {skipped.named[0].reason})" if skipped.named else ""
             raise InputError(
-                f"{source} holds no picture with a caption{first}; put a .txt of the same name beside each picture, "
-                "or name the columns of the table."
+                f"{source} holds no picture with a caption{_told(skipped)}; put a .txt of the same name beside each "
+                "picture, or name the columns of the table."
             )
     return PackReport(
         out=Path(out), shards=len(writer.entries), samples=writer.samples, bytes=writer.size, skipped=skipped
     )
 
 
+def _told(skipped: SkipReport) -> str:
+    if not skipped.named:
+        return ""
+    counts = ", ".join(f"{number} x {reason}" for reason, number in skipped.reasons.items())
+    first = skipped.named[0]
+    return f" ({counts}; the first: {first.key or first.shard}: {first.reason}, {first.detail.rstrip('.')})"
+
+
 def _members(entry: Entry, shorter_side: int | None, image_format: ImageFormat) -> dict[str, bytes]:
     if entry.problem is not None:
         raise entry.problem
-    extension, picture = _picture(_bytes(entry), shorter_side, image_format)
+    data = entry.picture
+    if isinstance(data, Path):
+        data = read_file(data, LARGEST_PICTURE, "no picture")
+    extension, picture = _picture(data, shorter_side, image_format, entry.notes)
     record = {**entry.record, "caption": entry.captions[0]}
     if len(entry.captions) > 1:
         record["captions"] = list(entry.captions)
@@ -117,28 +132,28 @@ def _members(entry: Entry, shorter_side: int | None, image_format: ImageFormat) 
         record.pop("captions", None)
     try:
         text = json.dumps(record, ensure_ascii=False, default=str)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SampleError("broken json", str(error)) from error
-    return {extension: picture, "json": text.encode(), **entry.extra}
+    whole = whole_text(text)
+    if whole != text:
+        entry.notes.append(("mended text", "its caption or record holds half of a surrogate pair, now U+FFFD"))
+    members = {extension: picture, "json": whole.encode(), **entry.extra}
+    captions_of(members)  # what no training would take is refused here already: too large, too deep
+    return members
 
 
-def _bytes(entry: Entry) -> bytes:
-    if isinstance(entry.picture, bytes):
-        return entry.picture
-    try:
-        return entry.picture.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise SampleError("no picture", f"{entry.picture}: {error}") from error
-
-
-def _picture(data: bytes, shorter_side: int | None, image_format: ImageFormat) -> tuple[str, bytes]:
+def _picture(
+    data: bytes, shorter_side: int | None, image_format: ImageFormat, notes: list[tuple[Reason, str]]
+) -> tuple[str, bytes]:
     """Extension and bytes to store. Decodes in any case, so that nothing unreadable enters a shard."""
     try:
-        picture = decode(data)
+        picture, format, found = decode_noting(data)
     except InputError as error:
-        raise SampleError("broken picture", str(error)) from error
-    with Image.open(BytesIO(data)) as header:
-        extension = EXTENSIONS.get(header.format or "", "")
+        raise SampleError("unread format" if extra_for(data[:16]) else "broken picture", str(error)) from error
+    if ends_early(data):
+        raise SampleError("broken picture", "a JPEG that was cut off and closed; its rest would be grey")
+    notes.extend(found)
+    extension = EXTENSIONS.get(format, "")
     reduce = shorter_side is not None and min(picture.size) > shorter_side
     if not reduce and extension and image_format in ("keep", extension):
         return extension, data

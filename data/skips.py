@@ -5,12 +5,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 
-from data.tars import NOTES, Fault
+from data.faults import MENDED, NOTES, Fault
 
 logger = logging.getLogger(__name__)
 
 NAMED = 100
 LOGGED_SINGLY = 5
+DETAIL = 500  # characters
 
 
 class SkipReport:
@@ -28,12 +29,12 @@ class SkipReport:
 
     @property
     def total(self) -> int:
-        """Faults that cost something; a slow shard is named, but nothing of it is lost."""
-        return self.reasons.total() - sum(self.reasons[note] for note in NOTES)
+        """Faults that cost something; a slow shard or a mended name is named, but nothing of it is lost."""
+        return self.reasons.total() - sum(self.reasons[free] for free in (*NOTES, *MENDED))
 
     def add(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
-            identity = "\0".join((fault.shard, fault.reason, fault.key)).encode()
+            identity = "\0".join((fault.shard, fault.reason, fault.key)).encode("utf-8", "backslashreplace")
             digest = hashlib.blake2b(identity, digest_size=8).digest()
             if digest in self._known:
                 continue
@@ -43,7 +44,7 @@ class SkipReport:
             if len(self.named) < NAMED:
                 self.named.append(fault)
             number = self.reasons[fault.reason]
-            what = "noticed" if fault.reason in NOTES else "skipped"
+            what = "noticed" if fault.reason in NOTES else "mended" if fault.reason in MENDED else "skipped"
             if number <= LOGGED_SINGLY:
                 logger.warning("%s %s", what, describe(fault))
             elif number.bit_count() == 1:
@@ -55,12 +56,19 @@ class SkipReport:
         if not self.named:
             return lines[0]
         for shard, reasons in sorted(self.counts.items()):
-            lines.extend(f"  {shard}: {number} x {reason}" for reason, number in sorted(reasons.items()))
+            lines.extend(f"  {printable(shard)}: {number} x {reason}" for reason, number in sorted(reasons.items()))
         lines.append("first ones:")
         lines.extend(f"  {describe(fault)}" for fault in self.named)
         return "\n".join(lines)
 
 
 def describe(fault: Fault) -> str:
+    """One line of printable text, whatever the names in a shard are."""
     place = f"{fault.key} in {fault.shard}" if fault.key else fault.shard
-    return f"{place}: {fault.reason} ({fault.detail})"
+    detail = fault.detail if len(fault.detail) <= DETAIL else f"{fault.detail[:DETAIL]}..."
+    return printable(f"{place}: {fault.reason} ({detail})")
+
+
+def printable(text: str) -> str:
+    """The text with line breaks, control characters and halves of surrogate pairs spelt out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

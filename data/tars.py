@@ -1,109 +1,79 @@
 """Reading the samples in tar shards, whole or by place, with every fault named.
 
-A shard is a tar whose neighbouring members with one stem make one sample: `<key>.webp` and `<key>.json`. Python's
-tarfile ends quietly where a tar is cut or damaged between members; here that is a fault too.
+A shard is a tar whose neighbouring members with one stem make one sample: `<key>.webp` and `<key>.json`. Whatever reads
+a shard, checking, counting or training, walks through it by `archive`, and so meets the same samples.
 """
 
-import json
-import os
-import tarfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from lzma import LZMAError
-from typing import IO, Any, Literal, NamedTuple, Self
+from typing import IO, Any, NamedTuple
 
-from webdataset.tariterators import base_plus_ext
-
+from data.archive import (
+    MAGIC_BYTES,
+    READ_ERRORS,
+    SAMPLE_BYTES,
+    Place,
+    Source,
+    decoder_of,
+    place_of,
+    read_place,
+    readable,
+    too_large,
+    walk,
+)
+from data.captions import captions_of
+from data.faults import MENDED, NOTES, Fault, Reason, SampleError
+from data.formats import BY_EXTRA, OTHERS, STORED
 from data.remote import is_url, open_stream
+from data.untrusted import open_regular
 
-IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff")
-Reason = Literal[
-    "cannot be opened",
-    "truncated or damaged tar",
-    "empty shard",
-    "duplicate key",
-    "no picture",
-    "broken picture",
-    "missing caption",
-    "empty caption",
-    "broken json",
-    "index mismatch",
-    "duplicate picture",
-    "slow shard",
-    "broken encoding",
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "MENDED",
+    "NOTES",
+    "Fault",
+    "Group",
+    "Place",
+    "Reason",
+    "SampleError",
+    "captions_of",
+    "fetch",
+    "image_bytes",
+    "index_shard",
+    "is_seekable",
+    "read_shard",
 ]
-NOTES: tuple[Reason, ...] = ("duplicate picture", "slow shard")  # worth knowing, but they cost no sample
 
-
-class Fault(NamedTuple):
-    """One thing wrong with one sample (`key`) or with a whole shard (`key` empty)."""
-
-    shard: str
-    reason: Reason
-    key: str
-    detail: str
-
-
-class SampleError(Exception):
-    """A sample that cannot be used, with the reason under which it is counted."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason: Reason = reason
-        self.detail = detail
-
-
-class Place(NamedTuple):
-    """Where a member's bytes lie in an uncompressed tar."""
-
-    offset: int
-    size: int
+IMAGE_EXTENSIONS = (*STORED, *OTHERS, *BY_EXTRA)  # in the order in which a sample with several pictures is read
 
 
 @dataclass(slots=True)
 class Group:
-    """The members of one sample by extension (lower case): their bytes, or their places in a local tar."""
+    """The members of one sample by extension (lower case).
+
+    Each is its bytes, its place in a local tar, or the reason why it cannot be had.
+    """
 
     key: str
-    members: dict[str, bytes | Place]
+    members: dict[str, bytes | Place | SampleError]
 
 
-class _Header(tarfile.TarInfo):
-    """A tar header that leaves a note on the archive about how it ended; tarfile itself would not tell."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.HeaderError as error:
-            tar.ending = error  # type: ignore[attr-defined]
-            raise
+class _Member(NamedTuple):
+    key: str
+    extension: str
+    name: str
+    content: bytes | Place | SampleError
+    mended: bool
 
 
-READ_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError, UnicodeError)
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
-        tar.members = []  # type: ignore[attr-defined]  # or the archive would remember every header it passed
-        if member.isreg():
-            yield member
-    ending = getattr(tar, "ending", None)
-    if not isinstance(ending, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-        raise tarfile.ReadError(f"no end-of-archive mark ({ending})")
-
-
-def _grouped(shard: str, members: Iterable[tuple[str, bytes | Place]], faults: list[Fault]) -> Iterator[Group]:
+def _grouped(shard: str, source: Source, faults: list[Fault], *, read: bool) -> Iterator[Group]:
     """Joins neighbouring members of one stem; a stem that comes back in the same shard is a fault, not a sample."""
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     group: Group | None = None
     try:
-        for name, content in members:
-            key, extension = base_plus_ext(name)
-            if key is None or os.path.basename(name).startswith("."):
-                continue  # folders' metadata and files without an extension are nobody's samples
-            extension = extension.lower()
+        for key, extension, name, content, mended in _members(source, read):
             if group is not None and key == group.key:
                 if extension in group.members:
                     faults.append(Fault(shard, "duplicate key", key, f"a second {name}"))
@@ -113,11 +83,14 @@ def _grouped(shard: str, members: Iterable[tuple[str, bytes | Place]], faults: l
             if group is not None:
                 yield group
                 group = None
-            if key in seen:
+            digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+            if digest in seen:
                 faults.append(Fault(shard, "duplicate key", key, f"{name} comes again later in the shard"))
                 continue
-            seen.add(key)
+            seen.add(digest)
             group = Group(key, {extension: content})
+            if mended:
+                faults.append(Fault(shard, "mended name", key, "its name in the tar is not UTF-8; used as shown"))
     except READ_ERRORS as error:
         last = f" after {group.key}" if group is not None else ""
         faults.append(Fault(shard, "truncated or damaged tar", "", f"{error}{last}"))
@@ -128,16 +101,45 @@ def _grouped(shard: str, members: Iterable[tuple[str, bytes | Place]], faults: l
         yield group
 
 
+def _members(source: Source, read: bool) -> Iterator[_Member]:
+    """What belongs to samples, with its bytes (`read`) or places."""
+    last, taken = "", 0
+    for header in walk(source):
+        name = readable(header.name)
+        folder, slash, base = name.rpartition("/")
+        stem, dot, extension = base.partition(".")
+        place = place_of(header)
+        if place is None or not stem or not dot:
+            continue  # folders' metadata, hidden files and files without an extension are nobody's samples
+        key = folder + slash + stem
+        content: bytes | Place | SampleError = place
+        if isinstance(place, Place):
+            taken = place.size + (taken if key == last else 0)
+            last = key
+            if taken > SAMPLE_BYTES:
+                content = too_large(key, taken, SAMPLE_BYTES)
+            elif read:
+                content = source.content(place)
+            else:
+                source.check_end(place)
+        yield _Member(key, extension.lower(), name, content, name != header.name)
+
+
 def read_shard(shard: str, faults: list[Fault]) -> Iterator[Group]:
     """Streams a local or remote shard, compressed or not, as groups of bytes; what is wrong is added to `faults`."""
+    stream: IO[bytes] | None = None
     try:
         stream = _open(shard)
+        source = Source(stream)
     except (OSError, ValueError) as error:
         faults.append(Fault(shard, "cannot be opened", "", str(error)))
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
         return
     finished = False
     try:
-        yield from _grouped(shard, _streamed(stream), faults)
+        yield from _grouped(shard, source, faults, read=True)
         finished = True
     finally:
         try:
@@ -148,107 +150,49 @@ def read_shard(shard: str, faults: list[Fault]) -> Iterator[Group]:
 
 
 def _open(shard: str) -> IO[bytes]:
-    return open_stream(shard) if is_url(shard) else open(shard, "rb")
-
-
-def _streamed(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
-        for member in _members(tar):
-            content = tar.extractfile(member)
-            assert content is not None  # a regular file has content
-            data = content.read()
-            if len(data) != member.size:
-                raise tarfile.ReadError(f"{member.name} holds {len(data)} of {member.size} bytes")
-            yield member.name, data
+    return open_stream(shard) if is_url(shard) else open_regular(shard)
 
 
 def is_seekable(shard: str) -> bool:
-    """Whether members of the shard can be read by place: a local tar without compression."""
+    """Whether members of the shard can be read by place: a local file without compression."""
     if is_url(shard):
         return False
     try:
-        with open(shard, "rb") as file:
-            return file.read(512)[257:262] == b"ustar"
-    except OSError:
+        with open_regular(shard) as file:
+            return decoder_of(file.read(MAGIC_BYTES)) is None
+    except (OSError, ValueError):
         return False
 
 
 def index_shard(shard: str, faults: list[Fault]) -> list[Group]:
     """The groups of a seekable shard as places, found by reading its headers only."""
     try:
-        with open(shard, "rb") as file:
-            return list(_grouped(shard, _placed(file), faults))
-    except OSError as error:
+        with open_regular(shard) as file:
+            return list(_grouped(shard, Source(file), faults, read=False))
+    except (OSError, ValueError) as error:
         faults.append(Fault(shard, "cannot be opened", "", str(error)))
         return []
 
 
-def _placed(file: IO[bytes]) -> Iterator[tuple[str, Place]]:
-    length = os.fstat(file.fileno()).st_size
-    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
-        for member in _members(tar):
-            if member.offset_data + member.size > length:
-                raise tarfile.ReadError(
-                    f"{member.name} ends {member.offset_data + member.size - length} bytes too early"
-                )
-            yield member.name, Place(member.offset_data, member.size)
-
-
 def fetch(shard: str, group: Group) -> Group:
     """The group with its places replaced by bytes. Raises SampleError if they cannot be read."""
-    if all(isinstance(content, bytes) for content in group.members.values()):
+    if not any(isinstance(content, Place) for content in group.members.values()):
         return group
-    members: dict[str, bytes | Place] = {}
+    members: dict[str, bytes | Place | SampleError] = {}
     try:
-        with open(shard, "rb") as file:
+        with open_regular(shard) as file:
             for extension, content in group.members.items():
-                if isinstance(content, Place):
-                    file.seek(content.offset)
-                    data = file.read(content.size)
-                    if len(data) != content.size:
-                        raise SampleError(
-                            "truncated or damaged tar", f"{extension}: {len(data)} bytes of {content.size}"
-                        )
-                    content = data
-                members[extension] = content
+                members[extension] = read_place(file, content) if isinstance(content, Place) else content
     except OSError as error:
         raise SampleError("cannot be opened", str(error)) from error
     return Group(group.key, members)
 
 
 def image_bytes(members: Mapping[str, Any]) -> tuple[str, bytes]:
-    """Extension and bytes of the sample's picture. Raises SampleError if there is none."""
+    """Extension and bytes of the sample's picture. Raises SampleError if there is none, or it could not be had."""
     for extension in IMAGE_EXTENSIONS:
         if extension in members:
+            if isinstance(members[extension], SampleError):
+                raise members[extension]
             return extension, members[extension]
     raise SampleError("no picture", f"only {', '.join(sorted(members))}")
-
-
-def captions_of(members: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Captions, the main one first, and the whole record of a sample.
-
-    Read from `.json` (`caption`, `captions`), or from `.txt` as one caption. Raises SampleError if none is there.
-    """
-    info: dict[str, Any] = {}
-    found: list[Any] = []
-    if "json" in members:
-        try:
-            info = json.loads(members["json"])
-        except ValueError as error:  # bad JSON, or bytes that are not UTF-8
-            raise SampleError("broken json", str(error)) from error
-        if not isinstance(info, dict):
-            raise SampleError("broken json", f"a {type(info).__name__}, expected an object")
-        several = info.get("captions")
-        found = [info.get("caption"), *(several if isinstance(several, list) else [several])]
-    if "txt" in members:
-        try:
-            found.append(members["txt"].decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise SampleError("missing caption", f"its .txt is not UTF-8: {error}") from error
-    texts = [text.strip() for text in found if isinstance(text, str)]
-    if not texts:
-        raise SampleError("missing caption", f"only {', '.join(sorted(members))}")
-    captions = tuple(dict.fromkeys(text for text in texts if text))
-    if not captions:
-        raise SampleError("empty caption", "every caption is blank")
-    return captions, info

@@ -1,20 +1,29 @@
 """Writing shards: the same samples give the same bytes, and a shard or index is there whole or not at all.
 
 `index.json` beside the shards: {"format": 1, "samples", "bytes", "shards": {name: {"samples", "sha256", "bytes"}}}.
+While shards are written, and after a packing was killed, a file `.packing` beside them says that they are not all.
 """
 
+import contextlib
 import hashlib
 import io
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
+
+from filelock import FileLock, Timeout
 
 from data.errors import InputError
 
+logger = logging.getLogger(__name__)
+
+PACKING_MARK = ".packing"  # holds the prefix of the shards that are being written
+LOCK_NAME = ".packing.lock"
 INDEX_NAME = "index.json"
 INDEX_FORMAT = 1
 MEMBER_MODE = 0o644
@@ -24,8 +33,10 @@ class ShardWriter:
     """Fills `<prefix>-00000.tar`, `-00001.tar`, ... in `out` and writes the index on leaving without an error.
 
     A shard is closed when it holds `per_shard` samples, or before its file would pass `max_bytes` (a single larger
-    sample still gets a shard of its own). After an error whole shards stay, but no index. Raises InputError if `out`
-    cannot be written or is not empty; `overwrite` removes its index, the shards listed there, and those of this prefix.
+    sample still gets a shard of its own). After an error whole shards stay, without an index and beside a file
+    `.packing`, as after a kill; the next writer removes them and begins again. Raises InputError if `out` cannot be
+    written, is being written by another process, or is not empty; `overwrite` removes its index, the shards listed
+    there, and those of this prefix.
     """
 
     def __init__(
@@ -49,14 +60,20 @@ class ShardWriter:
         self.max_bytes = max_bytes
         self.entries: dict[str, dict[str, Any]] = {}
         self.samples = 0
+        self._file: IO[bytes] | None = None
         self._tar: tarfile.TarFile | None = None
+        self._lock = FileLock(self.out / LOCK_NAME, timeout=0)
         self._partial = self.out / f".{prefix}.part"
         self._in_shard = 0
         self._size = 0
+        self._claim()
         try:
             self._make_room(overwrite)
-        except OSError as error:
-            raise self._unwritable(error) from error
+        except BaseException as error:
+            self._release()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
 
     @property
     def size(self) -> int:
@@ -73,7 +90,8 @@ class ShardWriter:
             if full:
                 self._close_shard()
             if self._tar is None:
-                self._tar = tarfile.open(self._partial, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+                self._file = self._partial.open("wb")
+                self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
             add_sample(self._tar, key, members)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -81,26 +99,71 @@ class ShardWriter:
         self._size += size
         self.samples += 1
 
-    def _make_room(self, overwrite: bool) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        present = [path.name for path in self.out.iterdir() if path.name != self._partial.name]
-        if present and not overwrite:
+    def _claim(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout as error:
             raise InputError(
-                f"{self.out} already holds {len(present)} files ({present[0]}, ...); "
+                f"{self.out} is being packed by another process; wait for its end, or give another folder."
+            ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _make_room(self, overwrite: bool) -> None:
+        present = {path.name for path in self.out.iterdir()} - {LOCK_NAME}
+        unfinished = self._unfinished(present)
+        foreign = sorted(present - unfinished)
+        if foreign and not overwrite:
+            raise InputError(
+                f"{self.out} already holds {len(foreign)} files ({foreign[0]}, ...); "
                 "give an empty folder, or ask for its shards to be overwritten."
             )
+        if PACKING_MARK in unfinished:
+            logger.warning(
+                "%s holds %d shards of a packing that was not finished; they are removed, and packing begins again",
+                self.out,
+                sum(name.endswith(".tar") for name in unfinished),
+            )
         if overwrite:
-            listed = {Path(name).name for name in read_index(self.out) or ()}
-            ours = re.compile(re.escape(self.prefix) + r"-\d{5,}\.tar")
-            for name in present:
-                if name in listed or name == INDEX_NAME or ours.fullmatch(name):
-                    (self.out / name).unlink()
+            unfinished |= present & {INDEX_NAME, *(Path(name).name for name in read_index(self.out) or ())}
+            unfinished |= {name for name in present if _is_shard(name, self.prefix)}
+        (self.out / PACKING_MARK).write_text(self.prefix, encoding="utf-8")
+        for name in unfinished - {PACKING_MARK}:
+            (self.out / name).unlink()
+
+    def _unfinished(self, present: set[str]) -> set[str]:
+        """What a packing left that was killed: nothing of it is of use."""
+        left = present & {self._partial.name, PACKING_MARK, f".{INDEX_NAME}.part"}
+        if PACKING_MARK not in present:
+            return left
+        with (self.out / PACKING_MARK).open(encoding="utf-8", errors="replace") as file:
+            prefix = file.read(200)
+        left |= present & {INDEX_NAME, f".{prefix}.part"}
+        return left | {name for name in present if prefix and _is_shard(name, prefix)}
+
+    def _release(self) -> None:
+        with contextlib.suppress(OSError):  # a name that stays does no harm; removed while it is still held
+            (self.out / LOCK_NAME).unlink(missing_ok=True)
+        self._lock.release()
+
+    def _abandon(self) -> None:
+        """After an error: no half shard, and the mark stays where there are whole ones."""
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()  # on a full disk this fails, but closes
+        with contextlib.suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+            (self.out / f".{INDEX_NAME}.part").unlink(missing_ok=True)
+            if not self.entries:
+                (self.out / PACKING_MARK).unlink(missing_ok=True)
 
     def _close_shard(self) -> None:
-        if self._tar is None:
+        if self._tar is None or self._file is None:
             return
         self._tar.close()
-        self._tar = None
+        self._file.close()
+        self._tar = self._file = None
         name = f"{self.prefix}-{len(self.entries):05d}.tar"
         self.entries[name] = entry_of(self._partial, self._in_shard)
         self._partial.replace(self.out / name)
@@ -117,14 +180,22 @@ class ShardWriter:
     ) -> None:
         try:
             if kind is not None:
-                if self._tar is not None:
-                    self._tar.close()
-                self._partial.unlink(missing_ok=True)
+                self._abandon()
                 return
             self._close_shard()
             write_index(self.out, self.entries)
-        except OSError as failure:
-            raise self._unwritable(failure) from failure
+            (self.out / PACKING_MARK).unlink(missing_ok=True)
+        except BaseException as failure:
+            self._abandon()
+            if isinstance(failure, OSError):
+                raise self._unwritable(failure) from failure
+            raise
+        finally:
+            self._release()
+
+
+def _is_shard(name: str, prefix: str) -> bool:
+    return re.fullmatch(re.escape(prefix) + r"-\d{5,}\.tar", name) is not None
 
 
 def add_sample(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import InputError
 from star.commands.options import within
+from star.commands.pipes import add_allow_pipe, minding_pipes
 
 if TYPE_CHECKING:  # it needs torch, and help must be instant
     from star.train import TrainConfig
@@ -29,7 +30,8 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="per row (default: %(default)s)")
     parser.add_argument("--model", nargs=2, metavar=("star", "PRESET"), help="time its training steps, too")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="per row (default: %(default)s)")
-    parser.set_defaults(work=work, overrides=[])
+    add_allow_pipe(parser)
+    parser.set_defaults(work=minding_pipes(work), overrides=[])
 
 
 def work(args: argparse.Namespace) -> int:

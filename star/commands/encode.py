@@ -4,6 +4,7 @@ import argparse
 
 from data.disk import check_writable
 from star.commands.options import within
+from star.commands.pipes import add_allow_pipe, minding_pipes
 
 CROPS = ("center", "squash", "pad")  # as data.images has them; not imported from there, since help must be instant
 
@@ -29,7 +30,8 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         "--batch", type=int, default=64, metavar="N", help="pictures at once, at most (default: %(default)s)"
     )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode pictures")
-    parser.set_defaults(work=work)
+    add_allow_pipe(parser)
+    parser.set_defaults(work=minding_pipes(work))
 
 
 def work(args: argparse.Namespace) -> int:

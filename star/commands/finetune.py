@@ -3,6 +3,7 @@
 import argparse
 
 from data.disk import check_writable
+from star.commands.pipes import add_allow_pipe, minding_pipes
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -26,7 +27,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="(default: %(default)s)")
     parser.add_argument("--validation", nargs="+", default=(), metavar="SHARDS", help="pictures to be measured only")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
-    parser.set_defaults(work=work)
+    add_allow_pipe(parser)
+    parser.set_defaults(work=minding_pipes(work))
 
 
 def work(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.disk import check_writable, write_text
 from star.commands.options import within
+from star.commands.pipes import add_allow_pipe, minding_pipes
 
 PICTURED = 12  # rows of the sheet
 
@@ -22,7 +23,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--data", nargs="+", required=True, metavar="SHARDS", help="folders, tars, patterns or lists")
     parser.add_argument("--out", default="measured", metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="pictures at once (default: %(default)s)")
-    parser.set_defaults(work=work)
+    add_allow_pipe(parser)
+    parser.set_defaults(work=minding_pipes(work))
 
 
 def work(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import argparse
 
 from star.commands import bench, encode
+from star.commands.pipes import add_allow_pipe, minding_pipes
 
 # As data.sources and data.shards have them; not imported from there, since help must be instant.
 KINDS = ("folder", "table", "shards", "mjhq")
@@ -17,7 +18,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "pack",
         help="a folder, table, webdataset or MJHQ layout to shards",
         description="Packs captioned pictures into tar shards with an index. SOURCE is a folder of pictures with .txt "
-        "captions beside them, a CSV, JSONL or parquet table, existing shards, or a folder of the MJHQ-30k layout.",
+        "captions beside them, a CSV, TSV, JSONL or parquet table, existing shards, or a folder of the MJHQ-30k "
+        "layout. Pictures of any format that Pillow reads; PNG, JPEG, WebP, BMP, GIF and TIFF are stored as they are, "
+        "others as PNG. What is left out is counted and named.",
     )
     pack.add_argument("source", metavar="SOURCE")
     pack.add_argument("out", metavar="OUT", help="folder for the shards")
@@ -30,7 +33,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     pack.add_argument("--format", choices=FORMATS, default="keep", help="of the stored pictures (default: %(default)s)")
     pack.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
-    pack.set_defaults(work=pack_work)
+    add_allow_pipe(pack)
+    pack.set_defaults(work=minding_pipes(pack_work))
 
     check = actions.add_parser(
         "check",
@@ -40,7 +44,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     check.add_argument("shards", nargs="+", metavar="SHARDS", help="folders, tars, patterns or lists")
     check.add_argument("--fast", action="store_true", help="do not decode pictures")
-    check.set_defaults(work=check_work)
+    add_allow_pipe(check)
+    check.set_defaults(work=minding_pipes(check_work))
 
     synthetic = actions.add_parser(
         "synthetic",

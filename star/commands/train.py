@@ -9,6 +9,7 @@ from typing import Any
 
 from data.disk import check_writable
 from data.errors import InputError
+from star.commands.pipes import add_allow_pipe, minding_pipes
 
 # What can be trained: where its presets and its trainer are, and in one phrase what it is.
 TRAINERS = {
@@ -39,7 +40,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         network.add_argument("--out", metavar="RUN", help=f"folder of the run (default: runs/{name})")
         network.add_argument("--resume", action="store_true", help="continue the run in that folder")
         network.add_argument("--show", action="store_true", help="print the config as JSON and train nothing")
-        network.set_defaults(work=work, network=name, overrides=[], parser=network)
+        add_allow_pipe(network)
+        network.set_defaults(work=minding_pipes(work), network=name, overrides=[], parser=network)
 
 
 def work(args: argparse.Namespace) -> int:

@@ -101,7 +101,8 @@ def test_a_truncated_shard_contradicts_tar_and_index(packed: Path) -> None:
 def test_one_changed_byte_is_found_by_its_sum(packed: Path) -> None:
     shard = packed / "shard-00002.tar"
     data = bytearray(shard.read_bytes())
-    data[-1] ^= 1  # behind the end of the archive, where nothing else would notice
+    data[100] ^= 1  # in the header's mode, where nothing else would notice
+    data[148:156] = f"{sum(data[:148]) + 8 * 32 + sum(data[156:512]):06o}\0 ".encode()
     shard.write_bytes(data)
     assert found(packed) == {(shard.name, "index mismatch", "sha256")}
 

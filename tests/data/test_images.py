@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
+from data.decoding import decode_noting
 from data.errors import InputError
 from data.images import (
     decode,
@@ -23,6 +24,7 @@ from data.images import (
     read_png,
     resize,
     save_png,
+    upright_size,
 )
 
 
@@ -110,6 +112,91 @@ def test_exif_orientation_turns_the_picture_upright() -> None:
 def test_broken_bytes_are_an_input_error(cut: int, picture: Callable[..., bytes]) -> None:
     with pytest.raises(InputError, match="not a readable picture"):
         decode(picture(0, (32, 32))[:cut])
+
+
+def swapped_profile(colour_space: str = "RGB") -> bytes:
+    """sRGB with its red and green primaries exchanged, by exchanging the names of their tags."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {bytes(profile[place : place + 4]): place for place in range(132, 132 + 12 * 30, 12)}
+    red, green = tags[b"rXYZ"], tags[b"gXYZ"]
+    profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
+    if colour_space != "RGB":
+        profile[16:20] = colour_space.ljust(4).encode()
+    return bytes(profile)
+
+
+@pytest.mark.parametrize(
+    ("format", "options"), [("PNG", {}), ("JPEG", {"quality": 95}), ("WEBP", {"lossless": True}), ("TIFF", {})]
+)
+def test_colour_profiles_are_applied(format: str, options: dict[str, Any]) -> None:
+    red = Image.new("RGB", (16, 16), (250, 20, 20))
+    managed = decode(encoded(red, format, icc_profile=swapped_profile(), **options))
+    assert near(np.asarray(managed), (20, 250, 20))
+    assert near(np.asarray(decode(encoded(managed))), (20, 250, 20))  # the profile is not saved with it again
+    same = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    plain = decode(encoded(red, format, **options))
+    assert decode(encoded(red, format, icc_profile=same, **options)).tobytes() == plain.tobytes()
+
+
+def test_colour_profiles_leave_transparency_and_palettes_as_they_are() -> None:
+    half = Image.new("RGBA", (4, 4), (250, 20, 20, 0))
+    half.paste((250, 20, 20, 255), (0, 0, 2, 4))
+    for picture in (half, half.quantize(4)):
+        pixels = np.asarray(decode(encoded(picture, icc_profile=swapped_profile())))
+        assert near(pixels[:, :2], (20, 250, 20))
+        assert (pixels[:, 2:] == 255).all()
+    grey = np.asarray(decode(encoded(Image.new("L", (4, 4), 128), icc_profile=swapped_profile())))
+    assert np.ptp(grey.astype(int)) <= 2
+
+
+@pytest.mark.parametrize(
+    "profile", [b"x", b"\0" * 4000, swapped_profile()[:200], swapped_profile("CMYK"), swapped_profile("GRAY")]
+)
+def test_profiles_that_are_damaged_or_foreign_are_noted(profile: bytes) -> None:
+    red = Image.new("RGB", (16, 16), (250, 20, 20))
+    picture, format, notes = decode_noting(encoded(red, icc_profile=profile))
+    assert (picture.tobytes(), format) == (red.tobytes(), "PNG")
+    assert [reason for reason, _ in notes] == ["colour profile not applied"]
+
+
+def test_lab_becomes_rgb() -> None:
+    lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    picture = ImageCms.applyTransform(Image.new("RGB", (4, 4), (200, 40, 80)), lab)
+    assert picture is not None
+    assert np.abs(np.asarray(decode(encoded(picture, "TIFF"))).astype(int) - (200, 40, 80)).max() <= 4
+
+
+def test_grey_of_32_bits_is_refused_and_of_16_bits_scaled_in_every_format() -> None:
+    values = np.array([[0, 257, 32896, 65535]])
+    wide = Image.fromarray(values.astype(np.int32))
+    with pytest.raises(InputError, match="32-bit pictures have no fixed range"):
+        decode(encoded(wide, "TIFF"))
+    for format in ("PNG", "TIFF", "PPM"):
+        picture = Image.fromarray(values.astype(np.uint16))
+        assert np.asarray(decode(encoded(picture, format)))[0, :, 0].tolist() == [0, 1, 128, 255]
+    clear = encoded(Image.fromarray(values.astype(np.uint16)), transparency=257)
+    assert np.asarray(decode(clear))[0, :, 0].tolist() == [0, 255, 128, 255]
+
+
+def test_drawings_that_would_start_an_interpreter_are_not_opened() -> None:
+    postscript = encoded(Image.new("RGB", (8, 8), "red"), "EPS")
+    with pytest.raises(InputError, match="no known format"):
+        decode(postscript)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_and_picture_agree_on_what_is_upright(orientation: int) -> None:
+    picture = Image.new("RGB", (6, 4), "white")
+    picture.paste("black", (0, 0, 3, 2))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
+        data = encoded(picture, format, exif=exif)
+        decoded = decode(data)
+        assert upright_size(data) == decoded.size[::-1]
+        with Image.open(io.BytesIO(data)) as opened:
+            expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+        assert np.array_equal(np.asarray(decoded), expected)
 
 
 def test_floating_point_pictures_are_refused() -> None:

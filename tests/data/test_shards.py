@@ -67,6 +67,7 @@ def test_a_folder_is_packed_with_the_captions_beside_its_pictures(
     assert {fault.key: fault.reason for fault in report.skipped.named} == {
         "silent.png: silent": "missing caption",
         "broken.png: broken": "broken picture",
+        "notes.txt": "no picture",
     }
     assert "silent.png" in report.text()
 
@@ -145,20 +146,17 @@ def test_tables_may_hold_several_captions_and_the_pictures_themselves(
 
 
 def test_tables_that_cannot_be_read_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.jsonl").write_text('{"image": "x", "caption": "y"}\n{"image"\n')
-    with pytest.raises(InputError, match="line 2"):
-        pack(tmp_path / "a.jsonl", tmp_path / "out", overwrite=True)
     (tmp_path / "b.jsonl").write_text("[1]\n")
-    with pytest.raises(InputError, match="line 1 is a list"):
-        pack(tmp_path / "b.jsonl", tmp_path / "out", overwrite=True)
+    with pytest.raises(InputError, match=r"row 1: broken json, line 1: a list, expected an object\)"):
+        pack(tmp_path / "b.jsonl", tmp_path / "out")
     (tmp_path / "c.parquet").write_bytes(b"no parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match="needs pyarrow"):
-        pack(tmp_path / "c.parquet", tmp_path / "out", overwrite=True)
+        pack(tmp_path / "c.parquet", tmp_path / "out")
     monkeypatch.undo()
     pytest.importorskip("pyarrow")
     with pytest.raises(InputError, match="Cannot read the table"):
-        pack(tmp_path / "c.parquet", tmp_path / "out", overwrite=True)
+        pack(tmp_path / "c.parquet", tmp_path / "out")
 
 
 def test_the_mjhq_layout_keeps_ids_and_categories(tmp_path: Path, picture: Callable[..., bytes]) -> None:
@@ -180,8 +178,22 @@ def test_the_mjhq_layout_keeps_ids_and_categories(tmp_path: Path, picture: Calla
         ("id2", {"category": "logo", "caption": "a sign"}),
     ]
     assert report.skipped.reasons == {"no picture": 1}
+    (root / "food" / "stray.AVIF").write_bytes(b"")
+    (root / "logo" / "id1.png").write_bytes(picture(3))
+    table |= {"../id4": {"category": "food", "prompt": "out"}, "id5": {"category": "food", "prompt": "\ud83d"}}
+    table["id2"]["prompt"] = "a\nsign"
+    table["id3"] = {"category": "food/../logo", "prompt": "gone"}
+    (root / "meta_data.json").write_text(json.dumps(table))
+    report = pack(root, tmp_path / "again")
+    assert record(groups(tmp_path / "again")[1])["caption"] == "a sign"
+    assert report.skipped.reasons == {
+        "joined lines": 1,
+        "no picture": 2,
+        "broken text": 1,
+        "missing caption": 2,
+    }
     (root / "meta_data.json").write_text('{"id1": 3}')
-    with pytest.raises(InputError, match="not a MJHQ-30k table"):
+    with pytest.raises(InputError, match=r"5 x missing caption; the first: id1: missing caption"):
         pack(root, tmp_path / "other")
 
 
@@ -299,7 +311,7 @@ def test_a_failure_leaves_no_half_shard_and_no_index(tmp_path: Path, monkeypatch
 
     with pytest.raises(KeyboardInterrupt):
         interrupted(ShardWriter(out, per_shard=2))
-    assert sorted(contents(out)) == ["shard-00000.tar"]
+    assert sorted(contents(out)) == [".packing", "shard-00000.tar"]
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
