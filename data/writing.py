@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from data.errors import InputError
+from data.untrusted import open_regular, parse_json, read_all
 
 INDEX_NAME = "index.json"
 INDEX_FORMAT = 1
@@ -168,7 +169,8 @@ def read_index(folder: str | Path) -> dict[str, dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            index = parse_json(read_all(file))
         if "format" not in index:
             return None  # another tool's
         if index["format"] != INDEX_FORMAT:
