@@ -98,7 +98,7 @@ def _expand(spec: str, depth: int) -> list[str]:
 def _braceless(spec: str) -> list[str]:
     """What the braces of a spec stand for; bounded before it is spelt out."""
     ranges = [[int(number or 1) for number in match.groups()] for match in RANGE.finditer(spec)]
-    sizes = prod(abs(end - begin) // (abs(step) or 1) + 1 for begin, end, step in ranges)
+    sizes = _choices(spec) * prod(abs(end - begin) // (abs(step) or 1) + 1 for begin, end, step in ranges)
     widest = max(map(len, re.findall(r"\d+", spec)), default=0) if ranges else 0
     if sizes <= MOST and widest < 1000:
         try:
@@ -108,6 +108,22 @@ def _braceless(spec: str) -> list[str]:
         if len(found) <= MOST:
             return found
     raise InputError(f"The braces of {spec[:200]!r} stand for more than {MOST:,} names; give fewer.")
+
+
+def _choices(spec: str) -> int:
+    """How many names the commas of a spec's braces make, at most and roughly; no more than a little above MOST."""
+    products, sums = [1], [0]  # of each open brace: choices within the present alternative, and in those before it
+    for letter in spec:
+        if letter == "{":
+            products.append(1)
+            sums.append(0)
+        elif letter == "," and len(products) > 1:
+            sums[-1] += products[-1]
+            products[-1] = 1
+        elif letter == "}" and len(products) > 1:
+            choices = sums.pop() + products.pop()
+            products[-1] = min(products[-1] * choices, 2 * MOST)
+    return prod(products) if len(products) < 200 else 2 * MOST
 
 
 def names_shard(name: str) -> bool:
