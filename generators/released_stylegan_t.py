@@ -111,7 +111,7 @@ def config_of_arguments(
         latent_width=latent,
         channel_base=told.get("channel_base", 32768),
         channel_max=told.get("channel_max", 512),
-        residual_blocks=told.get("num_res_blocks", 2),
+        residual_blocks=told.get("num_res_blocks", 3),
         groups=told.get("gn_groups", 32),
         architecture=told.get("architecture", "orig"),
         clamp=clamp_of(told.get("conv_clamp", 256), file),

@@ -84,9 +84,9 @@ def test_the_clamp_survives_a_config_file_and_is_256_in_older_ones() -> None:
     del before["clamp"]
     assert from_dict(StyleGanTConfig, before).clamp == 256
     for clamp in (0.0, -1.0, float("nan")):
-        with pytest.raises(InputError, match="clamp is .*, expected more than 0"):
+        with pytest.raises(InputError, match=r"clamp is .*, expected more than 0"):
             replace(SMALL, clamp=clamp)
-        with pytest.raises(InputError, match="clamp is .*, expected more than 0"):
+        with pytest.raises(InputError, match=r"clamp is .*, expected more than 0"):
             StyleGan2DiscriminatorConfig(clamp=clamp)
     with pytest.raises(InputError, match="architecture is 'resnet', expected skip or orig"):
         replace(SMALL, architecture="resnet")
@@ -97,7 +97,7 @@ def test_the_clamp_survives_a_config_file_and_is_256_in_older_ones() -> None:
 def test_stylegan_t_of_the_released_arguments() -> None:
     """What is left out has the released class's defaults, which are not ours."""
     plain = config_of_arguments(64, 64, 768, {})
-    assert (plain.channel_base, plain.channel_max, plain.residual_blocks) == (32768, 512, 2)
+    assert (plain.channel_base, plain.channel_max, plain.residual_blocks) == (32768, 512, 3)
     assert (plain.groups, plain.architecture, plain.clamp, plain.conditioning) == (32, "orig", 256, "text")
     told: dict[str, Any] = {
         "channel_base": 1024,
