@@ -56,8 +56,6 @@ class StyleGan2DiscriminatorConfig:
             )
         if self.architecture not in ("resnet", "orig"):
             raise InputError(f"architecture is {self.architecture!r}, expected resnet or orig: correct it")
-        if self.clamp is not None and not self.clamp > 0:
-            raise InputError(f"clamp is {self.clamp}, expected more than 0, or none to switch it off: correct it")
         for name in ("channel_base", "channel_max", "group", "group_channels", "mapping_layers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1: correct it")

@@ -2,6 +2,8 @@
 
 import ast
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Mult,
@@ -51,7 +53,7 @@ def _operators(node: ast.AST) -> Iterator[tuple[str, Callable[[], None]]]:
     if isinstance(node, ast.Compare):
         for i, op in enumerate(node.ops):
             new = OPERATORS[type(op)]
-            yield f"{type(op).__name__} to {new.__name__}", lambda i=i, new=new: node.ops.__setitem__(i, new())
+            yield f"{type(op).__name__} to {new.__name__}", partial(_put, node.ops, i, new())
 
 
 def _values(node: ast.AST) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -75,7 +77,9 @@ def _flow(node: ast.AST) -> Iterator[tuple[str, Callable[[], None]]]:
             continue
         for i, statement in enumerate(statements):
             if isinstance(statement, ast.Expr | ast.AugAssign | ast.Raise) and not _is_text(statement):
-                yield (
-                    f"line {statement.lineno} left out: {ast.unparse(statement)[:60]}",
-                    lambda i=i, statements=statements: statements.__setitem__(i, ast.Pass()),
-                )
+                what = f"line {statement.lineno} left out: {ast.unparse(statement)[:60]}"
+                yield what, partial(_put, statements, i, ast.Pass())
+
+
+def _put(things: list[Any], i: int, thing: Any) -> None:
+    things[i] = thing

@@ -209,7 +209,7 @@ def test_by_cosine_the_length_of_a_vector_is_no_matter(quantizer: Quantizer) -> 
     assert not torch.equal(quantizer.nearest(vectors), brute)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.3, -0.3, 1.0])
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
 def test_codes_are_brought_up_and_a_share_of_phi_smooths_them(ratio: float) -> None:
     """Bicubic to the finest grid, then (1 - r) u + r conv(u); the finest scale is not resized."""
     torch.manual_seed(0)
@@ -220,7 +220,7 @@ def test_codes_are_brought_up_and_a_share_of_phi_smooths_them(ratio: float) -> N
         codes = torch.randint(24, (2, size * size))
         coarse = quantizer.codebook(codes).transpose(1, 2).reshape(2, 6, size, size)
         fine = torch.nn.functional.interpolate(coarse, size=(5, 5), mode="bicubic") if size < 5 else coarse
-        expected = (1 - abs(ratio)) * fine + abs(ratio) * quantizer.phis[k](fine)
+        expected = (1 - ratio) * fine + ratio * quantizer.phis[k](fine)
         torch.testing.assert_close(quantizer.expand(codes, k), expected)
 
 
