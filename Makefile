@@ -20,12 +20,13 @@ TOKENIZER_MINUTES ?= 4
 STAR_MINUTES ?= 7
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help sample train-emoji install install-dev test check format clean
+.PHONY: help sample train-emoji install install-dev test check mutate format clean
 
 help:
 	@echo 'make sample PROMPT="..."   draw a picture (sets everything up first)'
 	@echo 'make test                  run the tests'
 	@echo 'make check                 what CI runs: format, lint, types, tests'
+	@echo 'make mutate                change the formulas one by one and see that a test fails (about an hour; SAMPLE=40)'
 	@echo 'make install               the package and its dependencies in $(VENV)'
 	@echo 'make train-emoji           text encoder, tokenizer and STAR on one GPU, by the clock (DATA=, RUNS=, *_MINUTES=)'
 	@echo 'make format                format and fix the code'
@@ -54,6 +55,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
+
+# One thread, so that a mutant's processes can be forked; SAMPLE= changes of each file, all by default.
+mutate: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 nice -n 10 $(BIN)/python -m tests.mutation $(if $(SAMPLE),--sample $(SAMPLE))
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

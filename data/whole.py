@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Whether an encoded picture is all there and takes neither minutes nor gigabytes: what Pillow does not look at."""
-=======
-"""Whether an encoded picture is all there, and takes neither minutes nor gigabytes: what Pillow does not look at."""
->>>>>>> h-read
 
 import io
 import warnings

@@ -20,18 +20,49 @@ from data.files import described
 from generators.checkpoint import ModelDirectory, write
 from generators.config import to_dict
 from generators.persistent import Saved, read_pickle
+from generators.released_arguments import Values, check_arguments, clamp_of
 from generators.restricted import Shapes, check_fit
 from generators.styleformer import Styleformer, StyleformerConfig
 from generators.styleformer_names import generator_keys, layers_of, rename
 
 SOURCE = "https://github.com/Jeeseung-Park/Styleformer"
+# The arguments of the released networks. Shapes tell what None stands beside, or it changes nothing that is drawn.
+SYNTHESIS: dict[str, Values] = {
+    "depth": None,
+    "minimum_head": None,
+    "num_layers": None,
+    "G_dict": None,
+    "linformer": None,
+    "conv_clamp": None,
+    "channel_base": None,
+    "channel_max": None,
+    "num_fp16_res": None,
+    "use_fp16": None,
+    "fp16_channels_last": None,
+    "force_fp32": None,
+    "verbose": None,
+    "img_channels": (3,),
+    "architecture": ("skip",),
+    "activation": ("lrelu",),
+    "use_noise": (True,),
+    "resample_filter": ([1, 3, 3, 1],),
+}
+MAPPING: dict[str, Values] = {
+    "num_layers": None,
+    "embed_features": None,
+    "layer_features": None,
+    "w_avg_beta": None,  # of training
+    "activation": ("lrelu",),
+    "lr_multiplier": (0.01,),
+}
 
 
 def config_of(shapes: Shapes, arguments: Mapping[str, Any], file: str | Path = "the file") -> StyleformerConfig:
     """The configuration of a released generator.
 
     shapes: of its tensors, by their released names. arguments: `_init_kwargs` of the file's network, of which
-    synthesis_kwargs holds depth, minimum_head and conv_clamp. Raises InputError where one that decides is missing.
+    synthesis_kwargs holds depth, minimum_head and conv_clamp. Raises InputError where one that decides is missing, for
+    one that no network here knows, and for a value that none can do.
     """
 
     def shape(key: str) -> tuple[int, ...]:
@@ -39,12 +70,19 @@ def config_of(shapes: Shapes, arguments: Mapping[str, Any], file: str | Path = "
             raise InputError(f"{file} lacks {key}, expected all tensors of a Styleformer: give the whole file")
         return shapes[key]
 
-    told = arguments.get("synthesis_kwargs", {})
+    told, mapping = arguments.get("synthesis_kwargs", {}), arguments.get("mapping_kwargs", {})
     if not isinstance(told, Mapping) or type(told.get("depth")) is not int:
         raise InputError(
             f"{file} does not tell the depth of its heads in synthesis_kwargs, and no shape does: give the pickle as "
             "it was released"
         )
+    check_arguments(told, SYNTHESIS, "a synthesis network", file)
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"{file} has mapping_kwargs that are no dictionary, expected one: give it as it was released")
+    check_arguments(mapping, MAPPING, "a mapping network", file)
+    clamp = clamp_of(told.get("conv_clamp", 256), file)
+    if clamp is None:
+        raise InputError(f"{file} has the conv_clamp none, expected a number, as its authors' code does: give another")
     found = layers_of(shapes)
     if not found:
         raise InputError(f"{file} has no blocks of synthesis, expected those of a Styleformer: give another file")
@@ -70,7 +108,7 @@ def config_of(shapes: Shapes, arguments: Mapping[str, Any], file: str | Path = "
         latent_width=read - (style if classes else 0),
         style_width=style,
         mapping_layers=sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", key)) for key in shapes),
-        clamp=float(told.get("conv_clamp", 256)),
+        clamp=clamp,
     )
 
 

@@ -6,11 +6,37 @@ filter, which is held against ours, and the towers (CLIP's text, DINO's image to
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from generators.layers import fir_kernel
+from generators.released_arguments import Values, check_arguments, clamp_of
+from generators.stylegan_t import StyleGanTConfig
+
+# The arguments of the released synthesis network, and what of them can be told apart from ours.
+ARGUMENTS: dict[str, Values] = {
+    "channel_base": None,
+    "channel_max": None,
+    "num_res_blocks": None,
+    "gn_groups": None,
+    "architecture": ("skip", "orig"),
+    "conv_clamp": None,
+    "layer_scale_init": None,  # where training starts
+    "num_fp16_res": None,  # precision, and how it is computed, is ours to choose
+    "use_fp16": None,
+    "fp16_channels_last": None,
+    "channels_last": None,
+    "fused_modconv_default": None,
+    "verbose": None,
+    "img_channels": (3,),
+    "kernel_size": (3,),
+    "activation": ("lrelu",),
+    "use_noise": (True,),
+    "resample_filter": ([1, 3, 3, 1],),
+}
 
 _Table = tuple[tuple[str, str | None], ...]
 
@@ -66,6 +92,30 @@ _HEAD: _Table = (
     (r"cls\.weight_v", "classify.right_I"),
     (r"cmapper\.(weight|bias)", r"projection.\1"),
 )
+
+
+def config_of_arguments(
+    resolution: int, latent: int, condition: int, told: Mapping[str, Any], file: str | Path = "the file"
+) -> StyleGanTConfig:
+    """The configuration of a generator that the released code made.
+
+    latent, condition: widths, of z and of the text's embedding (0 without text). told: its synthesis_kwargs; what they
+    leave out has the released class's own defaults. Raises InputError for an argument that no network here knows, or a
+    value that none can do.
+    """
+    check_arguments(told, ARGUMENTS, "a synthesis network", file)
+    return StyleGanTConfig(
+        resolution=resolution,
+        conditioning="text" if condition else "none",
+        condition_width=condition,
+        latent_width=latent,
+        channel_base=told.get("channel_base", 32768),
+        channel_max=told.get("channel_max", 512),
+        residual_blocks=told.get("num_res_blocks", 3),
+        groups=told.get("gn_groups", 32),
+        architecture=told.get("architecture", "orig"),
+        clamp=clamp_of(told.get("conv_clamp", 256), file),
+    )
 
 
 def rename_generator(released: Mapping[str, Tensor]) -> dict[str, Tensor]:

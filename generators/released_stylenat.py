@@ -7,8 +7,9 @@ heads even where they do the same, and newer ones differ in their tensors' names
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,11 +17,33 @@ from data.errors import InputError
 from data.files import described
 from generators.checkpoint import ModelDirectory, write
 from generators.config import to_dict
+from generators.released_arguments import Values, check_arguments
 from generators.restricted import CheckpointFile, Shapes, check_fit
 from generators.stylenat import START, StyleNatConfig, StyleNatNetwork
 from generators.stylenat_names import generator_keys, rename
 
 SOURCE = "https://github.com/SHI-Labs/StyleNAT"
+# The arguments of the released class. Shapes tell what None stands beside, or it changes nothing that is drawn.
+ARGUMENTS: dict[str, Values] = {
+    "size": None,
+    "channel_multiplier": None,
+    "in_channels": None,
+    "style_dim": None,
+    "n_mlp": None,
+    "mlp_ratio": None,
+    "min_heads": None,
+    "qkv_bias": None,
+    "kernels": None,
+    "dilations": None,
+    "enable_full_resolution": None,
+    "legacy": None,
+    "use_checkpoint": None,
+    "proj_drop": None,  # of training, as the next
+    "attn_drop": None,
+    "block_type": ("nat",),
+    "qk_scale": (None,),  # the root of a head's width
+    "lr_mlp": (0.01,),
+}
 WAYS = (("g_ema",), ("state_dicts", "g_ema"))  # to the averaged generator, in older and newer files
 SIGN = "input.input"  # a tensor by which such a generator is known
 AVERAGE = "mapping.average_W"  # not in the files
@@ -28,14 +51,19 @@ LATENTS = 8192  # whose styles give the mean
 
 
 def config_of(
-    shapes: Shapes, dilations: Sequence[Sequence[int]] | None = None, file: str | Path = "the file"
+    shapes: Shapes,
+    dilations: Sequence[Sequence[int]] | None = None,
+    file: str | Path = "the file",
+    arguments: Mapping[str, Any] | None = None,
 ) -> StyleNatConfig:
     """The configuration of a released generator.
 
     shapes: of its tensors, by their released names. dilations: for each resolution one for all groups of heads, or as
-    many as there are groups; without them, as in all releases, 1 and an eighth of the side. Raises InputError where a
-    tensor that decides is missing, or no rule tells the dilations.
+    many as there are groups; without them, as in all releases, 1 and an eighth of the side. arguments: of the released
+    class, where they are known; they are only held against what our network can do. Raises InputError where a tensor
+    that decides is missing, no rule tells the dilations, or an argument asks for another network.
     """
+    check_arguments(arguments or {}, ARGUMENTS, "a generator", file)
 
     def shape(key: str) -> tuple[int, ...]:
         if key not in shapes:

@@ -22,6 +22,7 @@ from data.files import described
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory
 from generators.persistent import Saved, read_pickle
+from generators.released_arguments import Values, check_arguments, clamp_of
 from generators.released_stylegan_t import generator_keys, rename_generator
 from generators.restricted import Shapes, check_fit
 from generators.stylegan_t import StyleGanT, StyleGanTConfig, StyleGanTGenerator
@@ -33,6 +34,7 @@ PROGRAM = re.compile(
     r"|dill\._dill(\.\w+)?|builtins\.[gs]etattr"
     r"|torch\.(nn|_C\._nn)\.[\w.]+|numpy\.(_?core\.multiarray\._reconstruct|ndarray)"
 )
+ATTRIBUTES: dict[str, Values] = {"activation": ("lrelu", "linear"), "use_noise": (True,)}  # of layers, that are ours
 CLIP = "mapping.clip.model."
 # The text side of open_clip's CLIP, by the names of transformers. What is None is left out: the scale of CLIP's own
 # loss, and the projection, which stands beside a tower here.
@@ -49,10 +51,13 @@ TOWER: tuple[tuple[str, str | None], ...] = (
 TOGETHER = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")  # query, key and value
 
 
-def config_of(shapes: Shapes, groups: int, file: str | Path = "the file") -> StyleGanTConfig:
+def config_of(
+    shapes: Shapes, groups: int, clamp: float | None = 256.0, file: str | Path = "the file"
+) -> StyleGanTConfig:
     """The configuration of a generator, from the shapes of its tensors by their released names.
 
-    groups: of its group norms, which no shape tells. Raises InputError where a tensor that decides is missing.
+    groups: of its group norms, clamp: of its activations; no shape tells either. Raises InputError where a tensor that
+    decides is missing.
     """
 
     def shape(key: str) -> tuple[int, ...]:
@@ -73,6 +78,7 @@ def config_of(shapes: Shapes, groups: int, file: str | Path = "the file") -> Sty
         residual_blocks=sum(bool(re.fullmatch(r"synthesis\.b8\.convs1\.\d+\.gamma", key)) for key in shapes),
         groups=groups,
         architecture="skip" if len(sides) == 1 or "synthesis.b8.torgb.weight" in shapes else "orig",
+        clamp=clamp,
     )
 
 
@@ -94,11 +100,14 @@ def _converted(content: Any, file: str | Path, out: str | Path, text_encoder: st
         raise InputError(f"{file} has no network G_ema, expected a snapshot of StyleGAN-T's code: give another file")
     released = saved.tensors()
     tower = {key.removeprefix(CLIP): tensor for key, tensor in released.items() if key.startswith(CLIP)}
-    groups = next(_numbers(saved, "num_groups"), None)
-    if groups is None:
+    groups = _shared(saved, "num_groups", None, file)
+    if type(groups) is not int:
         raise InputError(f"{file} does not tell the groups of its norms, expected a StyleGAN-T: give another file")
+    for name in ("activation", "use_noise"):
+        for value in _values(saved, name):
+            check_arguments({name: value}, ATTRIBUTES, "layers", file)
     shapes = {key: tuple(tensor.shape) for key, tensor in released.items()}
-    config = config_of(shapes, groups, file)
+    config = config_of(shapes, groups, clamp_of(_shared(saved, "conv_clamp", 256, file), file), file)
     if (config.conditioning == "text") != (text_encoder is not None):
         raise InputError(
             f"{file} has a generator of conditioning {config.conditioning}, and as text encoder {text_encoder} was "
@@ -131,11 +140,24 @@ def _converted(content: Any, file: str | Path, out: str | Path, text_encoder: st
     return ModelDirectory.read(out, StyleGanTGenerator.family)
 
 
-def _numbers(saved: Saved, name: str) -> Iterator[int]:
-    """All values that layers within a network have for an attribute, in their order."""
-    for _, layer in saved.layers():
-        if type(value := layer.state.get(name)) is int:
-            yield value
+def _values(saved: Saved, name: str) -> Iterator[Any]:
+    """All values that layers within a network have for an attribute, in their order; the text tower's are no matter."""
+    for prefix, layer in saved.layers():
+        if name in layer.state and "clip" not in prefix.split("."):
+            yield layer.state[name]
+
+
+def _shared(saved: Saved, name: str, default: Any, file: str | Path) -> Any:
+    """The one value that all layers have for an attribute; the default where none has it."""
+    found: list[Any] = []
+    for value in _values(saved, name):
+        if value not in found:
+            found.append(value)
+    if len(found) > 1:
+        raise InputError(
+            f"{file} has layers with {name} {', '.join(map(repr, found))}, expected the same in all: give another file"
+        )
+    return found[0] if found else default
 
 
 def _tower(released: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -64,6 +64,8 @@ class StyleGan2DiscriminatorConfig:
                 f"resolution is {self.resolution}, expected a number that can be halved down to between 4 and 7: "
                 "correct it"
             )
+        if self.architecture not in ("resnet", "orig"):
+            raise InputError(f"architecture is {self.architecture!r}, expected resnet or orig: correct it")
         for name in ("channel_base", "channel_max", "group", "group_channels", "mapping_layers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1: correct it")

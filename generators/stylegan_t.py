@@ -47,6 +47,7 @@ class StyleGanTConfig:
     residual_blocks: int = 3  # pairs of a plain and a residual convolution at each resolution
     groups: int = 32  # of the group norm
     architecture: Literal["skip", "orig"] = "skip"  # RGB at each resolution, or at the last one alone
+    clamp: float | None = 256.0  # largest activation, and largest contribution to the picture; None: off
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -64,6 +65,10 @@ class StyleGanTConfig:
         for name in ("latent_width", "channel_base", "channel_max", "residual_blocks", "groups"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1: correct it")
+        if self.architecture not in ("skip", "orig"):
+            raise InputError(f"architecture is {self.architecture!r}, expected skip or orig: correct it")
+        if self.clamp is not None and not self.clamp > 0:
+            raise InputError(f"clamp is {self.clamp}, expected more than 0, or none to switch it off: correct it")
         if self.condition_width < 0 or (self.condition_width == 0) != (self.conditioning == "none"):
             raise InputError(
                 f"condition_width is {self.condition_width} with conditioning {self.conditioning}, expected 0 with "
@@ -121,6 +126,7 @@ class StyleGanT(GanNetwork):
                 pairs=config.residual_blocks,
                 groups=config.groups,
                 to_rgb=config.architecture == "skip" or side == config.resolution,
+                clamp=config.clamp,
             )
             inputs = outputs
         self.slots = (1 + 2 * config.residual_blocks) * len(self.blocks) + 1

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from generators.gan import NoiseMode
 from generators.layers import SQRT2, EqualLinear, fir_kernel, leaky, modulated_conv, upsample
 
-CLAMP = 256.0  # largest activation, for a gain of 1
 FIRST_SIDE = 8  # pixels of the coarsest block
 
 
@@ -102,11 +101,20 @@ class StyledConv(nn.Module):
     kernel_kk: Tensor
 
     def __init__(
-        self, inputs: int, outputs: int, side: int, style_width: int, *, up: bool = False, gain: float = 1.0
+        self,
+        inputs: int,
+        outputs: int,
+        side: int,
+        style_width: int,
+        *,
+        up: bool = False,
+        gain: float = 1.0,
+        clamp: float | None = None,
     ) -> None:
-        """side: of the output, in pixels. gain: of activation and clamp."""
+        """side: of the output, in pixels. clamp: the largest activation for a gain of 1. gain: of both."""
         super().__init__()
         self.up, self.gain = up, gain
+        self.clamp = None if clamp is None else clamp * gain
         self.style = SecondOrderStyle(style_width, inputs)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
@@ -122,7 +130,7 @@ class StyledConv(nn.Module):
         elif noise == "const":
             x_BOHW = x_BOHW + self.noise_HW * self.noise_strength
         x_BOHW = x_BOHW + self.bias[:, None, None].to(x_BOHW.dtype)
-        return leaky(x_BOHW, gain=SQRT2 * self.gain, clamp=CLAMP * self.gain)
+        return leaky(x_BOHW, gain=SQRT2 * self.gain, clamp=self.clamp)
 
 
 class ResidualConv(nn.Module):
@@ -131,10 +139,19 @@ class ResidualConv(nn.Module):
     As released: what skips is normalised too, and the sum is multiplied by sqrt(2), not divided.
     """
 
-    def __init__(self, channels: int, side: int, style_width: int, *, groups: int, gain: float = 1.0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        side: int,
+        style_width: int,
+        *,
+        groups: int,
+        gain: float = 1.0,
+        clamp: float | None = None,
+    ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels)
-        self.conv = StyledConv(channels, channels, side, style_width, gain=gain)
+        self.conv = StyledConv(channels, channels, side, style_width, gain=gain, clamp=clamp)
         self.layer_scale_1C11 = nn.Parameter(torch.full((1, channels, 1, 1), 1e-5))
 
     def forward(self, x_BCHW: Tensor, w_BW: Tensor, noise: NoiseMode = "random") -> Tensor:
@@ -143,10 +160,12 @@ class ResidualConv(nn.Module):
 
 
 class ToRgb(nn.Module):
-    """Features to a contribution to the picture: a modulated 1x1 convolution without demodulation or noise."""
+    """Features to a contribution to the picture: a modulated 1x1 convolution without demodulation or noise, cut at
+    +-`clamp`."""
 
-    def __init__(self, channels: int, style_width: int) -> None:
+    def __init__(self, channels: int, style_width: int, *, clamp: float | None = None) -> None:
         super().__init__()
+        self.clamp = clamp
         self.style = SecondOrderStyle(style_width, channels)
         self.weight = nn.Parameter(0.1 * torch.randn(3, channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(3))
@@ -155,7 +174,8 @@ class ToRgb(nn.Module):
     def forward(self, x_BCHW: Tensor, w_BW: Tensor) -> Tensor:
         """rgb_B3HW."""
         rgb_B3HW = modulated_conv(x_BCHW, self.weight, self.style(w_BW) * self.scale, demodulate=False)
-        return (rgb_B3HW + self.bias[:, None, None].to(rgb_B3HW.dtype)).clamp(-CLAMP, CLAMP)
+        rgb_B3HW = rgb_B3HW + self.bias[:, None, None].to(rgb_B3HW.dtype)
+        return rgb_B3HW if self.clamp is None else rgb_B3HW.clamp(-self.clamp, self.clamp)
 
 
 class Block(nn.Module):
@@ -164,20 +184,30 @@ class Block(nn.Module):
     kernel_kk: Tensor
 
     def __init__(
-        self, inputs: int | None, outputs: int, side: int, style_width: int, *, pairs: int, groups: int, to_rgb: bool
+        self,
+        inputs: int | None,
+        outputs: int,
+        side: int,
+        style_width: int,
+        *,
+        pairs: int,
+        groups: int,
+        to_rgb: bool,
+        clamp: float | None = None,
     ) -> None:
-        """inputs: channels of the block before; None in the coarsest one. pairs: residual convolutions."""
+        """inputs: channels of the block before; None in the coarsest one. pairs: residual convolutions. clamp: of
+        every convolution and of the RGB layer; the Fourier input has none."""
         super().__init__()
         self.first: FourierInput | StyledConv
         if inputs is None:
             self.first = FourierInput(style_width, outputs, side)
         else:
-            self.first = StyledConv(inputs, outputs, side, style_width, up=True)
+            self.first = StyledConv(inputs, outputs, side, style_width, up=True, clamp=clamp)
         self.layers = nn.ModuleList()
         for _ in range(pairs):
-            self.layers.append(StyledConv(outputs, outputs, side, style_width, gain=1 / SQRT2))
-            self.layers.append(ResidualConv(outputs, side, style_width, groups=groups, gain=1 / SQRT2))
-        self.to_rgb = ToRgb(outputs, style_width) if to_rgb else None
+            self.layers.append(StyledConv(outputs, outputs, side, style_width, gain=1 / SQRT2, clamp=clamp))
+            self.layers.append(ResidualConv(outputs, side, style_width, groups=groups, gain=1 / SQRT2, clamp=clamp))
+        self.to_rgb = ToRgb(outputs, style_width, clamp=clamp) if to_rgb else None
         self.register_buffer("kernel_kk", fir_kernel(), persistent=False)
 
     @property

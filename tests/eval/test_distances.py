@@ -287,3 +287,52 @@ def test_weights_stand_for_repeated_rows() -> None:
 def test_a_kernel_distance_needs_two_rows() -> None:
     with pytest.raises(ValueError, match="at least 2 on both sides"):
         kid(rows(1), rows(5))
+
+
+def test_rounding_below_zero_is_zero() -> None:
+    """An eigenvalue that is negative by rounding has no root, and a distance is not negative."""
+    assert distances.gaussian_distance(0.0, 2.0, torch.diag(torch.tensor([1.0, -1e-18]).double())) == 0.0
+    assert distances.gaussian_distance(0.5, 2.0, torch.diag(torch.tensor([1.0, 1e-9]).double())) == pytest.approx(
+        0.5, 1e-3
+    )
+    assert distances.gaussian_distance(1.5, 2.0, torch.zeros(0, 0).double()) == 3.5
+    assert distances.gaussian_distance(0.0, 1.0, torch.eye(2).double()) == 0.0
+
+
+def test_a_root_has_the_rank_of_its_covariance() -> None:
+    flat = correlated(40)
+    flat[:, 4:] = flat[:, :2]
+    covariance = Gaussian.of(flat).covariance_DD
+    factor = distances.root(covariance)
+    assert factor.shape == (6, 4)
+    torch.testing.assert_close(factor @ factor.T, covariance)
+    assert distances.root(torch.zeros(3, 3).double()).shape == (3, 0)
+    assert distances.root(torch.eye(3).double()).shape == (3, 3)
+
+
+def test_kid_is_over_all_rows_or_as_many_subsets_as_asked() -> None:
+    drawn, reference = rows(1100, 2), rows(1050, 2, seed=1) + 0.3
+    whole = float(mmd(drawn, reference, cubic))
+    assert kid(drawn, reference) == whole
+    few = kid(drawn, reference, subsets=2, size=50)
+    assert few != whole
+    assert few == kid(drawn, reference, subsets=2, size=50, seed=0)
+    assert few != kid(drawn, reference, subsets=2, size=50, seed=1)
+    assert kid(drawn, reference, subsets=1) != whole  # of 1000 rows
+    assert kid(drawn[:60], reference[:60], subsets=3) == pytest.approx(kid(drawn[:60], reference[:60]))
+
+
+def test_an_extrapolation_is_the_line_through_all_and_halves() -> None:
+    drawn, reference = rows(60, 3), rows(60, 3, seed=1) + 0.3
+    generator, halves = np.random.default_rng(5), []
+    for _ in range(2):
+        order = torch.from_numpy(generator.permutation(60))
+        for part in (order[:30], order[30:]):
+            halves.append(frechet(Gaussian.of(drawn[part]), Gaussian.of(reference[part])))
+    whole = frechet(Gaussian.of(drawn), Gaussian.of(reference))
+    found = frechet_infinity(drawn, reference, halvings=2, seed=5)
+    assert found == pytest.approx(2 * whole - sum(halves) / 4, rel=1e-9)
+    assert frechet_infinity(drawn, reference) == frechet_infinity(drawn, reference, halvings=4, seed=0)
+    assert frechet_infinity(drawn, reference) != frechet_infinity(drawn, reference, halvings=3, seed=0)
+    assert [can_extrapolate(n, 9, 3) for n in (6, 7)] == [False, True]
+    assert [can_extrapolate(9, n, 3) for n in (6, 7)] == [False, True]

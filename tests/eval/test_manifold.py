@@ -106,3 +106,33 @@ def test_more_rows_than_neighbours_are_needed() -> None:
         precision_recall_density_coverage(rows(5), rows(20))
     with pytest.raises(ValueError, match="more rows"):
         precision_recall_density_coverage(rows(20), rows(20), k=0)
+
+
+def test_a_ball_holds_what_lies_on_its_edge() -> None:
+    """Real 0 and 1 have balls of radius 1; a drawn 2 lies on the edge of one, a drawn -1 on that of the other."""
+    real, drawn = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [-1.0]])
+    values = precision_recall_density_coverage(real, drawn, k=1, k_density=1).values
+    assert values["precision"].tolist() == [1, 1]
+    assert values["density"].tolist() == [1, 1]
+    assert values["coverage"].tolist() == [1, 1]
+    assert precision_recall_density_coverage(drawn, real, k=1, k_density=1).values["recall"].tolist() == [1, 1]
+    touching = precision_recall_density_coverage(
+        torch.tensor([[3.0], [9.0]]), torch.tensor([[0.0], [-3.0]]), k=1, k_density=1
+    )
+    assert touching.values["recall"].tolist() == [1, 0]
+
+
+def test_the_neighbours_of_the_papers_are_the_default() -> None:
+    real, drawn = rows(30), rows(30, seed=1) + 0.5
+    assert measures(real, drawn) == measures(real, drawn, k=3, k_density=5)
+    assert measures(real, drawn) != measures(real, drawn, k=4, k_density=5)
+    assert measures(real, drawn) != measures(real, drawn, k=3, k_density=6)
+
+
+def test_there_are_more_rows_than_neighbours() -> None:
+    for count, k, k_density in ((5, 3, 5), (3, 3, 2), (5, 0, 3), (5, 3, 0)):
+        with pytest.raises(ValueError, match="expected more rows than neighbours"):
+            precision_recall_density_coverage(rows(count), rows(9), k=k, k_density=k_density)
+        with pytest.raises(ValueError, match=f"9 real and {count} drawn rows given with k {k} and {k_density}"):
+            precision_recall_density_coverage(rows(9), rows(count), k=k, k_density=k_density)
+    assert 0 <= measures(rows(6), rows(6, seed=1))["precision"] <= 1

@@ -117,3 +117,21 @@ def test_lazy_settings_keep_the_pace() -> None:
     assert lazy_optimizer_settings(0.0025, (0.5, 0.99), 0) == (0.0025, (0.5, 0.99))
     with pytest.raises(ValueError, match="interval is -1"):
         lazy_optimizer_settings(0.0025, (0.5, 0.99), -1)
+
+
+def test_the_running_mean_is_no_part_of_a_graph_and_moves_by_a_hundredth() -> None:
+    weight, noise = drawn(6, 12), drawn(2, 3, 2, 2, seed=2)
+    w = drawn(2, 3, 3, seed=1).requires_grad_()
+    regulariser = PathLength().double()
+    for _ in range(2):
+        regulariser(draw(w, weight), w, noise).sum().backward()
+        assert not regulariser.mean.requires_grad
+    lengths = path_lengths(draw(w, weight), w, noise).detach()
+    torch.testing.assert_close(regulariser.mean, lengths.mean() * (1 - 0.99**2))
+
+
+def test_noise_has_the_size_of_a_picture_that_is_wider_than_high() -> None:
+    w = torch.zeros(200, 1, 192, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    penalty = PathLength(decay=0.0).double()(w.reshape(-1, 3, 4, 16), w)
+    assert float(penalty.detach().mean()) == pytest.approx(3.0, rel=0.02)

@@ -7,6 +7,7 @@ import functools
 import os
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -132,7 +133,7 @@ class Calls:
         return self.function, self.arguments
 
 
-def network(state: dict[str, Tensor], groups: int = GROUPS) -> nn.Module:
+def network(state: dict[str, Tensor], groups: int = GROUPS, clamp: float | None = 256) -> nn.Module:
     """Tensors by dotted names as nested networks."""
     inner: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
@@ -144,22 +145,24 @@ def network(state: dict[str, Tensor], groups: int = GROUPS) -> nn.Module:
             made.add_module(name, GroupNorm32(groups, len(part["weight"])))
             made.get_submodule(name).load_state_dict(part)
         elif "" not in part:
-            made.add_module(name, network(part, groups))
+            made.add_module(name, network(part, groups, clamp))
         elif name in ("x_avg", "freqs", "phases", "transform", "noise_const", "resample_filter"):
             made.register_buffer(name, part[""])
         else:
             made.register_parameter(name, nn.Parameter(part[""]))
+    if {"affine", "bias"} <= inner.keys():  # a convolution, or the RGB layer
+        made.conv_clamp, made.activation = clamp, "lrelu"  # type: ignore[assignment]
     made.size, made.gain = np.broadcast_to(np.asarray(8), [2]), np.sqrt(2)  # type: ignore[assignment]
     made.act = functools.partial(torch.nn.functional.leaky_relu, negative_slope=0.2)  # type: ignore[assignment]
     return made
 
 
-def write(path: Path, state: dict[str, Tensor], groups: int = GROUPS, **more: Any) -> Path:
+def write(path: Path, state: dict[str, Tensor], groups: int = GROUPS, clamp: float | None = 256, **more: Any) -> Path:
     judge = Layer()
     # Closures and their attributes, as dill writes them.
     judge.hook = Calls(create_function, b"code", {"activations": {}})  # type: ignore[assignment]
     judge.attributes = [Calls(getattr, Layer, "forward"), Calls(setattr, Layer, "spoilt", 1)]  # type: ignore[assignment]
-    made = network(state, groups)
+    made = network(state, groups, clamp)
     content = {"G": made, "D": judge, "G_ema": made, "training_set_kwargs": {"class_name": "data"}, **more}
     path.write_bytes(pickle.dumps(content, protocol=4))
     return path
@@ -201,8 +204,9 @@ def test_golden_weights_survive_the_way_through_a_file(path: Path, tmp_path: Pat
         tiny_text_encoder().save_pretrained(tmp_path / "clip")
         state |= as_open_clip(tiny_text_encoder(), torch.randn(width, 32))
         source = str(tmp_path / "clip")
-    groups = case.json["synthesis_kwargs"].get("gn_groups", 32)
-    convert_stylegan_t(write(tmp_path / "snapshot.pkl", state, groups), tmp_path / "model", source)
+    told = case.json["synthesis_kwargs"]
+    file = write(tmp_path / "snapshot.pkl", state, told.get("gn_groups", 32), told.get("conv_clamp", 256))
+    convert_stylegan_t(file, tmp_path / "model", source)
     found = build(tmp_path / "model")
     assert isinstance(found, StyleGanTGenerator)
     with torch.no_grad():
@@ -217,6 +221,34 @@ def test_one_without_text(tmp_path: Path) -> None:
         convert_stylegan_t(file, out, "clip")
     convert_stylegan_t(file, out)
     assert build(out).generate([""], seeds=[0]).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("clamp", [0.5, 3, None])
+def test_the_clamp_is_that_of_the_layers(tmp_path: Path, clamp: float | None) -> None:
+    state = released_state(text=0)
+    convert_stylegan_t(write(tmp_path / "snapshot.pkl", state, clamp=clamp), tmp_path / "model")
+    found = build(tmp_path / "model")
+    assert isinstance(found, StyleGanTGenerator)
+    assert found.network.config == replace(CONFIG, conditioning="none", condition_width=0, clamp=clamp)
+    expected = StyleGanT(found.network.config).eval()
+    expected.load_state_dict(rename_generator(state))
+    with torch.no_grad():
+        w_BSW = expected.styles(torch.ones(1, LATENT))
+        assert torch.equal(found.network.synthesis(w_BSW, "const"), expected.synthesis(w_BSW, "const"))
+
+
+def test_layers_that_are_not_ours_are_refused(tmp_path: Path) -> None:
+    for name, value, message in (
+        ("conv_clamp", 3.5, r"layers with conv_clamp 256, 3\.5, expected the same in all"),
+        ("activation", "relu", "layers of activation 'relu', expected 'lrelu' or 'linear'"),
+        ("use_noise", False, "layers of use_noise False, expected True"),
+    ):
+        made = network(released_state(text=0))
+        setattr(made.get_submodule("synthesis.b16.convs1.0"), name, value)
+        (tmp_path / "snapshot.pkl").write_bytes(pickle.dumps({"G_ema": made}, protocol=4))
+        with pytest.raises(InputError, match=message):
+            convert_stylegan_t(tmp_path / "snapshot.pkl", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_what_does_not_belong_to_that_program_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Golden cases: numbers made with the official code, found in a folder rather than listed.
+"""Golden cases: numbers made with the official code, found in folders rather than listed.
 
-The folder is a setting, `GOLDEN_DIR` (default ../shared/golden beside the checkout), with `star/` and `generators/` in
-it. Every json file with a key "case" is a case; one whose kind no test claims makes the run fail.
+A small set comes with the tests, in cases/ beside this file. `GOLDEN_DIR` (default ../shared/golden by the checkout)
+adds a folder of more, with `star/` and `generators/` in it; a name that is in both is read from cases/. Every json file
+with a key "case" is a case; one whose kind no test claims makes the run fail.
 """
 
 import json
@@ -16,6 +17,7 @@ from torch import Tensor
 
 DEFAULT = Path(__file__).parents[3] / "shared" / "golden"
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", DEFAULT))
+SHIPPED = Path(__file__).parent / "cases"
 
 
 class Case:
@@ -45,18 +47,24 @@ class Case:
         return self.tensors[key]
 
 
+def found(folder: str, key: str) -> list[Path]:
+    """The json files with a key, of the shipped folder and of GOLDEN_DIR/folder, in alphabetical order of names."""
+    by_name = {path.name: path for place in (GOLDEN_DIR, SHIPPED) for path in (place / folder).glob("*.json")}
+    return [path for _, path in sorted(by_name.items()) if key in json.loads(path.read_text())]
+
+
 def discover(folder: str) -> list[Path]:
-    """The json files of all cases in GOLDEN_DIR/folder, in alphabetical order."""
-    paths = sorted((GOLDEN_DIR / folder).glob("*.json"))
-    return [path for path in paths if "case" in json.loads(path.read_text())]
+    """The json files of all cases."""
+    return found(folder, "case")
 
 
 def cases(folder: str, pattern: str) -> list[Any]:
-    """Parameters for pytest: the cases of one kind; one skipped parameter if the folder is missing."""
-    if not (GOLDEN_DIR / folder).is_dir():
-        reason = f"no golden files in {GOLDEN_DIR / folder}; set GOLDEN_DIR"
+    """Parameters for pytest: the cases of one kind; one skipped parameter where there is none."""
+    paths = [path for path in discover(folder) if kind(path.stem) == pattern]
+    if not paths:
+        reason = f"no golden case of {pattern} in {GOLDEN_DIR / folder}, and none ships; set GOLDEN_DIR"
         return [pytest.param(None, id="missing", marks=pytest.mark.skip(reason=reason))]
-    return [pytest.param(path, id=path.stem) for path in discover(folder) if kind(path.stem) == pattern]
+    return [pytest.param(path, id=path.stem) for path in paths]
 
 
 def kind(name: str) -> str:

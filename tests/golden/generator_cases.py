@@ -1,4 +1,4 @@
-"""Golden cases of the GANs: NAME.json beside NAME.safetensors, found in GOLDEN_DIR/generators rather than listed."""
+"""Golden cases of the GANs: NAME.json beside NAME.safetensors, found in the folders of `cases` rather than listed."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.golden.cases import GOLDEN_DIR
-
-FOLDER = GOLDEN_DIR / "generators"
+from tests.golden.cases import GOLDEN_DIR, found
 
 
 class GanCase:
@@ -45,7 +43,7 @@ class GanCase:
 
 def discover() -> list[Path]:
     """The json files of all cases, in alphabetical order."""
-    return sorted(path for path in FOLDER.glob("*.json") if "file" in json.loads(path.read_text()))
+    return found("generators", "file")
 
 
 def kind(path: Path) -> str:
@@ -54,8 +52,11 @@ def kind(path: Path) -> str:
 
 
 def gan_cases(*kinds: str) -> list[Any]:
-    """Parameters for pytest: the cases whose kind begins so; one skipped parameter if the folder is missing."""
-    if not FOLDER.is_dir():
-        reason = f"no golden files in {FOLDER}; set GOLDEN_DIR"
+    """Parameters for pytest: the cases whose kind begins so; one skipped parameter where there is none."""
+    paths = [path for path in discover() if kind(path).startswith(kinds)]
+    if not paths:
+        reason = (
+            f"no golden case of {' or '.join(kinds)} in {GOLDEN_DIR / 'generators'}, and none ships; set GOLDEN_DIR"
+        )
         return [pytest.param(None, id="missing", marks=pytest.mark.skip(reason=reason))]
-    return [pytest.param(path, id=path.stem) for path in discover() if kind(path).startswith(kinds)]
+    return [pytest.param(path, id=path.stem) for path in paths]

@@ -13,14 +13,12 @@ from star.catalogue import RELEASED, Released
 from star.convert import network_of
 from star.refiner import Refiner
 from star.transformer import NextScaleTransformer
-from tests.golden.cases import GOLDEN_DIR
+from tests.golden.cases import SHIPPED
 from tokenizer.released import config_of
 from tokenizer.released import our_key as our_tokenizer_key
 from tokenizer.tokenizer import MultiScaleTokenizer
 
-TABLE = GOLDEN_DIR / "star" / "checkpoint_keys.json"
-KNOWN: dict[str, dict[str, Any]] = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
-missing = pytest.mark.skipif(not KNOWN, reason=f"no {TABLE}; set GOLDEN_DIR")
+KNOWN: dict[str, dict[str, Any]] = json.loads((SHIPPED / "star" / "checkpoint_keys.json").read_text())
 
 
 def shapes_of(known: dict[str, Any]) -> Shapes:
@@ -45,7 +43,6 @@ def released_as(name: str) -> Released:
     return fits[0]
 
 
-@missing
 @pytest.mark.parametrize("name", [name for name in KNOWN if not name.startswith("vae")])
 def test_transformers_take_every_tensor(name: str) -> None:
     shapes = shapes_of(KNOWN[name])
@@ -63,7 +60,6 @@ def test_transformers_take_every_tensor(name: str) -> None:
     assert own + unread == KNOWN[name]["num_parameters"]
 
 
-@missing
 @pytest.mark.parametrize("name", [name for name in KNOWN if name.startswith("vae")])
 def test_the_tokenizer_takes_every_tensor(name: str) -> None:
     known = KNOWN[name]

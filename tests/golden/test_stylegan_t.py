@@ -21,8 +21,8 @@ from generators.guidance import (
     squared_angles,
 )
 from generators.projected import FrozenFeatures, Head, ProjectedConfig, ProjectedDiscriminator
-from generators.released_stylegan_t import rename_discriminator, rename_generator, rename_head
-from generators.stylegan_t import StyleGanT, StyleGanTConfig
+from generators.released_stylegan_t import config_of_arguments, rename_discriminator, rename_generator, rename_head
+from generators.stylegan_t import StyleGanT
 from generators.stylegan_t_layers import Block
 from generators.towers import Preprocessing
 from tests.golden.generator_cases import GanCase, gan_cases
@@ -35,20 +35,10 @@ POLICY = "color,translation,cutout"
 
 
 def network_of(case: GanCase, state: dict[str, Tensor]) -> StyleGanT:
-    about, sizes = case.json, dict(case.json["synthesis_kwargs"])
-    config = StyleGanTConfig(
-        resolution=about["img_resolution"],
-        conditioning="text" if about["c_dim"] else "none",
-        condition_width=about["c_dim"],
-        latent_width=about["z_dim"],
-        # The released class's own defaults, for what a case does not say.
-        channel_base=sizes.pop("channel_base", 32768),
-        channel_max=sizes.pop("channel_max", 512),
-        residual_blocks=sizes.pop("num_res_blocks", 2),
-        architecture=sizes.pop("architecture", "orig"),
-        groups=sizes.pop("gn_groups", 32),
+    about = case.json
+    config = config_of_arguments(
+        about["img_resolution"], about["z_dim"], about["c_dim"], about["synthesis_kwargs"], case.name
     )
-    assert not sizes, f"{case.name} has settings that no network here knows: {', '.join(sizes)}"
     network = StyleGanT(config).eval()
     network.load_state_dict(rename_generator(state))
     return network

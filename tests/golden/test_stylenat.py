@@ -27,8 +27,8 @@ RESAMPLERS = gan_cases("StyleNAT resamplers")
 
 
 def generator_of(case: GanCase, state: dict[str, Tensor]) -> StyleNatNetwork:
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    network = StyleNatNetwork(config_of(shapes, case.json["generator"]["dilations"]))
+    shapes, told = {key: tuple(tensor.shape) for key, tensor in state.items()}, case.json["generator"]
+    network = StyleNatNetwork(config_of(shapes, told["dilations"], case.name, told))
     network.load_state_dict(rename(state) | {AVERAGE: case["in.w_mean"]}, strict=True)
     return network.eval()
 

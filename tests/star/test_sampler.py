@@ -22,7 +22,8 @@ from star.sampler import (
     temperature_at,
     uniforms,
 )
-from star.tiny import tiny_tokenizer, tiny_transformer
+from star.tiny import CODE_WIDTH, VOCABULARY, tiny_tokenizer, tiny_transformer
+from tokenizer.quantizer import Quantizer, QuantizerConfig
 
 INF = float("inf")
 PROMPTS = ["a red circle", "a blue square", "a cat", "", "five", "six words are here for you", "seven"]
@@ -216,3 +217,82 @@ def test_guidance_can_end_early(text: TextFeatures, null_text: TextFeatures) -> 
 def test_numbers_of_prompts_and_seeds_must_agree(text: TextFeatures, null_text: TextFeatures) -> None:
     with pytest.raises(ValueError, match="7 prompts and 2 seeds"):
         draw(text, null_text, [1, 2])
+
+
+def test_guiding_pairs_each_row_with_its_twin() -> None:
+    rows = torch.arange(6.0).view(6, 1, 1)
+    assert guide(rows, 2.0).flatten().tolist() == [-6.0, -5.0, -4.0]  # 3 (0, 1, 2) - 2 (3, 4, 5)
+
+
+def test_dice_keep_one_code_where_drawing_is_greedy_and_know_step_and_scale() -> None:
+    logits = torch.randn(1, 9, 20, generator=torch.Generator().manual_seed(0))
+    kept = Dice([3], SampleOptions(top_k=1)).keep(logits, 0.5)
+    assert torch.equal(kept.isfinite().sum(-1), torch.ones(1, 9, dtype=torch.long))
+    assert torch.equal(Dice([3], SampleOptions(top_k=1)).pick(kept, 0), logits.argmax(-1))
+    dice = Dice([3], SampleOptions())
+    assert torch.equal(dice.pick(logits, 2), pick(logits, uniforms([3], 2, 9)))
+    assert torch.equal(dice.pick(logits, 2, 1), pick(logits, uniforms([3], "2/1", 9)))
+    assert torch.equal(dice.pick(logits, 2, 0), pick(logits, uniforms([3], "2/0", 9)))
+    assert torch.equal(dice.order(2, 1, 9), uniforms([3], "2/1/order", 9))
+    torch.testing.assert_close(
+        Dice([3], SampleOptions(temperature=2.0, top_k=5, top_p=0.7)).keep(logits), filter_logits(logits / 2, 5, 0.7)
+    )
+
+
+def test_text_and_labels_are_not_joined(text: TextFeatures, null_text: TextFeatures) -> None:
+    labels = torch.tensor([3, 5])
+    assert join(labels, torch.tensor([9])).tolist() == [3, 5, 9, 9]  # type: ignore[union-attr]
+    for one, other in ((text[:2], torch.tensor([9])), (labels, null_text)):
+        with pytest.raises(ValueError, match="must both be text or both be class labels"):
+            join(one, other)
+    joined = join(text[:2], null_text)
+    assert isinstance(joined, TextFeatures)
+    assert torch.equal(joined.pooled_BD[2:], null_text.pooled_BD.expand(2, -1))
+    assert torch.equal(joined.mask_BT[2:], null_text.mask_BT.expand(2, -1))
+    assert torch.equal(joined.tokens_BTD[:2], text[:2].tokens_BTD)
+
+
+def test_a_guidance_of_one_is_guidance(text: TextFeatures, null_text: TextFeatures) -> None:
+    """Rows of every block: both twins at every scale, by either way in."""
+    rows: list[int] = []
+    transformer, quantizer = tiny_transformer(), tiny_tokenizer().quantizer
+    transformer.blocks[0].register_forward_pre_hook(lambda _module, given: rows.append(len(given[0])))
+    options = SampleOptions(guidance=1.0)
+    codes, _ = draw_codes(transformer, quantizer, text[:1], null_text, seeds=[0], options=options)
+    joined = join(text[:1], null_text)
+    again, _ = draw_pass(transformer, quantizer, joined, seeds=[0], options=options)
+    assert rows == [2] * 8
+    assert same(codes, again)
+    two, _ = draw_codes(transformer, quantizer, text[:3], null_text, seeds=[0, 1, 2], options=options, batch=3)
+    assert rows[8:] == [6] * 4
+    assert [len(scale) for scale in two] == [3] * 4
+
+
+def test_the_finest_scale_is_the_coldest_whatever_their_number(text: TextFeatures) -> None:
+    class Watching(Dice):
+        def keep(self, logits_BlV: Tensor, depth: float = 0.0) -> Tensor:
+            depths.append(depth)
+            return super().keep(logits_BlV, depth)
+
+    for sizes, expected in (((4,), [0.0]), ((1, 4), [0.0, 1.0]), ((1, 2, 4), [0.0, 0.5, 1.0])):
+        depths: list[float] = []
+        tokenizer = Quantizer(QuantizerConfig(vocabulary=VOCABULARY, code_width=CODE_WIDTH, sizes=sizes))
+        options = SampleOptions(guidance=0.0)
+        transformer = tiny_transformer(sizes=sizes)
+        draw_pass(transformer, tokenizer, text[:1], seeds=[0], options=options, dice=Watching([0], options))
+        assert depths == expected
+    assert [guidance_at(k, 2, 4.0) for k in range(2)] == [0, 4]
+
+
+def test_only_as_many_pictures_as_fit_are_drawn_at_once(text: TextFeatures, null_text: TextFeatures) -> None:
+    rows: list[int] = []
+    transformer, quantizer = tiny_transformer(), tiny_tokenizer().quantizer
+    transformer.blocks[0].register_forward_pre_hook(lambda _module, given: rows.append(len(given[0])))
+    options = SampleOptions(guidance=0.0)
+    for batch, expected in ((None, [1, 1, 1]), (2, [2, 1]), (3, [3])):
+        rows.clear()
+        codes, latent = draw_codes(
+            transformer, quantizer, text[:3], null_text, seeds=[0, 1, 2], options=options, batch=batch
+        )
+        assert rows[::4] == expected
+        assert len(latent) == len(codes[0]) == 3

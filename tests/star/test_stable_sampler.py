@@ -49,6 +49,11 @@ def test_released_counts() -> None:
     ]
 
 
+def test_the_last_step_takes_what_is_left_if_anything() -> None:
+    assert reveal_counts(1, 8) == (1,) * 7 + (0,)
+    assert reveal_counts(8, 4) == (1, 2, 3, 2)  # shares 0, 1.8, 2.7, 3.5: at least 1, and last what is left
+
+
 @pytest.mark.parametrize("length", [1, 4, 9, 25, 4096])
 @pytest.mark.parametrize("steps", [2, 8, 15])
 def test_counts_reveal_everything(length: int, steps: int) -> None:
@@ -196,3 +201,45 @@ def test_impossible_plans_are_refused(plan: dict[str, int]) -> None:
 def test_a_plan_for_a_scale_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="a plan for scale 9 of 4"):
         Refiner(RefinerConfig(), tiny_transformer().config)
+
+
+@pytest.mark.parametrize(("k", "plain", "shuffled"), [(2, 2, 1), (3, 0, 2)])
+@torch.no_grad()
+def test_a_plan_tells_which_steps_ask_the_refiner_and_which_are_shuffled(k: int, plain: int, shuffled: int) -> None:
+    """Steps before `plain` draw from the transformer's logits; those before `shuffled` reveal at random."""
+    depths: list[float] = []
+    picked: list[int | None] = []
+    ordered: list[int] = []
+
+    class Watching(Dice):
+        def keep(self, logits_BlV: Tensor, depth: float = 0.0) -> Tensor:
+            depths.append(depth)
+            return super().keep(logits_BlV, depth)
+
+        def pick(self, kept_BlV: Tensor, k: int, step: int | None = None) -> Tensor:
+            picked.append(step)
+            return super().pick(kept_BlV, k, step)
+
+        def order(self, k: int, step: int, length: int) -> Tensor:
+            ordered.append(step)
+            return super().order(k, step, length)
+
+    refiner, calls = tiny_refiner(), []
+    refiner.register_forward_hook(lambda _module, _given, out: calls.append(out))
+    length = (k + 1) ** 2
+    torch.manual_seed(0)
+    hidden_RlC, logits_BlV = torch.randn(2, length, 32), torch.randn(1, length, VOCABULARY)
+    stable = StableSampler(refiner, tiny_tokenizer().quantizer)
+    rows = tiny_text_encoder().encode(PROMPTS[:2])
+    canvas = stable.reveal(hidden_RlC, logits_BlV, k, rows, 2.0, Watching([0], SampleOptions()))
+    assert bool(canvas.known_Bl.all())
+    assert picked == list(range(len(picked)))
+    assert set(depths) == {k / 3}
+    assert len(calls) == len(picked) - plain
+    assert ordered == list(range(shuffled))
+    alone = stable.reveal(hidden_RlC[:1], logits_BlV, k, rows, 2.0, Dice([0], SampleOptions()))
+    unguided = stable.reveal(hidden_RlC, logits_BlV, k, rows, 0.0, Dice([0], SampleOptions()))
+    assert torch.equal(alone.codes_Bl, unguided.codes_Bl)
+    assert not torch.equal(canvas.codes_Bl, unguided.codes_Bl)
+    again_Bl = stable.draw(hidden_RlC[:1], logits_BlV, k, rows, 2.0, Dice([0], SampleOptions()))
+    assert torch.equal(again_Bl, alone.codes_Bl)

@@ -170,3 +170,74 @@ def test_a_starving_scale_is_given_codes_of_its_own() -> None:
         first_scale[floor] = usage_from_counts(trainer.hits_KV, threshold=0.05).distinct[0]
     assert first_scale[0.5] >= 1.5 * first_scale[0.0]
     assert first_scale[0.5] >= 20
+
+
+def test_the_defaults_are_those_of_the_released_tokenizer() -> None:
+    config = QuantizerConfig()
+    assert (config.vocabulary, config.code_width, config.phi_count, config.phi_ratio) == (4096, 32, 4, 0.5)
+    assert config.sizes == RELEASED
+    assert not config.cosine
+
+
+@pytest.mark.parametrize(("asked", "made"), [(0, 3), (1, 1), (2, 2), (4, 4)])
+def test_there_are_as_many_phis_as_asked_for_or_as_scales(asked: int, made: int) -> None:
+    assert len(Quantizer(QuantizerConfig(vocabulary=4, code_width=2, sizes=(1, 2, 3), phi_count=asked)).phis) == made
+
+
+def test_other_numbers_of_phis_are_dealt_in_equal_parts() -> None:
+    assert [phi_index(k, 9, 2) for k in range(9)] == [0, 0, 0, 0, 0, 1, 1, 1, 1]  # the middle is as near to both
+    assert [phi_index(k, 5, 3) for k in range(5)] == [0, 0, 1, 2, 2]  # ticks at 1/6, 1/2, 5/6
+    assert phi_index(0, 1, 4) == 0
+
+
+def test_codes_start_within_an_equal_share_of_zero() -> None:
+    torch.manual_seed(0)
+    weight = Quantizer(QuantizerConfig(vocabulary=50, code_width=40, sizes=(1, 2))).codebook.weight.detach()
+    assert weight.abs().max().item() == pytest.approx(1 / 50, rel=0.01)
+    assert weight.mean().item() == pytest.approx(0, abs=1e-3)
+
+
+def test_by_cosine_the_length_of_a_vector_is_no_matter(quantizer: Quantizer) -> None:
+    torch.manual_seed(0)
+    cosine = Quantizer(QuantizerConfig(vocabulary=24, code_width=6, sizes=(1, 2, 3, 5), cosine=True))
+    cosine.load_state_dict(quantizer.state_dict())
+    vectors = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(2))
+    book = quantizer.codebook.weight.detach()
+    brute = torch.cosine_similarity(vectors[:, :, None], book, dim=-1).argmax(-1)
+    assert torch.equal(cosine.nearest(vectors), brute)
+    assert torch.equal(cosine.nearest(100 * vectors), brute)
+    assert not torch.equal(quantizer.nearest(vectors), brute)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_codes_are_brought_up_and_a_share_of_phi_smooths_them(ratio: float) -> None:
+    """Bicubic to the finest grid, then (1 - r) u + r conv(u); the finest scale is not resized."""
+    torch.manual_seed(0)
+    config = QuantizerConfig(vocabulary=24, code_width=6, sizes=(1, 3, 5), phi_count=0, phi_ratio=ratio)
+    quantizer = Quantizer(config)
+    torch.nn.init.normal_(quantizer.codebook.weight)
+    for k, size in enumerate(config.sizes):
+        codes = torch.randint(24, (2, size * size))
+        coarse = quantizer.codebook(codes).transpose(1, 2).reshape(2, 6, size, size)
+        fine = torch.nn.functional.interpolate(coarse, size=(5, 5), mode="bicubic") if size < 5 else coarse
+        expected = (1 - ratio) * fine + ratio * quantizer.phis[k](fine)
+        torch.testing.assert_close(quantizer.expand(codes, k), expected)
+
+
+def test_what_is_looked_up_is_the_mean_of_what_is_left(quantizer: Quantizer) -> None:
+    pyramid, source = quantizer.encode(latent()), latent()
+    for k, size in enumerate((1, 2, 3, 5)):
+        left = source - (pyramid.latents[k - 1] if k else 0)
+        means = torch.nn.functional.adaptive_avg_pool2d(left, size).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(pyramid.targets[k], means, atol=1e-5, rtol=1e-5)
+        assert torch.equal(pyramid.codes[k], quantizer.nearest(pyramid.targets[k]))
+
+
+def test_lessons_may_end_after_some_scales(quantizer: Quantizer) -> None:
+    codes = quantizer.encode(latent()).codes
+    whole = quantizer.teacher_input(codes)
+    assert whole.shape == (3, 4 + 9 + 25, 6)
+    assert torch.equal(quantizer.teacher_input(codes[:3]), whole[:, :13])
+    assert quantizer.teacher_input(codes[:1]).shape == (3, 0, 6)
+    assert quantizer.decode(codes, 0).abs().sum() == 0
+    assert quantizer.empty_latent(2).shape == (2, 6, 5, 5)

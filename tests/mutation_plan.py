@@ -1,0 +1,64 @@
+"""What `tests.mutation` examines: each file with the tests that cover it, quick ones first."""
+
+PLAN: dict[str, list[str]] = {
+    "tokenizer/losses.py": ["tests/tokenizer/test_losses.py"],
+    "tokenizer/quantizer.py": ["tests/tokenizer/test_quantizer.py"],
+    "tokenizer/codebook.py": ["tests/tokenizer/test_codebook.py", "tests/tokenizer/test_quantizer.py"],
+    "generators/losses.py": ["tests/generators/test_losses.py"],
+    "generators/adversaries.py": ["tests/generators/test_adversaries.py"],
+    "star/sampler.py": ["tests/star/test_sampler.py"],
+    "star/stable_sampler.py": ["tests/star/test_stable_sampler.py"],
+    "star/teaching.py": ["tests/star/test_teaching.py"],
+    "eval/distances.py": ["tests/eval/test_distances.py"],
+    "eval/manifold.py": ["tests/eval/test_manifold.py"],
+    "eval/resampling.py": ["tests/eval/test_estimates.py", "tests/eval/test_metrics.py"],
+    "eval/estimates.py": ["tests/eval/test_estimates.py"],
+}
+
+# file -> (line's text, change) -> why nobody could see it
+EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
+    "tokenizer/losses.py": {
+        (
+            "return (wanted / (pushed + 1e-4)).clamp(max=1e4).detach()",
+            "no detach",
+        ): "both gradients come without a graph, so there is nothing to detach",
+        (
+            "for a, b in zip(self._features(image_B3HW), self._features(target_B3HW), strict=True)",
+            "True to False",
+        ): "the same network gives as many states",
+    },
+    "tokenizer/quantizer.py": {
+        (
+            "return int(np.argmin(np.abs(ticks - k / max(scale_count - 1, 1))))",
+            "abs to square",
+        ): "the nearest is the same by the square; the ties that rounding decides are tested",
+    },
+    "star/teaching.py": {
+        (
+            "for k, (size, length) in enumerate(zip(schedule.sizes, schedule.lengths, strict=True)):",
+            "True to False",
+        ): "a schedule has as many sizes as lengths",
+    },
+    "star/sampler.py": {
+        ("if 0 < top_k < logits_BlV.shape[-1]:", "Lt to LtE"): "the smallest of all removes nothing",
+        (
+            "ascending, order = logits_BlV.sort(dim=-1, stable=True)",
+            "True to False",
+        ): "on a CPU the other sort is stable, too",
+    },
+    "star/stable_sampler.py": {
+        ("canvas = Canvas(start, start - 1)", "1 to 2"): "unknown is whatever is below 0",
+    },
+    "eval/distances.py": {
+        (
+            "ones_N1, ones_M1 = (torch.ones(count, 1, dtype=torch.float64) for count in (N, M))",
+            "1 to 2",
+        ): "a second resample equal to the first, of which the first is taken",
+    },
+    "eval/manifold.py": {
+        (
+            "return squared_NM.clamp_(min=0)",
+            "no clamp_",
+        ): "what rounding makes negative lies inside every ball as 0 does",
+    },
+}
