@@ -55,10 +55,11 @@ class Comparison:
         return sorted({group for entry in self.entries for group in entry.record.metrics} - {OVERALL})
 
     def marks(self, group: str, name: str) -> list[Mark]:
-        """For every entry: "best", "tied" if it is not apart from the best, else ""."""
+        """For every entry: "best", "tied" if not apart from the best, else ""; all "" where one has no interval."""
         estimates = [entry.estimate(group, name) for entry in self.entries]
         values = [estimate.value for estimate in estimates if estimate is not None]
-        if self.mixed or len(values) < 2:
+        unsure = any(estimate is not None and estimate.low is None for estimate in estimates)
+        if self.mixed or unsure or len(values) < 2:
             return [""] * len(estimates)
         top = (min if metric(name).better == "lower" else max)(values)
         best = next(estimate for estimate in estimates if estimate is not None and estimate.value == top)
@@ -79,8 +80,7 @@ def _mark(estimate: Estimate | None, best: Estimate) -> Mark:
         return ""
     if estimate.value == best.value:
         return "best"
-    measured = None not in (estimate.low, estimate.high, best.low, best.high)
-    return "tied" if measured and not apart(estimate, best) else ""
+    return "" if apart(estimate, best) else "tied"
 
 
 def gather(paths: Sequence[str | Path], mix_protocols: bool = False) -> Comparison:

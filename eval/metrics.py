@@ -13,7 +13,7 @@ A metric's name is "<kind>/<extractor>": "fd/judge-emoji", "clip_score/clip-emoj
     metrics = score(reference, drawn, categories, wanted, values=values, bootstrap=200, seed=0)
 
 Features are float32 tensors, or lie in files and are read in chunks: eval.table.FileRows(path).
-A metric is left out of a group with too few pictures for it, never set to a made-up number.
+A metric is left out of a group with too few pictures for it, never set to a made-up number; an interval likewise.
 N pictures, D feature width.
 """
 
@@ -169,7 +169,8 @@ def score(
         for name, of_all in (values or {}).items():
             own = of_all if places is None else of_all[torch.from_numpy(places)]
             if len(own):
-                found[name] = estimate(mean(own, bootstrap, seed), len(own))
+                shares = name.startswith("prompt_rank")
+                found[name] = estimate(mean(own, bootstrap, seed, shares=shares), len(own))
         for by, kinds in _kinds(wanted).items():
             mine, real = _members(drawn[by], places), _members(reference[by], real_places)
             told = estimates(kinds, mine, real, bootstrap=bootstrap, seed=seed)

@@ -6,6 +6,8 @@ resample lies further from the reference than the sample did, and its plain perc
 belong to. So the spread of the resamples is laid around the number (`centred`): the interval tells how far the number
 moves with other pictures at this count, not what an endless count would give. FD has the same bias upwards once more,
 by the count itself, which no interval shows; `eval.distances.frechet_infinity` and the kernel distances are free of it.
+There is no interval where nothing tells one: of one picture, of fewer than `FEWEST` resamples, of values all alike. A
+share of none or all has Wilson's interval: its resamples have no spread, but another sample might.
 N M rows, D feature width, R resamples, r rank.
 """
 
@@ -18,6 +20,8 @@ from eval.table import Table, pick
 
 Interval = tuple[float, float]
 TAILS = (0.025, 0.975)
+FEWEST = 20  # resamples behind an interval: of fewer the outer 2.5 % are no tails at all
+ALIKE = 1e-9  # spread, as a share of the largest value, up to which resamples differ by rounding alone
 AT_ONCE = 8  # resamples whose covariances are held at a time
 
 
@@ -30,14 +34,37 @@ def counts(rows: int, resamples: int, seed: int) -> Tensor:
     return torch.from_numpy(drawn_NR)
 
 
-def centred(value: float, resampled_R: Tensor) -> Interval:
-    """The spread of resamples around their mean, laid around the value."""
+def can_tell(rows: int, resamples: int) -> bool:
+    """Whether there are enough of both for an interval."""
+    return rows >= 2 and resamples >= FEWEST
+
+
+def centred(value: float, resampled_R: Tensor) -> Interval | None:
+    """The spread of resamples around their mean, laid around the value; None if they have none."""
+    if len(resampled_R) < FEWEST or _alike(resampled_R):
+        return None
     low, high = np.quantile(resampled_R.double().numpy(), TAILS) - float(resampled_R.double().mean())
     return value + float(low), value + float(high)
 
 
-def mean_interval(values_N: Tensor, resamples: int, seed: int) -> Interval:
-    """Percentile interval of a mean over rows."""
+def _alike(values: Tensor) -> bool:
+    return float(values.max() - values.min()) <= ALIKE * float(values.abs().max())
+
+
+def wilson(share: float, rows: int) -> Interval:
+    """95 % interval of a share; Wilson 1927, which holds for none and all."""
+    z = 1.959964
+    middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    reach = z / (1 + z * z / rows) * ((share * (1 - share) + z * z / (4 * rows)) / rows) ** 0.5
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def mean_interval(values_N: Tensor, resamples: int, seed: int, *, shares: bool = False) -> Interval | None:
+    """Percentile interval of a mean over rows; None if it cannot be told. shares: values are 0 or 1."""
+    if not can_tell(len(values_N), resamples):
+        return None
+    if _alike(values_N):
+        return wilson(float(values_N[0]), len(values_N)) if shares else None
     generator = np.random.default_rng(seed)
     values = values_N.double().numpy()
     means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
@@ -96,7 +123,9 @@ def frechet_infinity_resamples(features_ND: Table, reference_MD: Table, resample
     return torch.tensor(found, dtype=torch.float64)
 
 
-def normal_interval(value: float, resampled_R: Tensor) -> Interval:
+def normal_interval(value: float, resampled_R: Tensor) -> Interval | None:
     """Two standard deviations (1.96) of resamples on either side: for few resamples, whose tails say nothing."""
+    if len(resampled_R) < 2 or _alike(resampled_R):
+        return None
     reach = 1.96 * float(resampled_R.std())
     return value - reach, value + reach

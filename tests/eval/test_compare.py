@@ -114,9 +114,9 @@ def test_marks_follow_the_direction_of_the_metric() -> None:
     assert comparison.marks("overall", "prompt_rank_20/clip-emoji") == ["", "best", ""]
 
 
-def test_a_figure_without_an_interval_is_never_tied() -> None:
+def test_a_row_in_which_a_figure_has_no_interval_is_not_ranked() -> None:
     bare = replace(record("b", fd=31), metrics={"overall": {"fd/judge-emoji": estimate(31, None)}})
-    assert compared(record("a", fd=30), bare).marks("overall", "fd/judge-emoji") == ["best", ""]
+    assert compared(record("a", fd=30), bare).marks("overall", "fd/judge-emoji") == ["", ""]
 
 
 def test_a_missing_metric_takes_no_part() -> None:
