@@ -5,6 +5,7 @@ A kind is left out where there are too few rows for it. N drawn rows, M referenc
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from eval import distances
@@ -89,8 +90,10 @@ def _kernel(
     bootstrap: int,
     seed: int,
 ) -> Measure:
-    value = scale * float(distances.mmd(drawn_ND, real_MD, kernel))
-    if not can_tell(len(drawn_ND), bootstrap):
-        return value, None
-    resampled_R = scale * distances.mmd(drawn_ND, real_MD, kernel, counts(len(drawn_ND), bootstrap, seed))
-    return value, centred(value, resampled_R)
+    N = len(drawn_ND)
+    if not can_tell(N, bootstrap):
+        return scale * float(distances.mmd(drawn_ND, real_MD, kernel)), None
+    # The sample itself is the first of its resamples: the kernel is taken once.
+    weights_NR = torch.cat([torch.ones(N, 1, dtype=torch.uint8), counts(N, bootstrap, seed)], dim=1)
+    value, *resampled = (scale * distances.mmd(drawn_ND, real_MD, kernel, weights_NR)).tolist()
+    return value, centred(value, torch.tensor(resampled, dtype=torch.float64))

@@ -127,7 +127,9 @@ def read_judge(path: str | Path) -> tuple[JudgeNetwork, ModelDirectory]:
     tensors = {
         name: value.float() if value.is_floating_point() else value for name, value in directory.tensors().items()
     }
-    load_into(network, tensors, path)
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    if wanted != {name: value.shape for name, value in tensors.items()}:
+        load_into(network, tensors, path)  # tells what does not fit
     network.load_state_dict(tensors, assign=True)
     if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
         raise InputError(f"{path} has NaN or infinite values in {broken[0]}: get the model directory again")

@@ -21,6 +21,7 @@ from eval.table import Table, pick
 Interval = tuple[float, float]
 TAILS = (0.025, 0.975)
 FEWEST = 20  # resamples behind an interval: of fewer the outer 2.5 % are no tails at all
+DIFFERENT = 0.64  # of the rows, in a resample: 1 - 1/e
 ALIKE = 1e-9  # spread, as a share of the largest value, up to which resamples differ by rounding alone
 AT_ONCE = 8  # resamples whose covariances are held at a time
 
@@ -76,10 +77,13 @@ def frechet_resamples(features_ND: Table, reference: Gaussian, resamples: int, s
     """FD to the reference of R resamples, float64 (R,).
 
     With the reference's covariance F F', only rows projected onto F are needed, as wide as its rank: each resample is
-    one weighted product and the eigenvalues of a matrix of that size.
+    one weighted product and the eigenvalues of a matrix of that size. Where a resample has fewer different rows than
+    that, these are the eigenvalues of the products of its rows with each other, which are taken once for all.
     """
     N, reference_DR = len(features_ND), root(reference.covariance_DD)
     weights_NR = counts(N, resamples, seed)
+    if reference_DR.shape[1] > DIFFERENT * N:
+        return _by_products_of_rows(features_ND, reference, reference_DR, weights_NR)
     found = []
     for first in range(0, resamples, AT_ONCE):
         weights_NG = weights_NR[:, first : first + AT_ONCE]
@@ -90,6 +94,27 @@ def frechet_resamples(features_ND: Table, reference: Gaussian, resamples: int, s
             trace = (float(squares) - N * float(mean_D.square().sum())) / (N - 1)
             shift = float(mean_D.square().sum())
             found.append(gaussian_distance(shift, trace + float(reference.covariance_DD.trace()), product_rr))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _by_products_of_rows(features_ND: Table, reference: Gaussian, reference_DR: Tensor, weights_NR: Tensor) -> Tensor:
+    """`frechet_resamples` for few rows N of a large width."""
+    N = len(features_ND)
+    rows_ND = features_ND[0:N].double() - reference.mean_D
+    projected_NR = rows_ND @ reference_DR
+    inner_NN, outer_NN = rows_ND @ rows_ND.T, projected_NR @ projected_NR.T
+    traces, found = float(reference.covariance_DD.trace()), []
+    for drawn_N in weights_NR.T:
+        rows_n = drawn_N.nonzero().squeeze(1)
+        weights_n = drawn_N[rows_n].double()
+        inner_nn, outer_nn = inner_NN[rows_n][:, rows_n], outer_NN[rows_n][:, rows_n]
+        shift = float(weights_n @ inner_nn @ weights_n) / N**2
+        trace = (float(weights_n @ inner_nn.diagonal()) - N * shift) / (N - 1)
+        means_n = outer_nn @ weights_n / N
+        centred_nn = outer_nn - means_n[:, None] - means_n + weights_n @ means_n / N
+        roots_n = weights_n.sqrt()
+        product_nn = roots_n[:, None] * centred_nn * roots_n / (N - 1)
+        found.append(gaussian_distance(shift, trace + traces, product_nn))
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -128,7 +128,7 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> "np.memmap[
             raise ValueError(f"it holds other rows than {shape} of {np.dtype(dtype)}")
         if not found.flags.c_contiguous:
             raise ValueError("its rows are columns")
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError) as error:  # whatever numpy stumbles over
+    except Exception as error:  # whatever numpy stumbles over in a damaged header
         raise InputError(f"{path} is damaged ({shortened(error)}): remove {path.parent}, and run again") from error
     return found
 
