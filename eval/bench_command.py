@@ -116,6 +116,6 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 def _write(path: Path, figures: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(figures, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): give another --out") from error

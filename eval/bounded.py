@@ -75,7 +75,7 @@ def understand(data: bytes, parts: int) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except UnicodeError as error:
-        raise ValueError(f"its text is no Unicode ({error.reason})") from None
+        raise ValueError(f"its text is no Unicode ({getattr(error, 'reason', error)})") from None
     return values
 
 

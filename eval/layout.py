@@ -82,8 +82,8 @@ def survey(place: str | Path) -> Layout:
     items: list[Item] = []
     for entry in sorted(meta.entries):
         found = folders[entry.category][1].get(entry.id, []) if entry.category in folders else []
-        if reason := _fault(entry, found, folders):
-            faults.setdefault(reason, []).append(f"{entry.category}/{entry.id}")
+        if wrong := _fault(entry, found, folders):
+            faults.setdefault(wrong, []).append(f"{entry.category}/{entry.id}")
         else:
             items.append(Item(entry.id, entry.category, entry.prompt, folders[entry.category][0], found[0]))
     faults.update(_unclaimed(meta, folders))
@@ -200,7 +200,9 @@ def _fault(entry: MetaEntry, pictures: Sequence[str], folders: Folders) -> str |
 
 def _unclaimed(meta: Meta, folders: Folders) -> Faults:
     """Pictures and folders that no entry asks for."""
-    claimed = {(entry.category, entry.id) for entry in (*meta.entries, *meta.faults)}
+    claimed = {(entry.category, entry.id) for entry in meta.entries} | {
+        (fault.category, fault.id) for fault in meta.faults
+    }
     asked_for = {category for category, _ in claimed}
     stray = [
         f"{category}/{key}"

@@ -22,7 +22,7 @@ Interval = tuple[float, float]
 TAILS = (0.025, 0.975)
 FEWEST = 20  # resamples behind an interval: of fewer the outer 2.5 % are no tails at all
 DIFFERENT = 0.64  # of the rows, in a resample: 1 - 1/e
-ALIKE = 1e-9  # spread, as a share of the largest value, up to which resamples differ by rounding alone
+ALIKE = 1e-6  # spread, as a share of the largest value, up to which resamples differ by rounding alone
 AT_ONCE = 8  # resamples whose covariances are held at a time
 
 
