@@ -25,7 +25,6 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from data.errors import InputError
 from data.images import pixels_to_pil
 from data.text import quiet_transformers
-from eval.bounded import shortened
 from eval.table import Table
 from generators.checkpoint import digest
 
@@ -46,14 +45,13 @@ class ClipScorer:
         try:
             with quiet_transformers():
                 self.model = CLIPModel.from_pretrained(name).float().eval().requires_grad_(False)
-            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
             self.processor = CLIPImageProcessorPil.from_pretrained(name)
-        except Exception as error:  # whatever damaged files make of transformers
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"{name} cannot be loaded as a CLIP ({shortened(error)}); give a folder or hub id in transformers' "
-                "CLIP format"
+                f"{name} cannot be loaded as a CLIP ({str(error).splitlines()[0]}); give a folder or hub id in "
+                "transformers' CLIP format"
             ) from error
-        check_finite(self.model, name)
         self.model.to(device)
         self.device = torch.device(device)
         self.name = str(name)
@@ -122,13 +120,6 @@ class ClipScorer:
     def _cleaned(self, prompt: str) -> str:
         """HPS v2 reads prompts through open_clip, which undoes HTML's entities, even doubled ones."""
         return html.unescape(html.unescape(prompt)).strip() if self.whole else prompt
-
-
-def check_finite(network: torch.nn.Module, name: str | Path) -> None:
-    """Raises InputError if a network's weights hold NaN or infinite values."""
-    for key, value in network.state_dict().items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise InputError(f"{name} has NaN or infinite values in {key}: get its weights again")
 
 
 def _embedding(output: object) -> Tensor:

@@ -26,8 +26,7 @@ from torch import Tensor
 from data.errors import InputError
 from data.images import pil_to_image, pixels_to_image, pixels_to_pil, resize
 from data.text import quiet_transformers
-from eval.alignment import ClipScorer, check_finite
-from eval.bounded import shortened
+from eval.alignment import ClipScorer
 from eval.judge_network import read_judge
 from generators import registry
 from generators.checkpoint import digest
@@ -130,18 +129,16 @@ class Dino:
 
         self.name = str(place)
         try:
-            kind = AutoConfig.from_pretrained(place, trust_remote_code=False).model_type
+            kind = AutoConfig.from_pretrained(place).model_type
             if kind not in ("dinov2", "dinov2_with_registers"):
                 raise ValueError(f"it is a {kind}")
             with quiet_transformers():
-                model: Any = AutoModel.from_pretrained(place, trust_remote_code=False)
-                model = model.float().eval().requires_grad_(False)
-        except Exception as error:  # whatever damaged files make of transformers
+                model: Any = AutoModel.from_pretrained(place).float().eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"{place} cannot be loaded as a DINOv2 ({shortened(error)}): give a folder or hub id in "
+                f"{place} cannot be loaded as a DINOv2 ({str(error).splitlines()[0]}): give a folder or hub id in "
                 "transformers' format"
             ) from error
-        check_finite(model, place)
         self.model, self.device = model.to(device), torch.device(device)
         self.width: int = model.config.hidden_size
         self.side = self.SIDE - self.SIDE % model.config.patch_size

@@ -24,7 +24,6 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from data.errors import InputError
 from data.images import pixels_to_pil
 from data.text import quiet_transformers
-from eval.bounded import shortened
 from generators.checkpoint import digest, load_into
 from generators.restricted import CheckpointFile
 
@@ -84,7 +83,7 @@ class ImageReward:
             with quiet_transformers():
                 vision, text, head = _configs(tensors)
                 network = RewardNetwork(vision, text, head)
-        except (KeyError, ValueError, IndexError, ZeroDivisionError, RuntimeError, TypeError) as error:
+        except (KeyError, ValueError) as error:
             raise InputError(
                 f"{file} does not hold an ImageReward ({error}): give the folder of the released file"
             ) from error
@@ -140,10 +139,10 @@ def _tokenizer(place: str | Path) -> Any:
     own = Path(place).is_dir() and any((Path(place) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     source = place if own else TOKENIZER
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # whatever damaged files make of transformers
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"the words of {TOKENIZER} cannot be loaded from {source} ({shortened(error)}): put its "
+            f"the words of {TOKENIZER} cannot be loaded from {source} ({str(error).splitlines()[0]}): put its "
             f"tokenizer beside {FILE}"
         ) from error
 
