@@ -8,6 +8,7 @@
     "judge:DIR"             a network that `star train judge` wrote
     "pick:DIR or hub id"    PickScore's CLIP; its text rows carry the temperature, so that a product is the score
     "hps:DIR or hub id"     HPS v2's CLIP
+    "thumbnail"             colours and gradients of 16 x 16 pixels, without a network (eval.retrieval)
     "inception"             FID's Inception, with the resize of its first graph; "inception-pytorch-fid" with another
 
 `resize` says how a picture reaches the network, and counts in `digest`: two ways to resize are two networks.
@@ -28,6 +29,7 @@ from data.images import pil_to_image, pixels_to_image, pixels_to_pil, resize
 from data.text import quiet_transformers
 from eval.alignment import ClipScorer
 from eval.judge_network import read_judge
+from eval.retrieval import Thumbnail
 from generators import registry
 from generators.checkpoint import digest
 
@@ -72,8 +74,10 @@ def extractor(name: str, device: Device = "cpu") -> Extractor:
         from eval.inception import Inception
 
         return Inception(name, device)
+    elif name == Thumbnail.name:
+        return Thumbnail()
     elif kind not in KINDS or not place:
-        known = (*SHIPPED, *(f"{kind}:DIR" for kind in KINDS), "inception", "inception-pytorch-fid")
+        known = (*SHIPPED, Thumbnail.name, *(f"{kind}:DIR" for kind in KINDS), "inception", "inception-pytorch-fid")
         raise InputError(f"there is no network {name!r} for features{registry.near(name, known)}")
     network = KINDS[kind](place, device)
     network.name = name

@@ -30,6 +30,7 @@ from data.errors import InputError
 from eval.alignment import products, prompt_ranks
 from eval.estimates import estimate, estimates, mean
 from eval.record import OVERALL, Estimate
+from eval.retrieval import FIRST, retrieval_ranks
 from eval.table import Table, pick
 from generators.registry import near
 
@@ -57,6 +58,8 @@ METRICS: dict[str, Metric] = {
     "clip_score": Metric(title="CLIP score", better="higher", per_picture=True, digits=4),
     "clip_score_100": Metric(title="CLIP score × 100", better="higher", per_picture=True, digits=2),
     "prompt_rank_20": Metric(title="true prompt first of 20", better="higher", per_picture=True, digits=3),
+    "retrieval_1": Metric(title="nearest to its own real one", better="higher", per_picture=True, digits=3),
+    "retrieval_5": Metric(title="among its nearest five", better="higher", per_picture=True, digits=3),
     "image_reward": Metric(title="ImageReward", better="higher", per_picture=True, digits=3),
     "pick_score": Metric(title="PickScore", better="higher", per_picture=True, digits=2),
     "hps_v2": Metric(title="HPS v2", better="higher", per_picture=True, digits=4),
@@ -108,7 +111,7 @@ def needs(wanted: Sequence[str]) -> Needs:
             rewards[by] = None
             continue
         features[by] = None
-        (texts if METRICS[kind].per_picture else references)[by] = None
+        (texts if METRICS[kind].per_picture and kind not in FIRST else references)[by] = None
     return Needs(features=tuple(features), references=tuple(references), texts=tuple(texts), rewards=tuple(rewards))
 
 
@@ -119,20 +122,28 @@ def alignment(
     texts: Mapping[str, Table],
     rewards: Mapping[str, Tensor],
     *,
+    real: Mapping[str, Table] | None = None,
     seed: int,
 ) -> dict[str, Tensor]:
     """metric name -> values_N float32 for every wanted metric that has a score per picture; others are passed over.
 
     drawn, texts: extractor name -> (N, D). rewards: network name -> (N,). seed: of the prompts that compete in a rank.
+    real: the reference pictures of the same items, (N, D), which retrieval needs.
     "prompt_rank_20" is 1 where the picture's own prompt is the first of 20, else 0; fewer prompts have no such number.
+    "retrieval_5" is 1 where the own real picture is among the five nearest of its style, else 0.
     """
     values: dict[str, Tensor] = {}
+    ranks: dict[str, Tensor] = {}
     for name in wanted:
         kind, _, by = name.partition("/")
         if not metric(name).per_picture:
             continue
         if kind in REWARDS:
             values[name] = rewards[by].float()
+        elif kind in FIRST:
+            if by not in ranks:
+                ranks[by] = retrieval_ranks(drawn[by], (real or {})[by], prompts)
+            values[name] = (ranks[by] < FIRST[kind]).float()
         elif kind != "prompt_rank_20":
             values[name] = products(drawn[by], texts[by]) * (100 if kind == "clip_score_100" else 1)
         elif len(set(prompts)) >= CANDIDATES:

@@ -4,7 +4,8 @@ MJHQ FID moves by points with the size of the references, the filter of the resi
 protocols never share a table. A protocol says which metrics (and so which networks), how large pictures are when the
 networks see them, how many prompts, and which seed each picture has.
 
-    emoji-64        The project's own benchmark: judge-emoji, which no training loss knows, and clip-emoji, at 64 x 64.
+    emoji-64        The project's own benchmark: judge-emoji, which no training loss knows, and clip-emoji, at 64 x 64;
+                    retrieval among the real pictures of a style, by judge-emoji and by thumbnails without a network.
     mjhq-30k        All 30,000 prompts, references as published, networks with an antialiased resize of their own. The
                     features of DINOv2 and CLIP agree with people better than Inception's (Stein et al. 2023).
     star-table      The table of Ma et al. 2024 (STAR), as the released evaluation does it: references bilinear to the
@@ -55,7 +56,8 @@ SET_KINDS = ("fd", "fd_infinity", "kid", "precision", "recall", "density", "cove
 
 PROTOCOLS: dict[str, Rules] = {
     "emoji-64": Rules(
-        metrics=_all_of("judge-emoji", *SET_KINDS)
+        metrics=_all_of("thumbnail", "retrieval_1", "retrieval_5")
+        + _all_of("judge-emoji", "retrieval_1", "retrieval_5", *SET_KINDS)
         + _all_of("clip-emoji", "cmmd", "prompt_rank_20", "clip_score", "clip_score_100"),
         size=(64, 64),
     ),

@@ -116,11 +116,9 @@ class Scoring:
         features, texts = _tables(drawn_rows, plan.features), _tables(text_rows, plan.texts)
         real = _tables(reference_rows, marked)
         rewards = {name: rows[:].squeeze(1) for name, rows in _tables(drawn_rows, plan.rewards).items()}
-        judged = [
-            name for name in self.rules.metrics if name.partition("/")[2] in plan.texts and metric(name).per_picture
-        ]
-        values = alignment(self.rules.metrics, self.prompts, features, texts, rewards, seed=SEED)
-        marks = alignment(judged, self.prompts, real, texts, {}, seed=SEED)
+        judged = [name for name in self.rules.metrics if name.partition("/")[2] in real and metric(name).per_picture]
+        values = alignment(self.rules.metrics, self.prompts, features, texts, rewards, real=real, seed=SEED)
+        marks = alignment(judged, self.prompts, real, texts, {}, real=real, seed=SEED)
         return Scores(
             metrics=self._estimates(self.rules.metrics, real, features, values),
             references=self._estimates(judged, {}, {}, marks) if judged else {},

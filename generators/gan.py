@@ -123,6 +123,7 @@ class GanGenerator(ABC):
     family: ClassVar[str]
     network_class: ClassVar[type[Any]]  # a GanNetwork that takes the config
     config_class: ClassVar[type]  # a frozen dataclass
+    heeds: ClassVar[frozenset[str]] = frozenset({"truncation"})
 
     def __init__(
         self,

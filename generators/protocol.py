@@ -5,7 +5,7 @@ that holds to the bit; on a GPU kernels differ by batch size, so it holds within
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, Self, runtime_checkable
@@ -88,6 +88,19 @@ class Family(Generator, Protocol):
     def for_test(cls) -> Self:
         """A network of fewer than a million parameters with fixed random weights, for the contract suite."""
         ...
+
+
+def check_options(generator: Generator, given: Collection[str]) -> None:
+    """Refuses options (names of fields of SampleOptions) that a family has no use for, instead of recording them.
+
+    What a family uses is its class attribute `heeds`; one of a third party without it is trusted. Raises InputError.
+    """
+    heeds = getattr(generator, "heeds", None)
+    if heeds is not None and (unused := sorted(set(given) - set(heeds))):
+        raise InputError(
+            f"{', '.join(unused)} was given to a model that has no use for it, expected only "
+            f"{', '.join(sorted(heeds))}: leave it out"
+        )
 
 
 def check_request(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> None:

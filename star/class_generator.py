@@ -4,10 +4,10 @@ A prompt is the number of a class in digits: "0" to "999" for ImageNet's thousan
 golden retriever. An empty prompt draws without a class. B pictures, H W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class VarGenerator:
     """Class-conditional next-scale transformer and tokenizer as one generator (generators.protocol.Family)."""
 
     conditioning: Literal["class"] = "class"
+    heeds: ClassVar[frozenset[str]] = frozenset({"guidance", "ramp", "top_k", "top_p", "temperature", "cooling"})
 
     def __init__(self, transformer: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
         """Raises ValueError where the networks do not fit, or the transformer is not conditioned on classes."""
@@ -104,15 +105,15 @@ class VarGenerator:
         load_into(transformer, directory.tensors(), path)
         return cls(transformer.to(device), tokenizer)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Writes a model directory that draws the same pictures, the tokenizer inside."""
+    def save_pretrained(self, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
+        """Writes a model directory that draws the same pictures, the tokenizer inside. about: licence and the like."""
         write(
             path,
             family=FAMILY,
             config=to_dict(VarConfig(transformer=self.transformer.config)),
             tensors=self.transformer.state_dict(),
             card=f"# A VAR generator\n\nDraws {self.resolution[0]} x {self.resolution[1]} pixels from a class.\n",
-            about={"resolution": list(self.resolution), "conditioning": self.conditioning},
+            about={"resolution": list(self.resolution), "conditioning": self.conditioning, **(about or {})},
             references={"tokenizer": Reference(location="tokenizer", digest=self.tokenizer.digest)},
             parts={
                 "tokenizer": lambda folder: self.tokenizer.save(folder, card="# The tokenizer of the model above\n")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from generators.config import from_dict, to_dict
 from generators.protocol import SampleOptions, check_request
 from star.refiner import Refiner, RefinerConfig
 from star.released import REFINER
-from star.sampler import CrossAttentionMode, draw_codes
+from star.sampler import CrossAttentionMode, GivenCodes, Watcher, draw_codes
 from star.stable_sampler import StableSampler
 from star.transformer import NextScaleTransformer, TransformerConfig
 from tokenizer.tokenizer import MultiScaleTokenizer
@@ -43,6 +43,9 @@ class StarGenerator:
     """Text encoder, next-scale transformer and tokenizer as one generator (generators.protocol.Family)."""
 
     conditioning: Literal["text"] = "text"
+    heeds: ClassVar[frozenset[str]] = frozenset(
+        {"guidance", "ramp", "top_k", "top_p", "temperature", "cooling", "cross_attention", "refine"}
+    )
 
     def __init__(
         self,
@@ -87,9 +90,19 @@ class StarGenerator:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions = SampleOptions()
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        options: SampleOptions = SampleOptions(),
+        negative_prompts: Sequence[str] | None = None,
+        given: GivenCodes | None = None,
+        watch: Watcher | None = None,
     ) -> Tensor:
         """pixels_B3HW, uint8. On a CPU a picture is the same to the bit whatever else is asked for beside it.
+
+        negative_prompts: what each picture is led away from by guidance, in place of the empty prompt. given: codes
+        that are not drawn. watch: see sampler.draw_codes. Raises InputError for a request that cannot be drawn.
 
         An empty prompt draws without condition. On a GPU kernels round by batch size: a code may then differ where its
         uniform lies within rounding of a boundary.
@@ -99,7 +112,14 @@ class StarGenerator:
             return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
         dtype = self.transformer.head.weight.dtype
         text = self.text_encoder.encode(prompts).to(self.device, dtype)
-        null_text = self.text_encoder.encode([""]).to(self.device, dtype)
+        if negative_prompts is not None and len(negative_prompts) != len(prompts):
+            raise InputError(
+                f"{len(prompts)} prompts came with {len(negative_prompts)} negative prompts, expected as many: give "
+                'each its own, "" for none'
+            )
+        if negative_prompts is not None and options.guidance == 0:
+            raise InputError("a negative prompt needs guidance, which is off: raise the guidance, or leave it out")
+        null_text = self.text_encoder.encode(negative_prompts or [""]).to(self.device, dtype)
         _, latent_BEhw = draw_codes(
             self.transformer,
             self.tokenizer.quantizer,
@@ -110,6 +130,8 @@ class StarGenerator:
             cross_attention=options.cross_attention or self.cross_attention,
             unguided_last=self.unguided_last,
             stable=StableSampler(self.refiner, self.tokenizer.quantizer) if self.refiner and options.refine else None,
+            given=given,
+            watch=watch,
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
 

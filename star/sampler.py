@@ -121,6 +121,26 @@ class Dice:
         return uniforms(self.seeds, f"{k}/{step}/order", length)
 
 
+@dataclass(frozen=True, slots=True)
+class GivenCodes:
+    """Codes that are not drawn: of a picture to be varied, or of what lies outside the mask of an inpainting.
+
+    codes: K tensors (B, l) int64. known: K tensors (B, l) bool, True where the code stays as it is.
+    """
+
+    codes: Sequence[Tensor]
+    known: Sequence[Tensor]
+
+    def rows(self, part: slice) -> "GivenCodes":
+        """Those of some of the pictures."""
+        return GivenCodes([code[part] for code in self.codes], [known[part] for known in self.known])
+
+    def put(self, codes_Bl: Tensor, k: int) -> Tensor:
+        """The codes (B, l) of scale k, with the given ones in their places."""
+        known_Bl = self.known[k].to(codes_Bl.device)
+        return torch.where(known_Bl, self.codes[k].to(codes_Bl.device), codes_Bl)
+
+
 def choose(logits_BlV: Tensor, seeds: Sequence[int], k: int, options: "SampleOptions") -> Tensor:
     """Codes (B, l) of scale k: the likeliest if top_k is 1, else drawn after temperature, top-k and top-p."""
     dice = Dice(seeds, options)
@@ -128,7 +148,7 @@ def choose(logits_BlV: Tensor, seeds: Sequence[int], k: int, options: "SampleOpt
 
 
 def join(text: "TextFeatures | Tensor", null_text: "TextFeatures | Tensor") -> "TextFeatures | Tensor":
-    """Conditional rows, then as many unconditional ones; null_text has one row."""
+    """Conditional rows, then as many unconditional ones; null_text has one row, or one for each."""
     count = len(text)
     if isinstance(text, Tensor) or isinstance(null_text, Tensor):
         if not (isinstance(text, Tensor) and isinstance(null_text, Tensor)):
@@ -154,11 +174,13 @@ def draw_codes(
     unguided_last: int = 0,
     stable: "StableSampler | None" = None,
     batch: int | None = None,
+    given: GivenCodes | None = None,
     watch: Watcher | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Codes of all scales, K tensors (B, l) int64, and the latent (B, E, h, w) they describe.
 
-    text: B prompts, null_text: the empty prompt, one row. cross_attention: "per-sample" reads every row's own words;
+    text: B prompts, null_text: the empty prompt, one row, or B rows of what pictures are led away from. given: codes
+    that stay as they are. cross_attention: "per-sample" reads every row's own words;
     "released" gives the unconditional row what the conditional row of the same prompt read, which is what the official
     STAR code does for one prompt. stable: reveals the scales it covers step by step. batch: pictures per pass; by
     default one on a CPU (see above) and all elsewhere.
@@ -181,12 +203,13 @@ def draw_codes(
             draw_pass(
                 transformer,
                 quantizer,
-                join(rows, null_text) if guided else rows,
+                join(rows, null_text if len(null_text) == 1 else null_text[part]) if guided else rows,
                 seeds=seeds[part],
                 options=options,
                 source_B=source_B,
                 unguided_last=unguided_last,
                 stable=stable,
+                given=None if given is None else given.rows(part),
                 watch=watch,
             )
         )
@@ -206,6 +229,7 @@ def draw_pass(
     unguided_last: int = 0,
     stable: "StableSampler | None" = None,
     dice: Dice | None = None,
+    given: GivenCodes | None = None,
     watch: Watcher | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """One pass of `draw_codes`. rows: the prompts and, unless guidance is 0, as many unconditional rows after them.
@@ -231,6 +255,8 @@ def draw_pass(
             codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, 0.0 if twin == 1 else options.guidance, dice)
         else:
             codes_Bl = dice.pick(dice.keep(logits_BlV, k / max(schedule.count - 1, 1)), k)
+        if given is not None:
+            codes_Bl = given.put(codes_Bl, k)
         if watch is not None:
             watch(k, logits_BlV, codes_Bl)
         latent_BEhw, input_BlE = quantizer.accumulate(latent_BEhw, codes_Bl, k)

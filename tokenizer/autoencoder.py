@@ -42,6 +42,22 @@ class AutoencoderConfig:
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetailConfig:
+    """Widths and blocks of `Detail`, from half the picture's grid to the whole."""
+
+    channels: tuple[int, int] = (64, 32)
+    blocks: tuple[int, int] = (3, 2)
+    trunk_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "blocks"):
+            if not all(1 <= value <= 4096 for value in getattr(self, name)):
+                raise ValueError(f"detail.{name} is {getattr(self, name)}, expected two numbers from 1 to 4096")
+        if not 0 <= self.trunk_blocks <= 64:
+            raise ValueError(f"detail.trunk_blocks is {self.trunk_blocks}, expected 0 to 64")
+
+
 class CellNorm(nn.LayerNorm):
     """Layer norm over the channels of each cell: (B, C, h, w) -> the same; free of copies on channels-last tensors."""
 
@@ -186,7 +202,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """latent (B, E, h, w) -> image (B, 3, h*f, w*f), not clamped."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, detail: DetailConfig | None = None) -> None:
         super().__init__()
         widths = [config.channels * m for m in config.multipliers]
         last = len(widths) - 1
@@ -208,6 +224,7 @@ class Decoder(nn.Module):
         self.norm = make_norm(config, widths[0])
         self.head = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
         init_weights(self)
+        self.detail = Detail(detail, config) if detail is not None else None
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -220,8 +237,46 @@ class Decoder(nn.Module):
         hidden = self.middle(self.stem(latent_BEhw))
         for level in reversed(self.levels):
             hidden = level(hidden)
-        hidden = self.head(F.silu(self.norm(hidden)))
-        return F.pixel_shuffle(hidden, self.patch) if self.patch > 1 else hidden
+        if self.detail is not None:
+            hidden = self.detail.trunk(hidden)
+        hidden = F.silu(self.norm(hidden))
+        image_B3HW = F.pixel_shuffle(self.head(hidden), self.patch) if self.patch > 1 else self.head(hidden)
+        return image_B3HW if self.detail is None else image_B3HW + self.detail(hidden, image_B3HW)
+
+
+class Detail(nn.Module):
+    """What a decoder that writes patches gets wrong at their borders, as a correction on the pixel grid.
+
+    features (B, C, h, w) before the decoder's head, and its image (B, 3, H, W) -> correction (B, 3, H, W), 0 at the
+    start. Residual blocks at H/2 and at H, reached by sub-pixel convolution (Shi et al. 2016, §3.2); since every
+    convolution there looks across the borders, no grid of patches is left in flat areas. `trunk` are more blocks on the
+    latent grid, the identity at the start.
+    """
+
+    def __init__(self, config: DetailConfig, autoencoder: AutoencoderConfig) -> None:
+        super().__init__()
+        width, (half, full) = autoencoder.channels, config.channels
+        self.steps = (autoencoder.patch // 2, 2)
+        self.trunk = nn.Sequential(*(ResidualBlock(autoencoder, width, width) for _ in range(config.trunk_blocks)))
+        self.from_features = nn.Conv2d(width, half * self.steps[0] ** 2, 3, padding=1)
+        self.from_halves = nn.Conv2d(12, half, 3, padding=1)
+        self.halves = nn.Sequential(*(ResidualBlock(autoencoder, half, half) for _ in range(config.blocks[0])))
+        self.up = nn.Conv2d(half, full * 4, 3, padding=1)
+        self.from_image = nn.Conv2d(3, full, 3, padding=1)
+        self.pixels = nn.Sequential(*(ResidualBlock(autoencoder, full, full) for _ in range(config.blocks[1])))
+        self.norm = make_norm(autoencoder, full)
+        self.head = nn.Conv2d(full, 3, 3, padding=1)
+        init_weights(self)
+        nn.init.zeros_(self.head.weight)
+        for block in self.trunk:
+            assert isinstance(block, ResidualBlock)
+            nn.init.zeros_(block.conv2.weight)
+
+    def forward(self, features_BChw: Tensor, image_B3HW: Tensor) -> Tensor:
+        hidden = F.pixel_shuffle(self.from_features(features_BChw), self.steps[0])
+        hidden = self.halves(hidden + self.from_halves(F.pixel_unshuffle(image_B3HW, 2)))
+        hidden = self.pixels(F.pixel_shuffle(self.up(hidden), 2) + self.from_image(image_B3HW))
+        return self.head(F.silu(self.norm(hidden)))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from generators.run import RunConfig
-from tokenizer.autoencoder import AutoencoderConfig
+from tokenizer.autoencoder import AutoencoderConfig, DetailConfig
 from tokenizer.codebook import CodebookConfig
 from tokenizer.quantizer import QuantizerConfig
 from tokenizer.tokenizer import TokenizerConfig
@@ -31,6 +31,14 @@ _EMOJI_CPU = TokenizerTrainConfig(
     lr_steps=5500,
 )
 
+_EMOJI_FINE = TokenizerConfig(
+    autoencoder=replace(
+        _CPU_NETWORK.autoencoder, channels=96, multipliers=(1,), encoder_blocks=1, decoder_blocks=3, patch=4
+    ),
+    quantizer=replace(_CPU_NETWORK.quantizer, sizes=(1, 2, 3, 4, 5, 6, 8, 16)),
+)
+_EMOJI_FINE_DETAIL = replace(_EMOJI_FINE, detail=DetailConfig())
+
 PRESETS: dict[str, TokenizerTrainConfig] = {
     # 64 px on 2 CPU cores with bf16 matrix units
     "emoji-cpu": _EMOJI_CPU,
@@ -57,15 +65,22 @@ PRESETS: dict[str, TokenizerTrainConfig] = {
     "emoji-cpu-fine": replace(
         _EMOJI_CPU,
         run=replace(_EMOJI_CPU.run, steps=3000, seed=3, precision="no"),
-        network=TokenizerConfig(
-            autoencoder=replace(
-                _CPU_NETWORK.autoencoder, channels=96, multipliers=(1,), encoder_blocks=1, decoder_blocks=3, patch=4
-            ),
-            quantizer=replace(_CPU_NETWORK.quantizer, sizes=(1, 2, 3, 4, 5, 6, 8, 16)),
-        ),
+        network=_EMOJI_FINE,
         codebook=CodebookConfig(decay=0.998, scale_floor=0.15, hold=1200),
         lr_steps=0,
         cut=0.1,
+    ),
+    # the decoder of that, finer: corrections on the pixel grid, on codes that stay as they are; with
+    # --init-from=tokenizer-emoji
+    "emoji-cpu-detail": replace(
+        _EMOJI_CPU,
+        run=replace(_EMOJI_CPU.run, steps=8000, seed=4, batch_size=16, checkpoint_every=250),
+        network=_EMOJI_FINE_DETAIL,
+        freeze_codes=True,
+        augment=True,
+        lr=1e-3,
+        lr_steps=0,
+        cut=0.05,
     ),
     # 128 px on one GPU, to be ended by --run.minutes: 32x32 latents, since fidelity takes 4x4 pixels a token
     "emoji": replace(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from data.images import image_to_pixels
 from generators.checkpoint import ModelDirectory, digest, load_into, write
 from generators.config import from_dict, to_dict
-from tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
+from tokenizer.autoencoder import AutoencoderConfig, Decoder, DetailConfig, Encoder
 from tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
 from tokenizer.scales import ScaleSchedule
 
@@ -27,11 +27,12 @@ FAMILY = "multi-scale-tokenizer"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
     """Autoencoder and quantizer, which must agree on the code width; quant_conv is the 3x3 convolution on either
-    side of the quantizer that the released weights have."""
+    side of the quantizer that the released weights have; detail is what the decoder has beyond the autoencoder's."""
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     quant_conv: bool = True
+    detail: DetailConfig | None = None
 
     def __post_init__(self) -> None:
         if self.autoencoder.code_width != self.quantizer.code_width:
@@ -39,6 +40,8 @@ class TokenizerConfig:
                 f"autoencoder.code_width {self.autoencoder.code_width} and quantizer.code_width "
                 f"{self.quantizer.code_width} differ; make them equal"
             )
+        if self.detail is not None and (self.autoencoder.patch < 2 or self.autoencoder.patch % 2):
+            raise ValueError(f"detail needs patches of an even number of pixels, not of {self.autoencoder.patch}")
 
     @property
     def resolution(self) -> int:
@@ -71,7 +74,7 @@ class MultiScaleTokenizer(nn.Module):
         self.quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
         self.quantizer = Quantizer(config.quantizer)
         self.post_quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
-        self.decoder = Decoder(config.autoencoder)
+        self.decoder = Decoder(config.autoencoder, config.detail)
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -168,5 +171,6 @@ class MultiScaleTokenizer(nn.Module):
 
 def codes_digest(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:
     """`MultiScaleTokenizer.digest` of a tokenizer that need not be built for it."""
+    described = {name: value for name, value in to_dict(config).items() if name != "detail"}
     meaning = {name: tensors[name] for name in tensors if not name.startswith(("decoder.", "post_quant_conv."))}
-    return digest(to_dict(config), meaning)
+    return digest(described, meaning)

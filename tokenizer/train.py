@@ -11,10 +11,11 @@ B batch, E code width, H W pixels, h w latent grid, K scales, 3 RGB.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -71,6 +72,7 @@ class TokenizerTrainConfig:
     anchor_weight: float = 0.5
     freeze_encoder: bool = False  # only quantizer and decoder learn
     freeze_codes: bool = False  # encoder and quantizer stay, only the decoder learns: the codes keep their meaning
+    augment: bool = False  # mirrored and shifted pictures, colour channels in any order
     crop: str = "center"
     cache: bool = True  # keep the decoded pictures in memory
     workers: int = 0
@@ -147,6 +149,8 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
         for _ in run.micro_steps():
             batch = next(batches)
             image_B3HW = batch.image_B3HW.to(run.device).contiguous(memory_format=torch.channels_last)
+            if config.augment:
+                image_B3HW = augmented(image_B3HW)
             with run.autocast():
                 decoded_B3HW, latent_BEhw, pyramid = step_module(image_B3HW, scales)
             reborn = 0 if config.freeze_codes else codebook.update(tokenizer.quantizer, pyramid)
@@ -202,11 +206,29 @@ def _initial(config: TokenizerTrainConfig) -> MultiScaleTokenizer:
     tokenizer = MultiScaleTokenizer(config.network)
     if config.init_from:
         start = MultiScaleTokenizer.from_directory(config.init_from)
-        if start.config != config.network:
+        if replace(start.config, detail=config.network.detail) != config.network:
             raise InputError(f"{config.init_from} has another network than this preset; give one of the same shape")
-        tokenizer.load_state_dict(start.state_dict())
+        fresh = start.config.detail != config.network.detail  # the decoder's detail begins anew, as no correction
+        known = {name: value for name, value in start.state_dict().items() if not (fresh and ".detail." in name)}
+        tokenizer.load_state_dict(known, strict=not fresh)
         tokenizer.anchored = start.anchored
     return tokenizer
+
+
+def augmented(image_B3HW: Tensor) -> Tensor:
+    """Each picture perhaps mirrored, moved by up to 4 pixels (its edge goes on outwards), its channels permuted.
+
+    Drawn from torch's global generator on the CPU, which a run seeds for every step.
+    """
+    B, _, H, W = image_B3HW.shape
+    padded = F.pad(image_B3HW, (4, 4, 4, 4), mode="replicate")
+    mirrored, moves_B2 = torch.rand(B) < 0.5, torch.randint(0, 9, (B, 2))
+    orders = [torch.randperm(3) for _ in range(B)]
+    pictures = []
+    for b, (y, x) in enumerate(moves_B2.tolist()):
+        picture = padded[b, orders[b], y : y + H, x : x + W]
+        pictures.append(picture.flip(-1) if mirrored[b] else picture)
+    return torch.stack(pictures).contiguous(memory_format=torch.channels_last)
 
 
 def _frozen(tokenizer: MultiScaleTokenizer, config: TokenizerTrainConfig) -> list[nn.Module]:

@@ -12,11 +12,12 @@ from torch import Tensor
 from data.errors import InputError
 from data.pipeline import Batch, DataConfig, Pipeline
 from generators.run import RunConfig
+from tokenizer.autoencoder import DetailConfig
 from tokenizer.losses import FeatureDistance
 from tokenizer.measure import measure, psnr_B
 from tokenizer.presets import PRESETS
 from tokenizer.tokenizer import MultiScaleTokenizer
-from tokenizer.train import TokenizerTrainConfig, train
+from tokenizer.train import TokenizerTrainConfig, _initial, augmented, train
 
 
 def config(**changes: object) -> TokenizerTrainConfig:
@@ -151,3 +152,52 @@ def test_perceptual_distance_is_zero_for_equal_pictures_and_differentiable() -> 
 def test_a_perceptual_network_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match="no-such-network"):
         FeatureDistance.from_pretrained("no-such-network")
+
+
+def test_a_decoder_with_detail_begins_as_the_old_one_and_leaves_the_codes_alone(shards: Path, tmp_path: Path) -> None:
+    data = [str(shards / "train"), str(shards / "test")]
+    first = train(config(dtype="float32"), data=data, out=tmp_path / "first", resume=False)
+    old = MultiScaleTokenizer.from_directory(first)
+    detail = DetailConfig(channels=(8, 4), blocks=(1, 1), trunk_blocks=1)
+    finer = config(
+        dtype="float32",
+        init_from=str(first),
+        network=replace(PRESETS["test"].network, detail=detail),
+        freeze_codes=True,
+        augment=True,
+    )
+    begun = _initial(finer).eval()
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert torch.equal(begun.decode(begun.encode(image)), old.decode(old.encode(image)))
+    tuned = MultiScaleTokenizer.from_directory(train(finer, data=data, out=tmp_path / "tuned", resume=False))
+    assert tuned.digest == old.digest == begun.digest
+    assert not torch.equal(tuned.decode(tuned.encode(image)), old.decode(old.encode(image)))
+    again = train(
+        replace(finer, init_from=str(tmp_path / "tuned" / "model")), data=data, out=tmp_path / "b", resume=False
+    )
+    assert MultiScaleTokenizer.from_directory(again).config.detail == detail
+
+
+def test_detail_needs_patches_that_halve() -> None:
+    with pytest.raises(ValueError, match="even number of pixels"):
+        replace(PRESETS["var-256"].network, detail=DetailConfig())
+
+
+def test_augmented_pictures_are_the_same_moved_mirrored_and_recoloured() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(16, 3, 16, 16) * 2 - 1
+    out = augmented(image)
+    assert out.shape == image.shape
+    for before, after in zip(image, out, strict=True):
+        assert set(after.unique().tolist()) <= set(before.unique().tolist())
+    ramp = torch.arange(16.0).expand(16, 3, 16, 16)
+    across = augmented(ramp)[:, 0, 0].diff(dim=1)
+    assert across.abs().max() == 1
+    assert (across.sum(dim=1) > 0).any()
+    assert (across.sum(dim=1) < 0).any()
+    assert (across == 0).any()
+    flat = torch.full((8, 3, 16, 16), 0.25)
+    flat[:, 1] = -0.5
+    recoloured = augmented(flat)
+    assert (recoloured == 0.25).sum() == (flat == 0.25).sum()  # edges go on outwards, channels change places only
+    assert len({tuple(picture[:, 0, 0].tolist()) for picture in recoloured}) > 1
