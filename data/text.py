@@ -17,12 +17,13 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from data.errors import InputError
+from data.pretrained import SAFE, SAFE_MODEL, check_files, check_folder, check_size, loading
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +113,10 @@ class TextEncoder(nn.Module):
         if limit and self.max_tokens > limit:
             raise InputError(f"max_tokens is {self.max_tokens}, but this tower has {limit} positions; give fewer.")
         rows = self.tower.get_input_embeddings().num_embeddings
-        if len(self.tokenizer) > rows:
+        tokens = max([len(self.tokenizer), *(place + 1 for place in self.tokenizer.get_vocab().values())])
+        if tokens > rows:
             raise InputError(
-                f"The tokenizer has {len(self.tokenizer)} tokens and the text tower only {rows}; "
+                f"The tokenizer has {tokens} tokens and the text tower only {rows}; "
                 "give the directory in which both were saved together."
             )
         if self.tokenizer.pad_token_id is None:
@@ -148,27 +150,25 @@ class TextEncoder(nn.Module):
             root = _snapshot(str(source))
         tower_at = root / "text_encoder" if (root / "text_encoder").is_dir() else root
         tokenizer_at = root / "tokenizer" if (root / "tokenizer").is_dir() else root
-        if not (tower_at / "config.json").is_file():
+        if not (tower_at / "config.json").exists():
             raise InputError(
                 f"{source} holds no text encoder: no config.json there, nor a text_encoder folder with one."
             )
-        with quiet_transformers():
-            try:
-                config = AutoConfig.from_pretrained(tower_at, local_files_only=True)
-                kind = config.model_type
-                if kind not in TOWERS:
-                    raise InputError(f"{source} is a {kind!r} model; give one of {', '.join(TOWERS)}.")
-                tower, report = TOWERS[kind].from_pretrained(
-                    tower_at, dtype="auto", local_files_only=True, use_safetensors=True, output_loading_info=True
-                )
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer_at, local_files_only=True)
-            except (OSError, SafetensorError) as error:
-                reason = str(error).strip().partition("\n")[0].rstrip(".")
-                raise InputError(f"{source} could not be loaded as a text encoder: {reason}.") from error
-        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if missing:
-            raise InputError(f"{source} lacks weights of its text tower, {missing[0]} first of {len(missing)}.")
-        encoder = cls(tower, tokenizer, max_tokens)
+        kind = check_folder(tower_at, TOWERS)
+        check_files(tokenizer_at)
+        with quiet_transformers(), loading(source, "a text encoder"):
+            config = TOWERS[kind].config_class.from_pretrained(tower_at, **SAFE)
+            check_size(tower_at, lambda: TOWERS[kind](config))
+            tower, report = TOWERS[kind].from_pretrained(tower_at, dtype="auto", output_loading_info=True, **SAFE_MODEL)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_at, **SAFE)
+            missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+            if missing:
+                raise InputError(f"{source} lacks weights of its text tower, {missing[0]} first of {len(missing)}.")
+            for name, value in tower.state_dict().items():
+                if value.is_floating_point() and not all(bound.isfinite() for bound in value.aminmax()):
+                    raise InputError(f"{source} has values in {name} that are infinite or not a number; get it again.")
+            encoder = cls(tower, tokenizer, max_tokens)
+            encoder.tokenize(PROBES[:1])
         target = dtype or torch.float32
         if any(torch.promote_types(stored, target) != target for stored in encoder._stored.values()):
             _ = encoder.digest  # of the stored weights, which the cast below cannot give back
@@ -263,6 +263,7 @@ class TextEncoder(nn.Module):
 def text_projection(source: str | Path) -> Tensor | None:
     """CLIP's learned map (P, D) from the pooled state to the space shared with pictures; None without one."""
     root = Path(source) if Path(source).is_dir() else _snapshot(str(source))
+    check_files(root)
     for file in sorted((root / "text_encoder" if (root / "text_encoder").is_dir() else root).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             if "text_projection.weight" in tensors.keys():  # noqa: SIM118  (no mapping: it has no __contains__)

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from data.errors import InputError
 from data.images import pixels_to_pil
+from data.pretrained import CLIP_FILES, SAFE, SAFE_MODEL, check_folder, check_size, folder_of, loading
 from data.text import quiet_transformers
 from eval.table import Table
 from generators.checkpoint import digest
@@ -42,16 +42,14 @@ class ClipScorer:
         tempered: prompts' vectors are as long as the model's temperature, so that a product is PickScore. whole: the
         longer side of a picture fills the model's square, on black, instead of the shorter one, as HPS v2 has it.
         """
-        try:
-            with quiet_transformers():
-                self.model = CLIPModel.from_pretrained(name).float().eval().requires_grad_(False)
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-            self.processor = CLIPImageProcessorPil.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{name} cannot be loaded as a CLIP ({str(error).splitlines()[0]}); give a folder or hub id in "
-                "transformers' CLIP format"
-            ) from error
+        folder = folder_of(name, CLIP_FILES, "a CLIP")
+        with quiet_transformers(), loading(name, "a CLIP"):
+            check_folder(folder, ("clip",))
+            config = CLIPConfig.from_pretrained(folder, **SAFE)
+            check_size(folder, lambda: CLIPModel(config))
+            self.model = CLIPModel.from_pretrained(folder, **SAFE_MODEL).float().eval().requires_grad_(False)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
+            self.processor = CLIPImageProcessorPil.from_pretrained(folder, **SAFE)
         self.model.to(device)
         self.device = torch.device(device)
         self.name = str(name)

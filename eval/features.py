@@ -26,6 +26,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.images import pil_to_image, pixels_to_image, pixels_to_pil, resize
+from data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, check_folder, check_size, folder_of, loading
 from data.text import quiet_transformers
 from eval.alignment import ClipScorer
 from eval.judge_network import read_judge
@@ -132,17 +133,12 @@ class Dino:
         from transformers import AutoConfig, AutoModel
 
         self.name = str(place)
-        try:
-            kind = AutoConfig.from_pretrained(place).model_type
-            if kind not in ("dinov2", "dinov2_with_registers"):
-                raise ValueError(f"it is a {kind}")
-            with quiet_transformers():
-                model: Any = AutoModel.from_pretrained(place).float().eval().requires_grad_(False)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{place} cannot be loaded as a DINOv2 ({str(error).splitlines()[0]}): give a folder or hub id in "
-                "transformers' format"
-            ) from error
+        folder = folder_of(place, VISION_FILES, "a DINOv2")
+        with quiet_transformers(), loading(place, "a DINOv2"):
+            check_folder(folder, ("dinov2", "dinov2_with_registers"))
+            config = AutoConfig.from_pretrained(folder, **SAFE)
+            check_size(folder, lambda: AutoModel.from_config(config, trust_remote_code=False))
+            model: Any = AutoModel.from_pretrained(folder, **SAFE_MODEL).float().eval().requires_grad_(False)
         self.model, self.device = model.to(device), torch.device(device)
         self.width: int = model.config.hidden_size
         self.side = self.SIDE - self.SIDE % model.config.patch_size

@@ -19,6 +19,7 @@ from data.errors import InputError
 from data.images import pixels_to_image
 from eval.inception_network import SIDE, WIDTH, InceptionNetwork
 from generators.checkpoint import digest, load_into
+from generators.restricted import CheckpointFile
 
 # The same tensors, as two projects publish them; the name ends with the first digits of the file's sha256.
 SOURCES = (
@@ -39,7 +40,7 @@ class Inception:
         self.resize = f"bilinear-{'tensorflow-1' if self.legacy else 'torch'} {SIDE}x{SIDE}"
         network = InceptionNetwork()
         file = weights()
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = CheckpointFile(file)
         # Its last layer tells classes; the counts are those of a training that nobody repeats.
         kept = {
             key: value.float()

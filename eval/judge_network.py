@@ -5,6 +5,7 @@ teacher of the models that it judges. It is never used in a training loss. Pictu
 Shapes: B pictures, C channels, D features, H W pixels, 3 RGB.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from generators.checkpoint import ModelDirectory, load_into
-from generators.config import from_dict
+from generators.config import check_ranges, from_dict
 
 FAMILY = "judge"
 
@@ -32,6 +33,7 @@ class JudgeConfig:
     tags: tuple[str, ...] = ()  # of which a picture may have several
 
     def __post_init__(self) -> None:
+        check_ranges(self, image_size=(1, 2**12), widths=(-math.inf, 2**13), blocks=(-math.inf, 128))
         if len(self.widths) != len(self.blocks) or not self.widths or min(*self.widths, *self.blocks) < 1:
             raise InputError(f"The widths are {self.widths} and the blocks {self.blocks}; give as many of both.")
         if self.image_size < 2 ** len(self.widths):
@@ -111,7 +113,9 @@ class JudgeNetwork(nn.Module):
 def read_judge(path: str | Path) -> tuple[JudgeNetwork, ModelDirectory]:
     """A frozen float32 network and the directory it came from. Raises InputError if that is none, or is damaged."""
     directory = ModelDirectory.read(path, FAMILY)
-    network = JudgeNetwork(from_dict(JudgeConfig, directory.config, str(path)))
+    config = from_dict(JudgeConfig, directory.config, str(path))
+    directory.check_fits(lambda: JudgeNetwork(config))
+    network = JudgeNetwork(config)
     tensors = {
         name: value.float() if value.is_floating_point() else value for name, value in directory.tensors().items()
     }

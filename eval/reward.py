@@ -23,6 +23,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from data.errors import InputError
 from data.images import pixels_to_pil
+from data.pretrained import SAFE, check_files, folder_of, loading
 from data.text import quiet_transformers
 from generators.checkpoint import digest, load_into
 from generators.restricted import CheckpointFile
@@ -83,7 +84,7 @@ class ImageReward:
             with quiet_transformers():
                 vision, text, head = _configs(tensors)
                 network = RewardNetwork(vision, text, head)
-        except (KeyError, ValueError) as error:
+        except (LookupError, ValueError, ArithmeticError, TypeError) as error:
             raise InputError(
                 f"{file} does not hold an ImageReward ({error}): give the folder of the released file"
             ) from error
@@ -137,14 +138,11 @@ def _file(place: str | Path) -> Path:
 def _tokenizer(place: str | Path) -> Any:
     """The one in the folder, where there is one, else BERT's own."""
     own = Path(place).is_dir() and any((Path(place) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-    source = place if own else TOKENIZER
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the words of {TOKENIZER} cannot be loaded from {source} ({str(error).splitlines()[0]}): put its "
-            f"tokenizer beside {FILE}"
-        ) from error
+    files = ("config.json", "tokenizer*", "vocab.txt")
+    folder = Path(place) if own else folder_of(TOKENIZER, files, f"the words of {TOKENIZER} beside {FILE}, or a BERT")
+    with loading(folder, f"the tokenizer of {TOKENIZER}"):
+        check_files(folder)
+        return AutoTokenizer.from_pretrained(folder, **SAFE)
 
 
 def _configs(tensors: Mapping[str, Tensor]) -> tuple[BlipVisionConfig, BlipTextConfig, dict[str, tuple[int, ...]]]:

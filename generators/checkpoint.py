@@ -10,10 +10,11 @@ It appears whole or not at all: written beside its place and renamed.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +22,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.errors import InputError
+from data.files import check_safetensors, described, read_json, shorten
 
 FORMAT = 1
 CONFIG, CARD = "config.json", "README.md"
@@ -55,19 +57,15 @@ class ModelDirectory:
     def read(cls, path: str | Path, family: str | None = None) -> "ModelDirectory":
         """Reads `config.json`. Raises InputError if there is none, it is damaged, or it is of another family."""
         path = Path(path)
-        try:
-            values = json.loads((path / CONFIG).read_text())
-        except FileNotFoundError as error:
+        if not (path / CONFIG).exists():
             raise InputError(
                 f"{path} is no model directory, it has no {CONFIG}: give a folder that a training or a conversion wrote"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path / CONFIG} cannot be read ({error}): get the model directory again") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            found = values.get("format") if isinstance(values, dict) else None
+            )
+        values = read_json(path / CONFIG, "the description of a model directory")
+        if values.get("format") != FORMAT:
             raise InputError(
-                f"{path / CONFIG} has format {found!r}, expected {FORMAT}: it is of another program or of a newer "
-                "version of this one"
+                f"{path / CONFIG} has format {shorten(repr(values.get('format')))}, expected {FORMAT}: it is of "
+                "another program or of a newer version of this one"
             )
         try:
             directory = cls(
@@ -79,19 +77,63 @@ class ModelDirectory:
                 files=values["files"],
                 parts=tuple(values.get("parts", ())),
             )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path / CONFIG} is damaged ({error}): get the model directory again") from error
+            directory._check_types()
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path / CONFIG} is damaged ({shorten(error)}): get the model directory again") from error
         if family is not None and directory.family != family:
             raise InputError(f"{path} holds a {directory.family}, expected a {family}: give another model directory")
         return directory
+
+    def _check_types(self) -> None:
+        """Raises TypeError where a part of the description is not of its type."""
+        texts = [self.family, *self.parts, *self.files, *self.files.values()]
+        texts += [part for entry in self.references.values() for part in (entry.location, entry.digest)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name, a place or a digest is no text")
+        if not isinstance(self.config, dict) or not isinstance(self.about, dict):
+            raise TypeError("config or about is no object")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors, from the headers of the files. Raises InputError if one is missing or damaged."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name in self.files:
+            file = self._file(name)
+            check_safetensors(file)
+            with described(file, "get the model directory again"), safe_open(file, framework="pt") as tensors:
+                found |= {key: tuple(tensors.get_slice(key).get_shape()) for key in list(tensors.keys())}
+        return found
+
+    def check_fits(self, build: Callable[[], nn.Module], prefix: str = "", others: Sequence[str] = ()) -> None:
+        """Raises InputError unless the files hold what the network needs that the config describes, before it is built.
+
+        build: makes the network; it is called on the meta device. prefix: what its tensors' names begin with in the
+        files. others: names, or with a dot at the end beginnings of names, of tensors that belong to something else.
+        """
+        with described(f"{self.path / CONFIG}", "correct it, or get the model directory again"):
+            with torch.device("meta"):
+                wanted = build()
+            shapes = {
+                name.removeprefix(prefix): shape
+                for name, shape in self.shapes().items()
+                if name.startswith(prefix)
+                and not any(name == other or (other.endswith(".") and name.startswith(other)) for other in others)
+            }
+            _check_shapes(wanted, shapes, self.path)
+
+    def _file(self, name: str) -> Path:
+        file = self.path / name
+        if Path(name).name != name or not file.is_file():
+            raise InputError(
+                f"{self.path} lacks the file {shorten(name)} named in {CONFIG}: get the model directory again"
+            )
+        return file
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors on the CPU as stored. Raises InputError if a file is missing or differs from its sha256."""
         found: dict[str, Tensor] = {}
         for name, expected in self.files.items():
-            file = self.path / name
-            if Path(name).name != name or not file.is_file():
-                raise InputError(f"{self.path} lacks the file {name} named in {CONFIG}: get the model directory again")
+            file = self._file(name)
+            check_safetensors(file)
             if (actual := sha256(file)) != expected:
                 raise InputError(
                     f"{file} has sha256 {actual[:12]}..., {CONFIG} says {expected[:12]}...: it is damaged or was "
@@ -99,8 +141,10 @@ class ModelDirectory:
                 )
             try:
                 found |= load_file(file)
-            except SafetensorError as error:
-                raise InputError(f"{file} is no safetensors file ({error}): get the model directory again") from error
+            except (SafetensorError, ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{file} is no safetensors file ({shorten(error)}): get the model directory again"
+                ) from error
         return found
 
     @cached_property
@@ -189,17 +233,24 @@ def write(
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Loads tensors strictly. Raises InputError that names what is missing, unexpected or of another shape."""
+    """Loads tensors strictly. Raises InputError that names what is missing, unexpected, of another shape, or NaN."""
+    _check_shapes(module, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+    for name, tensor in tensors.items():
+        check_finite(tensor, name, where)
+    module.load_state_dict(tensors)
+
+
+def _check_shapes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str | Path) -> None:
     wanted = module.state_dict()
     complaints = [
-        ("lacks", sorted(wanted.keys() - tensors.keys())),
-        ("has the unexpected", sorted(tensors.keys() - wanted.keys())),
+        ("lacks", sorted(wanted.keys() - shapes.keys())),
+        ("has the unexpected", sorted(shapes.keys() - wanted.keys())),
         (
             "has another shape for",
             [
-                f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
-                for name in sorted(wanted.keys() & tensors.keys())
-                if tensors[name].shape != wanted[name].shape
+                f"{name} {shapes[name]} instead of {tuple(wanted[name].shape)}"
+                for name in sorted(wanted.keys() & shapes.keys())
+                if shapes[name] != tuple(wanted[name].shape)
             ],
         ),
     ]
@@ -208,7 +259,19 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Pat
         raise InputError(
             f"{where} does not fit a {type(module).__name__}: it {told}; config and weights must belong together"
         )
-    module.load_state_dict(tensors)
+
+
+def check_finite(tensor: Tensor, name: str, file: str | Path) -> None:
+    """Raises InputError that counts the values which are infinite or not a number."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    values = tensor if tensor.itemsize > 1 else tensor.float()
+    if not all(math.isfinite(float(bound)) for bound in values.aminmax()):  # makes no copy; NaN is passed on
+        bad = values.numel() - int(values.isfinite().sum())
+        raise InputError(
+            f"{file} has {bad} of {values.numel()} values in {name} that are infinite or not a number, expected "
+            "weights: the training diverged or the file is damaged, give an earlier checkpoint"
+        )
 
 
 def digest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -5,14 +5,17 @@ config = from_dict(ModelConfig, values)   # unknown, missing or wrongly typed fi
 """
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from data.errors import InputError
+from data.files import shorten
 
 Config = TypeVar("Config")
+LONGEST = 64  # numbers in a row that a network's config holds: scales, levels, blocks that are tapped
 
 
 def to_dict(config: Any) -> Any:
@@ -36,8 +39,12 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "confi
     Raises InputError that names the field if one is unknown, missing without a default, of the wrong type, or refused
     by the dataclass itself.
     """
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"{where} is {shorten(repr(values), 60)}, expected the fields of a {kind.__name__}: correct it"
+        )
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
+    unknown = [shorten(name, 60) for name in sorted(set(values) - set(fields))[:8]]
     if unknown:
         raise InputError(
             f"{where} has the unknown field {', '.join(unknown)}; {kind.__name__} knows {', '.join(fields)}: "
@@ -56,8 +63,28 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "confi
         return kind(**given)
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(f"{where} is no valid {kind.__name__}: {error}") from error
+    except (ValueError, ArithmeticError) as error:
+        raise InputError(f"{where} is no valid {kind.__name__}: {shorten(error, 400)}") from error
+
+
+def check_ranges(config: Any, **ranges: tuple[float, float]) -> None:
+    """Raises InputError unless each named field, or every number of its tuple, lies within (least, most).
+
+    A field that is None is not looked at; NaN lies nowhere; a tuple has at most `LONGEST` numbers.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        numbers = value if isinstance(value, tuple) else (value,)
+        if len(numbers) > LONGEST:
+            raise InputError(f"{name} has {len(numbers)} numbers, expected at most {LONGEST}: correct it")
+        for number in numbers:
+            if type(number) not in (int, float) or not number >= least:
+                expected = "a number" if math.isinf(least) else f"at least {least}"
+                raise InputError(f"{name} is {shorten(_told(value))}, expected {expected}: correct it")
+            if number > most:
+                raise InputError(f"{name} is {shorten(_told(value))}, expected at most {most}: correct it")
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -101,9 +128,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
     elif hint is Path and isinstance(value, (str, Path)):
         return Path(value)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
         return float(value)
     elif hint in (bool, int, str) and type(value) is hint:  # True is no int here
         return value
     expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise InputError(f"{where} is {value!r}, expected {expected}: correct it")
+    raise InputError(f"{where} is {shorten(_told(value))}, expected {expected}: correct it")
+
+
+def _told(value: Any) -> str:
+    """For people; a whole number of thousands of digits cannot be written."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to write"

@@ -228,9 +228,13 @@ class GanGenerator(ABC):
         """
         directory = ModelDirectory.read(path, cls.family)
         values = dict(directory.config)
-        labels = tuple(values.pop("labels", ()))
+        labels = values.pop("labels", ())
+        if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
+            raise InputError(f"{path} config.labels is no list of names: correct it, or get the model directory again")
+        config = from_dict(cls.config_class, values, f"{path} config")
+        directory.check_fits(lambda: cls.network_class(config), others=[PROJECTION])
         with torch.random.fork_rng(devices=[]):  # not on the meta device: tables that are not stored are made here
-            network = cls.network_class(from_dict(cls.config_class, values)).to(dtype or torch.float32)
+            network = cls.network_class(config).to(dtype or torch.float32)
         tensors = directory.tensors()
         projection_PD = tensors.pop(PROJECTION, None)
         load_into(network, tensors, path)
@@ -240,7 +244,7 @@ class GanGenerator(ABC):
             directory.check_reference("text_encoder", text_encoder.digest)
         if projection_PD is not None:
             projection_PD = projection_PD.to(device, torch.float32)
-        return cls(network.to(device), text_encoder, projection_PD, labels)
+        return cls(network.to(device), text_encoder, projection_PD, tuple(labels))
 
     def save_pretrained(
         self,

@@ -11,40 +11,69 @@ Programs that pickle their networks as they are name their own modules all over 
 pattern: what it fits is replaced by something that takes everything and does nothing.
 """
 
-import io
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from data.errors import InputError
-from generators.restricted import HARMLESS, names_in
+from data.files import check_beginning, describe, shorten
+from generators.pickles import Known, Machine, Stand, Stream
+from generators.tensor_files import Memory, Storage, Stored, mapped, names_of, read_old
 
 NUMBERS = re.compile(r"[biuf][1248]")  # types of numpy, as they call themselves
-TYPES = re.compile(r"torch\.(b?float\d+|u?int\d+|bool)")
 LAYERS = re.compile(r"torch\.nn\.modules\.\w+\.\w+")
+MOST_LAYERS = 50_000  # within one network; the largest of the StyleGAN line has 10^3
+EXPECTED = "a pickle of networks"
 
 
-class Saved:
+class Saved(Stand):
     """A network or a layer as it was saved: its attributes, whatever its class was."""
 
     def __init__(self, class_name: str = "", state: Any = None) -> None:
         self.class_name = class_name
         self.state: dict[str, Any] = dict(state) if isinstance(state, Mapping) else {}
 
-    def __setstate__(self, state: Any) -> None:
-        Saved.__init__(self, type(self).__name__, state)
+    def take(self, state: Any) -> None:
+        self.state = dict(state) if isinstance(state, Mapping) else {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and lasting buffers by their dotted names, as a state dict has them."""
-        return dict(self._named(""))
+        """Parameters and lasting buffers by their dotted names, as a state dict has them.
+
+        Raises InputError where networks lie within each other without end.
+        """
+        return {
+            prefix + name: tensor
+            for prefix, layer in self.layers()
+            for kind in ("_parameters", "_buffers")
+            for name, tensor in layer.part(kind).items()
+            if isinstance(tensor, Tensor) and name not in layer.passing
+        }
+
+    def layers(self) -> Iterator[tuple[str, "Saved"]]:
+        """This network and all within it, in order, each with what its tensors' names begin with."""
+        waiting: list[tuple[str, Saved]] = [("", self)]
+        for _ in range(MOST_LAYERS):
+            if not waiting:
+                return
+            prefix, layer = waiting.pop()
+            yield prefix, layer
+            inner = [(f"{prefix}{name}.", part) for name, part in layer.part("_modules").items()]
+            if len(prefix) > 2000 or len(waiting) + len(inner) > MOST_LAYERS:
+                break
+            waiting += [(name, part) for name, part in reversed(inner) if isinstance(part, Saved)]
+        raise InputError(
+            f"a network has more than {MOST_LAYERS} layers within each other, expected one of the StyleGAN line: give "
+            "another file"
+        )
+
+    def part(self, name: str) -> dict[str, Any]:
+        """Of its attributes one that is a dictionary; empty if it is none."""
+        found = self.state.get(name)
+        return dict(found) if isinstance(found, Mapping) else {}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -52,15 +81,11 @@ class Saved:
         told = self.state.get("_init_kwargs")
         return dict(told) if isinstance(told, Mapping) else {}
 
-    def _named(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        passing = self.state.get("_non_persistent_buffers_set") or ()
-        for kind in ("_parameters", "_buffers"):
-            for name, tensor in (self.state.get(kind) or {}).items():
-                if isinstance(tensor, Tensor) and name not in passing:
-                    yield prefix + name, tensor
-        for name, layer in (self.state.get("_modules") or {}).items():
-            if isinstance(layer, Saved):
-                yield from layer._named(f"{prefix}{name}.")
+    @property
+    def passing(self) -> set[Any]:
+        """Names of the buffers that are not stored."""
+        found = self.state.get("_non_persistent_buffers_set")
+        return found if isinstance(found, set) else set()
 
 
 class _Passive(Saved):
@@ -69,16 +94,13 @@ class _Passive(Saved):
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
-    def __call__(self, *_: Any, **__: Any) -> "_Passive":
+    def call(self, *_: Any) -> "_Passive":
         return _Passive()
 
-    def __setitem__(self, _key: Any, _value: Any) -> None:
+    def put(self, key: Any, value: Any) -> None:
         pass
 
-    def append(self, _item: Any) -> None:
-        pass
-
-    def extend(self, _items: Any) -> None:
+    def append(self, value: Any) -> None:
         pass
 
 
@@ -86,13 +108,13 @@ class _Attributes(dict[str, Any]):
     """Stands for the dictionary class of the StyleGAN line, whose keys are attributes too."""
 
 
-class _NumberType:
+class _NumberType(Stand):
     """Stands for numpy.dtype; remembers its name alone."""
 
     def __init__(self, name: str = "", *_: Any) -> None:
         self.name, self.order = name, "<"
 
-    def __setstate__(self, state: Any) -> None:
+    def take(self, state: Any) -> None:
         self.order = ">" if state[1] == ">" else "<"
 
 
@@ -102,79 +124,74 @@ def read_pickle(path: str | Path, passive: re.Pattern[str] | None = None) -> Any
     passive: full names of the classes and functions that are replaced by stand-ins.
     """
     path = Path(path)
+    kind = describe(check_beginning(path, EXPECTED))
+    if kind not in ("", "a pickle"):
+        raise InputError(f"{path} is {kind}, expected {EXPECTED}: give the file that the training wrote")
+    reader = _Reader(path, passive)
     try:
-        with path.open("rb") as file:
-            return _Reader(file, path, passive).load()
+        return Machine(reader.names, reader.outside).load(Stream(mapped(path)))
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}), expected a pickle file: correct the path"
-        ) from error
-    except Exception as error:  # whatever a damaged file makes the reader stumble over
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise InputError(f"{path} cannot be read as a pickle of networks ({reason}): fetch it again") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a pickle of networks ({shorten(error)}): fetch it again") from error
 
 
-class _Reader(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], path: Path, passive: re.Pattern[str] | None) -> None:
-        super().__init__(file)
+class _Reader:
+    """What stands for the names in such a file."""
+
+    def __init__(self, path: Path, passive: re.Pattern[str] | None) -> None:
         self.path, self.passive = path, passive
         self.known: dict[str, Callable[..., Any]] = {
             "torch_utils.persistence._reconstruct_persistent_obj": _rebuild_saved,
             "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-            "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
             "torch.storage._load_from_bytes": self._load_storage,
             "numpy.core.multiarray.scalar": _rebuild_number,
             "numpy._core.multiarray.scalar": _rebuild_number,
-        }
-        self.classes: dict[str, type] = {
-            "collections.OrderedDict": OrderedDict,
-            "builtins.set": set,
-            "dnnlib.util.EasyDict": _Attributes,
+            "dnnlib.util.EasyDict": lambda *_: _Attributes(),
             "numpy.dtype": _NumberType,
         }
+        self.plain = names_of(self.refusal, self._more)
+        self.inner = names_of(self.refusal)
 
-    def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name. Always a fresh object, so that a file which changes it changes nothing of ours."""
-        full = f"{module}.{name}"
-        if full in self.known:
-            return partial(self.known[full])
-        if full in self.classes:
-            return type(name, (self.classes[full],), {})
-        if LAYERS.fullmatch(full):
-            return type(name, (Saved,), {})
-        if TYPES.fullmatch(full):
-            return getattr(torch, name)
-        if self.passive is not None and self.passive.fullmatch(full):
-            return type(name, (_Passive,), {})
-        raise self._refusal(full)
+    def names(self, full: str) -> Any:
+        return Known(full, self.known[full]) if full in self.known else self.plain(full)
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise self._refusal("what is outside of it")
+    def outside(self, _: Any) -> Any:
+        raise self.refusal("what is outside of it")
 
-    def _load_storage(self, data: bytes) -> Any:
-        for name in names_in(io.BytesIO(data)):
-            if not HARMLESS.fullmatch(name):
-                raise self._refusal(name)
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-    def _refusal(self, name: str) -> InputError:
+    def refusal(self, name: str) -> InputError:
         return InputError(
-            f"{self.path} would run {name} on loading, expected nothing but networks of tensors: it was not opened, "
-            "get the weights from a source that you trust"
+            f"{self.path} would run {shorten(name)} on loading, expected nothing but networks of tensors: it was not "
+            "opened, get the weights from a source that you trust"
         )
+
+    def _more(self, full: str) -> Any:
+        if LAYERS.fullmatch(full):
+            name = full.rpartition(".")[2]
+            return Known(full, lambda *_: Saved(name))
+        if self.passive is not None and self.passive.fullmatch(full):
+            return Known(full, _Passive)
+        return None
+
+    def _load_storage(self, data: Any) -> Storage:
+        if isinstance(data, str):  # of Python 2
+            data = data.encode("latin1")
+        view = memoryview(data)
+        found = read_old(view, Memory(view), self.inner)
+        if not isinstance(found, Storage):
+            raise ValueError("it has bytes of torch.save that are no storage")
+        return found
 
 
 def _rebuild_saved(meta: Mapping[str, Any]) -> Saved:
     return Saved(str(meta["class_name"]), meta["state"])
 
 
-def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tensor:
+    return Stored.of(storage, offset, shape, stride).read()
 
 
-def _rebuild_number(kind: _NumberType, data: bytes) -> int | float | bool:
-    if not NUMBERS.fullmatch(kind.name):
-        raise ValueError(f"a number of the type {kind.name!r}")
+def _rebuild_number(kind: Any, data: Any) -> int | float | bool:
+    if not isinstance(kind, _NumberType) or not NUMBERS.fullmatch(str(kind.name)) or len(data) > 8:
+        raise ValueError("it has a number of a type that is none")
     return np.frombuffer(data, np.dtype(kind.name).newbyteorder(kind.order))[0].item()  # type: ignore[arg-type]

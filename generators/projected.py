@@ -14,7 +14,6 @@ D projection width, H W pixels, 3 RGB.
 """
 
 import inspect
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, Dinov2Model, Dinov2WithRegistersModel, ViTModel
 
 from data.errors import InputError
+from data.pretrained import check_folder
+from generators.config import check_ranges
 from generators.diffaugment import augment, operations
 from generators.layers import SQRT2, EqualLinear, SpectralWeight, leaky
 from generators.towers import Preprocessing, find, load, random_crop
@@ -56,6 +57,8 @@ class ProjectedConfig:
     crop: float = 0.5  # probability of a crop of the tower's size instead of a resize, where pictures are larger
 
     def __post_init__(self) -> None:
+        names = ("condition_width", "projection", "kernel", "group")
+        check_ranges(self, taps=(-math.inf, 512), crop=(0, 1), **dict.fromkeys(names, (-math.inf, 2**16)))
         operations(self.augment)
         for name, good, expected in (
             ("taps", len(set(self.taps)) == len(self.taps) and all(tap >= 0 for tap in self.taps), "different blocks"),
@@ -93,16 +96,7 @@ class FrozenFeatures(nn.Module):
         Raises InputError where it is none of these, or something of it is missing.
         """
         folder = find(source)
-        try:
-            kind = json.loads((folder / "config.json").read_text())["model_type"]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{folder / 'config.json'} does not tell what the tower is ({error}): give a folder in transformers' "
-                "format"
-            ) from error
-        if kind not in TOWERS:
-            raise InputError(f"{source} is a {kind!r}, expected one of {', '.join(TOWERS)}: give another tower")
-        model, options = TOWERS[kind]
+        model, options = TOWERS[check_folder(folder, TOWERS)]
         tower = load(model, folder, **options)
         return cls(tower, Preprocessing.read(folder, tower.config.image_size))  # type: ignore[arg-type, union-attr]
 

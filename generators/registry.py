@@ -15,7 +15,6 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Collection
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import InputError
+from data.files import described, read_json
 
 if TYPE_CHECKING:  # `star list` needs no torch
     import torch
@@ -83,7 +83,7 @@ class Entry:
         told: dict[str, Any] = {"resolution": self.resolution, "conditioning": self.conditioning}
         told["licence"] = self.weights.licence
         if folder:
-            own = json.loads((folder / "config.json").read_text()).get("about", {})
+            own = read_json(folder / "config.json").get("about", {})
             told |= {name: own[name] for name in told if own.get(name)}
         shipped = self.weights.location.startswith("package:")
         place = self.weights.location if not shipped else "shipped" if folder else "missing"
@@ -172,7 +172,8 @@ class Registry:
         from generators.checkpoint import ModelDirectory
 
         path = self.locate(model)
-        return self.family(ModelDirectory.read(path).family).from_directory(path, device=device, dtype=dtype)
+        with described(path, "get the model directory again"):
+            return self.family(ModelDirectory.read(path).family).from_directory(path, device=device, dtype=dtype)
 
     def recommended(self, model: str | Path) -> "SampleOptions":
         """The options that a model's directory recommends (`about.options`), else the usual ones."""

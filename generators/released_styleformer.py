@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from data.errors import InputError
+from data.files import described
 from generators.checkpoint import ModelDirectory, write
 from generators.config import to_dict
 from generators.persistent import Saved, read_pickle
@@ -80,6 +81,11 @@ def convert_styleformer(file: str | Path, out: str | Path) -> ModelDirectory:
     that is damaged, would run code, or is not exactly a Styleformer.
     """
     content = read_pickle(file)
+    with described(file):
+        return _converted(content, file, out)
+
+
+def _converted(content: Any, file: str | Path, out: str | Path) -> ModelDirectory:
     saved = content.get("G_ema") if isinstance(content, dict) else None
     if not isinstance(saved, Saved):
         raise InputError(f"{file} has no network G_ema, expected a released Styleformer: give another file")

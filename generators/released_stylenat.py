@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from data.errors import InputError
+from data.files import described
 from generators.checkpoint import ModelDirectory, write
 from generators.config import to_dict
 from generators.restricted import CheckpointFile, Shapes, check_fit
@@ -21,6 +22,7 @@ from generators.stylenat_names import generator_keys, rename
 
 SOURCE = "https://github.com/SHI-Labs/StyleNAT"
 WAYS = (("g_ema",), ("state_dicts", "g_ema"))  # to the averaged generator, in older and newer files
+SIGN = "input.input"  # a tensor by which such a generator is known
 AVERAGE = "mapping.average_W"  # not in the files
 LATENTS = 8192  # whose styles give the mean
 
@@ -86,10 +88,15 @@ def convert_stylenat(file: str | Path, out: str | Path) -> ModelDirectory:
     The released network has no mean to truncate towards; it is taken over latents that are always the same. Raises
     InputError, and then has written nothing, for a file that is damaged, would run code, or is not exactly a StyleNAT.
     """
-    source = CheckpointFile.find(file, WAYS)
+    source = CheckpointFile.find(file, WAYS, SIGN)
     if source is None:
         raise InputError(f"{file} has no averaged generator g_ema, expected a released StyleNAT: give another file")
-    shapes = source.shapes
+    with described(file):
+        return _converted(source, out)
+
+
+def _converted(source: CheckpointFile, out: str | Path) -> ModelDirectory:
+    file, shapes = source.path, source.shapes
     config = config_of(shapes, file=file)
     try:
         names = {ours: key for key, ours in generator_keys(shapes).items() if ours is not None}

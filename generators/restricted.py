@@ -1,35 +1,67 @@
 """Checkpoint files of other programs, read without running anything that they contain.
 
-What torch.save writes is a zip archive with a pickle in it, and a pickle is a program. Three locks: the names it calls
-are listed without executing it, and anything beyond tensors and plain containers is refused by name; torch's own
-weights-only reader does the reading; the data are mapped into memory, so of a file with the state of an optimiser only
-the tensors that are asked for are ever read.
+What torch.save writes has a pickle in it, and a pickle is a program. It is read by `pickles.py`, which builds tensors
+and plain containers and refuses any other name; of the tensors only places are noted (`tensor_files.py`), so of a file
+with the state of an optimiser only those that are asked for are ever read. Files of safetensors are read as well.
+
+    source = CheckpointFile.find("var_d16.pth", [("trainer", "var_wo_ddp"), ()], sign="pos_1LC")
 """
 
-import pickletools
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.errors import InputError
+from data.files import check_beginning, check_safetensors, describe, shorten
+from generators.checkpoint import check_finite
+from generators.pickles import Known, Stand
+from generators.tensor_files import Mapped, Stored, mapped, names_of, read_archive, read_old
 
-# What a pickle of tensors and plain containers may name.
-HARMLESS = re.compile(
-    r"torch\.(\w+Storage|b?float\w*|half|double|u?int\d+|long|short|bool|complex\d+|Size|device)"
-    r"|torch\.storage\.(Untyped|Typed)Storage"
-    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch\.nn\.parameter\.Parameter"
-    r"|torch\.serialization\._get_layout|collections\.OrderedDict|(builtins|__builtin__)\.set|_codecs\.encode"
+EXPECTED = "a checkpoint file"
+DEEPEST = 3  # levels of dictionaries in which tensors are looked for
+# Names of dictionaries in the files of trainings that hold the averaged weights, which are those to draw with.
+AVERAGED = re.compile(r"(?i).*(ema|averaged?)(_.*|$)|ema.*")
+# What wrappers put before the name of every tensor: DistributedDataParallel, torch.compile, FSDP, checkpointing.
+WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+# Plain notes that trainings leave beside tensors; they are read as nothing at all.
+NOTES = re.compile(
+    r"argparse\.Namespace|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))"
+    r"|pathlib\.(Pure)?(Posix|Windows)?Path|collections\.(Counter|defaultdict)|builtins\.(int|float|dict|list)"
 )
-LARGEST_PICKLE = 2**28  # bytes, without the tensors' data; that of a 2-billion-parameter training is 10^6
-WINDOW = 2**28  # bytes of tensors handed out before a file is mapped anew, which lets go of those read before
 
 Way = tuple[str, ...]
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Note(Stand):
+    """Stands for something that is no tensor and is not needed."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def put(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """A tensor of a safetensors file."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.name)  # type: ignore[no-any-return]
 
 
 class CheckpointFile(Mapping[str, Tensor]):
@@ -42,34 +74,59 @@ class CheckpointFile(Mapping[str, Tensor]):
         no dictionary of tensors at the end of the way.
         """
         self.path, self.way = Path(path), way
-        check(self.path)
-        self._state, self._handed = self._map(), 0
+        found = content(self.path)
+        for key in way:
+            if not isinstance(found, Mapping) or key not in found:
+                raise KeyError(key)
+            found = found[key]
+        if not _is_state(found):
+            raise KeyError(way)
+        self._state = unwrapped(found)
 
     @classmethod
-    def find(cls, path: str | Path, ways: Sequence[Way]) -> "CheckpointFile | None":
-        """The first of several dictionaries that the file has; raises InputError as above."""
-        for way in ways:
-            try:
-                return cls(path, way)
-            except KeyError:
-                continue
-        return None
+    def find(cls, path: str | Path, ways: Sequence[Way], sign: str = "") -> "CheckpointFile | None":
+        """The first of several dictionaries that the file has; raises InputError as above.
+
+        sign: the name of a tensor that is looked for. Then a dictionary that has it comes first, wherever it is, one of
+        averaged weights before others, and names that all begin alike before that name are cut.
+        """
+        path = Path(path)
+        top = content(path)
+        states = {way: state for way, state in _states(top, (), set()) if way in ways or sign}
+        first = [way for way in ways if way in states]
+        order = first + sorted(states.keys() - set(first), key=lambda way: (not _is_averaged(way), len(way), way))
+        for way in order:
+            state = unwrapped(states[way], sign)
+            if not sign or sign in state:
+                return cls._of(path, way, state)
+        return cls._of(path, first[0], unwrapped(states[first[0]])) if first else None
+
+    @classmethod
+    def _of(cls, path: Path, way: Way, state: dict[str, Any]) -> "CheckpointFile":
+        made = cls.__new__(cls)
+        made.path, made.way, made._state = path, way, state
+        return made
+
+    @property
+    def place(self) -> str:
+        """For people: the file's name, and where in it the tensors were."""
+        return self.path.name + (f", {'.'.join(self.way)}" if self.way else "")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors, by name."""
-        return {name: tuple(tensor.shape) for name, tensor in self._state.items()}
+        return {name: tensor.shape for name, tensor in self._state.items()}
 
     def renamed(self, names: Mapping[str, str]) -> "Renamed":
         """Some of the tensors; `names`: their new names, and what they are called here."""
-        return Renamed(self, names)
+        return Renamed(self, names, self.path)
 
     def __getitem__(self, name: str) -> Tensor:
-        if self._handed > WINDOW:
-            self._state, self._handed = self._map(), 0
         tensor = self._state[name]
-        self._handed += tensor.nbytes
-        return tensor
+        try:
+            return tensor.read()  # type: ignore[no-any-return]
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"{self.path} cannot be read at {name} ({shorten(error)}): fetch it again") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._state)
@@ -77,31 +134,17 @@ class CheckpointFile(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._state)
 
-    def _map(self) -> dict[str, Tensor]:
-        try:
-            found: Any = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
-        except Exception as error:  # whatever a damaged file makes the reader stumble over
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            raise InputError(f"{self.path} cannot be read as a checkpoint ({reason}): fetch it again") from error
-        for key in self.way:
-            if not isinstance(found, Mapping) or key not in found:
-                raise KeyError(key)
-            found = found[key]
-        if not isinstance(found, Mapping) or not found:
-            raise KeyError(self.way)
-        if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()):
-            raise KeyError(self.way)
-        return dict(found)
-
 
 class Renamed(Mapping[str, Tensor]):
-    """A selection from a mapping of tensors under other names."""
+    """A selection from a mapping of tensors under other names; no value may be infinite or not a number."""
 
-    def __init__(self, source: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._source, self._names = source, names
+    def __init__(self, source: Mapping[str, Tensor], names: Mapping[str, str], file: str | Path) -> None:
+        self._source, self._names, self._file = source, names, file
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._source[self._names[name]]
+        tensor = self._source[self._names[name]]
+        check_finite(tensor, self._names[name], self._file)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -110,63 +153,91 @@ class Renamed(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def check(path: Path) -> None:
-    """Raises InputError unless the file is a whole archive of torch.save that names harmless things only."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, expected a checkpoint file: give the file")
+def content(path: Path) -> Any:
+    """All that a checkpoint file holds, with something that can be read for each tensor.
+
+    Raises InputError if the file is missing, cut short, of another kind, or would run code.
+    """
+    start = check_beginning(path, EXPECTED)
+    kind = describe(start)
+    if path.suffix == ".safetensors" or kind == "a safetensors file":
+        return _safetensors(path)
+    find = names_of(lambda name: refusal(path, name), lambda name: Known(name, Note) if NOTES.fullmatch(name) else None)
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
+        if kind == "an archive as torch.save writes it":
+            return read_archive(path, find)
+        if kind != "a pickle":
+            raise InputError(
+                f"{path} is {kind or 'no file that torch.save or safetensors has written'}, expected {EXPECTED}: "
+                "fetch it again, or save it anew"
+            )
+        return read_old(mapped(path), Mapped(path), find)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror}), expected a checkpoint file: correct the path"
+            f"{path} is cut short or damaged ({shorten(error)}), expected {EXPECTED}: fetch it again"
         ) from error
-    if not start.startswith(b"PK\x03\x04"):
-        with path.open("rb") as file:
-            _refuse_harmful(path, file)
-        raise InputError(
-            f"{path} is no archive that torch.save has written since version 1.6: fetch it again, or save it anew"
-        )
+
+
+def refusal(path: Path, name: str) -> InputError:
+    """For a file that names what is neither a tensor nor a plain container."""
+    return InputError(
+        f"{path} would run {shorten(name)} on loading, expected nothing but tensors: it was not opened, get the "
+        "weights from a source that you trust"
+    )
+
+
+def unwrapped(state: Mapping[str, Any], sign: str = "") -> dict[str, Any]:
+    """The same under the names that the tensors had before a network was wrapped for its training.
+
+    sign: the name of one of them; a beginning that it has, and all others have too, is cut.
+    """
+    names = {name: WRAPPED.sub("", name) for name in state}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {old: name.removeprefix("module.") for old, name in names.items()}
+    if sign and sign not in names.values():
+        found = [name.removesuffix(sign) for name in names.values() if name.endswith("." + sign)]
+        if len(found) == 1 and all(name.startswith(found[0]) for name in names.values()):
+            names = {old: name.removeprefix(found[0]) for old, name in names.items()}
+    if len(set(names.values())) < len(names):
+        return dict(state)
+    return {names[old]: tensor for old, tensor in state.items()}
+
+
+def _safetensors(path: Path) -> dict[str, _Slice]:
+    check_safetensors(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl"]
-            if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
-                raise InputError(f"{path} is an archive, but no checkpoint of torch.save: give another file")
-            with archive.open(pickles[0]) as stream:
-                _refuse_harmful(path, stream)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise InputError(f"{path} is cut short or damaged ({error}): fetch it again") from error
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            return {name: _Slice(path, name, tuple(file.get_slice(name).get_shape())) for name in names}
+    except (OSError, SafetensorError, ValueError, OverflowError) as error:
+        raise InputError(f"{path} is no whole safetensors file ({shorten(error)}): fetch it again") from error
 
 
-def _refuse_harmful(path: Path, stream: IO[bytes]) -> None:
-    harmful = sorted({name for name in names_in(stream) if not HARMLESS.fullmatch(name)})
-    if harmful:
-        named = ", ".join(harmful[:3]) + (" and more" if len(harmful) > 3 else "")
-        raise InputError(
-            f"{path} would run {named} on loading, expected nothing but tensors: it was not opened, get the weights "
-            "from a source that you trust"
-        )
+def _is_state(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(name, str) and isinstance(tensor, Stored | _Slice) for name, tensor in found.items())
+    )
 
 
-def names_in(stream: IO[bytes]) -> Iterator[str]:
-    """Every "module.name" that the pickles at the start of a stream call for, found without running them."""
-    texts: list[str] = []  # last strings that were pushed: where newer pickles keep module and name
-    memo: dict[int, str] = {}
-    try:
-        for _ in range(5):  # the oldest checkpoints are several pickles in a row
-            for code, argument, _position in pickletools.genops(stream):
-                if code.name in ("GLOBAL", "INST"):
-                    yield str(argument).replace(" ", ".")
-                elif code.name == "STACK_GLOBAL":
-                    yield ".".join(texts[-2:]) or "something without a name"
-                elif code.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
-                    memo[len(memo) if argument is None else argument] = texts[-1] if texts else ""
-                elif code.name in ("GET", "BINGET", "LONG_BINGET"):
-                    texts = [*texts[-1:], memo.get(int(argument or 0), "")]
-                elif isinstance(argument, str):
-                    texts = [*texts[-1:], argument]
-    except (ValueError, UnicodeDecodeError):  # no pickle any more, or never one: nothing further would run either
+def _states(found: Any, way: Way, seen: set[int]) -> Iterator[tuple[Way, Mapping[str, Any]]]:
+    """Every dictionary of tensors, by its way from the top; one that is met again is not looked at."""
+    if not isinstance(found, Mapping) or id(found) in seen:
         return
+    seen.add(id(found))
+    if _is_state(found):
+        yield way, found
+    elif len(way) < DEEPEST:
+        for key, inner in found.items():
+            if isinstance(key, str):
+                yield from _states(inner, (*way, key), seen)
+
+
+def _is_averaged(way: Way) -> bool:
+    return any(AVERAGED.fullmatch(key) for key in way)
 
 
 def check_fit(wanted: Mapping[str, Tensor], names: Mapping[str, str], shapes: Shapes, file: str | Path) -> None:

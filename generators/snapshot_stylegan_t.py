@@ -12,11 +12,13 @@ P condition width, D text width.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.errors import InputError
+from data.files import described
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory
 from generators.persistent import Saved, read_pickle
@@ -82,6 +84,11 @@ def convert_stylegan_t(file: str | Path, out: str | Path, text_encoder: str | No
     that program, or is not exactly a StyleGAN-T, and for another CLIP.
     """
     content = read_pickle(file, PROGRAM)
+    with described(file):
+        return _converted(content, file, out, text_encoder)
+
+
+def _converted(content: Any, file: str | Path, out: str | Path, text_encoder: str | None) -> ModelDirectory:
     saved = content.get("G_ema") if isinstance(content, dict) else None
     if not isinstance(saved, Saved):
         raise InputError(f"{file} has no network G_ema, expected a snapshot of StyleGAN-T's code: give another file")
@@ -126,11 +133,9 @@ def convert_stylegan_t(file: str | Path, out: str | Path, text_encoder: str | No
 
 def _numbers(saved: Saved, name: str) -> Iterator[int]:
     """All values that layers within a network have for an attribute, in their order."""
-    if isinstance(value := saved.state.get(name), int):
-        yield value
-    for layer in (saved.state.get("_modules") or {}).values():
-        if isinstance(layer, Saved):
-            yield from _numbers(layer, name)
+    for _, layer in saved.layers():
+        if type(value := layer.state.get(name)) is int:
+            yield value
 
 
 def _tower(released: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 from data.errors import InputError
+from data.files import read_json
+from generators.restricted import content
 
 NAME = re.compile(r"step-(\d+)")
 
@@ -32,10 +34,11 @@ class Snapshot:
 
     def about(self) -> dict[str, Any]:
         """What was recorded beside the state: config, processes, pictures seen."""
-        return json.loads((self.path / "run.json").read_text())
+        return read_json(self.path / "run.json", "the record of a training run")
 
     def state(self) -> dict[str, Any]:
         """The state on the CPU. Raises InputError if the file cannot be read."""
+        content(self.path / "state.pt")  # refuses what no training run writes, see restricted.py
         try:
             return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
         except Exception as error:

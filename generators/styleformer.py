@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.tiny import tiny_text_encoder
+from generators.config import check_ranges
 from generators.gan import GanGenerator, MappedNetwork, NoiseMode
 from generators.layers import MappingNetwork
 from generators.protocol import Conditioning
@@ -45,6 +46,18 @@ class StyleformerConfig:
     clamp: float = 256.0  # of activations
 
     def __post_init__(self) -> None:
+        names = ("depth", "minimum_head", "projection", "latent_width", "style_width", "linformer_from", "widths")
+        check_ranges(
+            self,
+            **dict.fromkeys(names, (-math.inf, 2**14)),
+            condition_width=(-math.inf, 2**16),
+            start=(-math.inf, 2**9),
+            layers=(-math.inf, 64),
+            mapping_layers=(-math.inf, 64),
+            clamp=(1e-6, 1e9),
+        )
+        if len(self.widths) > 11 or self.start << len(self.widths) > 2**14:
+            raise InputError(f"{len(self.widths)} widths from {self.start} pixels on are given: give fewer")
         if not self.widths or len(self.widths) != len(self.layers):
             raise InputError(
                 f"{len(self.widths)} widths are given for {len(self.layers)} resolutions of layers, expected as many: "

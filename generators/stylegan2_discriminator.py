@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
+from generators.config import check_ranges
 from generators.layers import (
     SQRT2,
     EqualConv2d,
@@ -49,6 +50,15 @@ class StyleGan2DiscriminatorConfig:
     clamp: float | None = 256.0  # of activations; None: off
 
     def __post_init__(self) -> None:
+        names = ("condition_width", "group", "group_channels", "channel_max")
+        check_ranges(
+            self,
+            resolution=(-math.inf, 2**12),
+            channel_base=(-math.inf, 2**24),
+            mapping_layers=(-math.inf, 64),
+            clamp=(1e-6, 1e9),
+            **dict.fromkeys(names, (-math.inf, 2**16)),
+        )
         if self.resolution < SMALLEST or any(side % 2 for side in self.sides[:-1]):
             raise InputError(
                 f"resolution is {self.resolution}, expected a number that can be halved down to between 4 and 7: "

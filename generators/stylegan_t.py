@@ -13,6 +13,7 @@ everything learns or what `trainable` says. The layers and how they start are in
 B batch, Z latent width, P condition width, S style slots, W = Z + P style width, H W pixels, 3 RGB.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.tiny import tiny_text_encoder
+from generators.config import check_ranges
 from generators.gan import GanGenerator, GanNetwork, NoiseMode
 from generators.layers import MappingNetwork
 from generators.protocol import Conditioning
@@ -47,6 +49,16 @@ class StyleGanTConfig:
     architecture: Literal["skip", "orig"] = "skip"  # RGB at each resolution, or at the last one alone
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            resolution=(-math.inf, 2**12),
+            condition_width=(-math.inf, 2**16),
+            latent_width=(-math.inf, 2**14),
+            channel_base=(-math.inf, 2**24),
+            channel_max=(-math.inf, 2**14),
+            residual_blocks=(-math.inf, 64),
+            groups=(-math.inf, 2**12),
+        )
         if self.resolution < FIRST_SIDE or self.resolution & (self.resolution - 1):
             raise InputError(f"resolution is {self.resolution}, expected a power of two from {FIRST_SIDE}: correct it")
         for name in ("latent_width", "channel_base", "channel_max", "residual_blocks", "groups"):

@@ -11,6 +11,7 @@ in the mapping network beside the latent, and nothing else is changed for it: wi
 B batch, Z latent width, P condition width, S style slots, W style width, C channels, H W map, 3 RGB.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.tiny import tiny_text_encoder
+from generators.config import check_ranges
 from generators.gan import GanGenerator, MappedNetwork, NoiseMode
 from generators.layers import MappingNetwork
 from generators.protocol import Conditioning
@@ -53,6 +55,18 @@ class StyleNatConfig:
     mapping_layers: int = 8
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            condition_width=(-math.inf, 2**16),
+            widths=(-math.inf, 2**14),
+            heads=(-math.inf, 2**10),
+            mlp_ratio=(1e-3, 64),
+            latent_width=(-math.inf, 2**14),
+            style_width=(-math.inf, 2**14),
+            mapping_layers=(-math.inf, 64),
+        )
+        if len(self.widths) > 11:
+            raise InputError(f"{len(self.widths)} widths are given, expected at most 11: correct them")
         if not self.widths or len({len(self.widths), len(self.heads), len(self.kernels), len(self.dilations)}) > 1:
             raise InputError(
                 f"{len(self.widths)} widths, {len(self.heads)} heads, {len(self.kernels)} kernels and "

@@ -6,25 +6,21 @@ deviation. Nothing else of an image processor applies: pictures are resized by a
 B batch, H W pixels, 3 RGB.
 """
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from data.errors import InputError
+from data.files import read_json, shorten
+from data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, check_size, folder_of, loading
 from data.text import quiet_transformers
 
 Tower = TypeVar("Tower", bound=nn.Module)
 
-# Pickled weights are left out on purpose: loading them can run code.
-HUB_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "model-*.safetensors"] + [
-    "model.safetensors.index.json"
-]
+LARGEST_SIDE = 4096  # pixels that a tower reads
 
 
 class Preprocessing(nn.Module):
@@ -45,8 +41,12 @@ class Preprocessing(nn.Module):
         """Of a folder with a `preprocessor_config.json`. Raises InputError if it does not tell mean and deviation."""
         file = folder / "preprocessor_config.json"
         try:
-            values = json.loads(file.read_text())
+            values = read_json(file)
             mean, deviation = ([float(number) for number in values[key]] for key in ("image_mean", "image_std"))
+            if (len(mean), len(deviation)) != (3, 3) or min(deviation) <= 0:
+                raise ValueError("expected three of both, deviations above 0")
+            if type(side) is not int or not 1 <= side <= LARGEST_SIDE:
+                raise ValueError(f"the tower reads pictures of {shorten(repr(side), 40)} pixels")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{file} does not tell image_mean and image_std ({error}): give the folder in which a tower was saved "
@@ -69,15 +69,7 @@ def random_crop(image_B3HW: Tensor, side: int) -> Tensor:
 
 def find(source: str | Path) -> Path:
     """The folder of a source, fetched from the hub if need be. Raises InputError if there is none within reach."""
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
-    except (OSError, ValueError) as error:  # no network, no such repository, not a repository name at all
-        raise InputError(
-            f"{source} is neither a folder here nor a hub repository within reach, expected an image tower in "
-            "transformers' format: check the path, or fetch the repository first where the hub can be reached"
-        ) from error
+    return folder_of(source, VISION_FILES, "an image tower")
 
 
 def load(kind: type[Tower], folder: Path, **options: Any) -> Tower:
@@ -85,19 +77,13 @@ def load(kind: type[Tower], folder: Path, **options: Any) -> Tower:
 
     options: for the model's constructor. Raises InputError if a weight is missing or the folder holds something else.
     """
-    try:
-        with quiet_transformers():
-            tower, report = kind.from_pretrained(  # type: ignore[attr-defined]
-                folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: another shape
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise InputError(f"{folder} could not be loaded as an image tower: {reason}") from error
+    with quiet_transformers(), loading(folder, "an image tower"):
+        described: Any = kind
+        config = described.config_class.from_pretrained(folder, **SAFE)
+        check_size(folder, lambda: kind(config, **options))
+        tower, report = described.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **SAFE_MODEL, **options
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import InputError
+from generators.config import check_ranges
 from generators.layers import (
     EqualConv2d,
     EqualLinear,
@@ -44,6 +45,9 @@ class WaveletConfig:
     group: int = 4  # pictures that are compared with each other
 
     def __post_init__(self) -> None:
+        check_ranges(self, condition_width=(-math.inf, 2**16), widths=(-math.inf, 2**14), group=(-math.inf, 2**16))
+        if len(self.widths) > 11:
+            raise InputError(f"{len(self.widths)} widths are given, expected at most 11: correct them")
         if not self.widths or min(self.widths) < 1:
             raise InputError(f"widths are {self.widths}, expected at least one, all positive: correct them")
         if self.condition_width < 0 or self.group < 1:

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data.errors import InputError
-from generators.checkpoint import ModelDirectory, sha256
+from data.files import check_safetensors, read_json
+from generators.checkpoint import ModelDirectory, check_finite, sha256
 
 CONFIG, WEIGHTS, BASE, CARD = "adapter_config.json", "adapter_model.safetensors", "base.json", "README.md"
 PREFIX = "base_model.model."  # of every name, as peft writes it
@@ -56,7 +57,10 @@ class Adapter:
         if not (path / WEIGHTS).is_file() or sha256(path / WEIGHTS) != base.get("sha256"):
             raise InputError(f"{path / WEIGHTS} is not what {BASE} names by its sha256: get the adapter again")
         try:
+            check_safetensors(path / WEIGHTS)
             tensors = load_file(path / WEIGHTS)
+            for name, tensor in tensors.items():
+                check_finite(tensor, name, path / WEIGHTS)
             names = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
             factors = {
                 name: (tensors.pop(f"{PREFIX}{name}{DOWN}").float(), tensors.pop(f"{PREFIX}{name}{UP}").float())
@@ -64,7 +68,11 @@ class Adapter:
             }
             rank = int(config["r"])
             scale = float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        except (OSError, KeyError, ValueError, TypeError, ZeroDivisionError, SafetensorError) as error:
+            if rank < 1 or any(down.ndim != 2 or up.ndim != 2 for down, up in factors.values()):
+                raise ValueError(f"its rank is {rank}, or its tensors are no matrices")
+        except InputError:
+            raise
+        except (OverflowError, OSError, KeyError, ValueError, TypeError, ZeroDivisionError, SafetensorError) as error:
             raise InputError(f"{path} is damaged ({error}): get the adapter again") from error
         if tensors or not factors:
             raise InputError(
@@ -103,14 +111,6 @@ def write_base(path: Path, *, model: str, directory: ModelDirectory, card: str) 
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path.parent} is no adapter, it has no {path.name}: give what `star finetune` wrote"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): get the adapter again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds no JSON object: get the adapter again")
-    return values
+    if not path.exists():
+        raise InputError(f"{path.parent} is no adapter, it has no {path.name}: give what `star finetune` wrote")
+    return read_json(path, "the description of an adapter")

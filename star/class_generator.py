@@ -99,6 +99,7 @@ class VarGenerator:
         tokenizer = MultiScaleTokenizer.from_directory(directory.resolve("tokenizer"), device=device)
         directory.check_reference("tokenizer", tokenizer.digest)
         config = from_dict(VarConfig, directory.config)
+        directory.check_fits(lambda: NextScaleTransformer(config.transformer))
         with torch.device("meta"):  # random weights would only be overwritten
             transformer = NextScaleTransformer(config.transformer)
         transformer = transformer.to_empty(device="cpu").to(dtype or torch.float32)

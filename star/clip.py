@@ -18,6 +18,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from data.clip_tokenizer import learn_tokenizer
 from data.errors import InputError
 from data.pipeline import Batch, DataConfig, Pipeline
+from data.pretrained import SAFE, check_files, loading
 from data.splits import held_out_shards, training_shards
 from generators.config import to_dict
 from generators.run import Run, RunConfig
@@ -180,7 +181,9 @@ def save_clip(path: Path, model: CLIPModel, tokenizer: CLIPTokenizer, config: Cl
 def _tokenizer(path: Path, pipeline: Pipeline, config: ClipConfig, run: Run, resume: bool) -> CLIPTokenizer:
     """Learned from the training captions, every process alike; a continued run reads what it wrote."""
     if resume and (path / "tokenizer.json").is_file():
-        return CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        check_files(path)
+        with loading(path, "the tokenizer of a CLIP"):
+            return CLIPTokenizer.from_pretrained(path, **SAFE)
     captions = [caption for several in pipeline.cached().captions for caption in several]
     tokenizer = learn_tokenizer(captions, config.vocabulary, config.max_tokens)
     if run.is_main:

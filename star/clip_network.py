@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from data.errors import InputError
+from generators.config import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,11 @@ class ClipConfig:
     head_width: int = 64
 
     def __post_init__(self) -> None:
+        widths = dict.fromkeys(("vision_width", "text_width", "projection", "head_width", "max_tokens"), (1, 2**14))
+        mlps = dict.fromkeys(("vision_mlp", "text_mlp"), (1, 2**16))
+        sides = dict.fromkeys(("image_size", "patch_size"), (1, 2**12))
+        layers = dict.fromkeys(("vision_layers", "text_layers"), (1, 256))
+        check_ranges(self, **widths, **mlps, **sides, **layers, vocabulary=(1, 2**20))
         if self.image_size % self.patch_size:
             raise InputError(
                 f"Patches of {self.patch_size} pixels do not tile a picture of {self.image_size}; give a divisor."

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from data.pipeline import DataConfig, Pipeline
+from data.pretrained import SAFE, SAFE_MODEL, check_folder, loading
 from star.clip_network import embed_images, embed_texts
 
 CANDIDATES = 20  # prompts among which the issue asks for the true one to rank first
@@ -140,8 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--names", nargs="*", default=[], help="shards whose names and tags are compared")
     parser.add_argument("--words", nargs="*", default=[], help="words to place among the names")
     options = parser.parse_args(arguments)
-    model = CLIPModel.from_pretrained(options.model, dtype=torch.float32, local_files_only=True).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(options.model, local_files_only=True)
+    with loading(options.model, "a CLIP"):
+        check_folder(options.model, ("clip",))
+        model = CLIPModel.from_pretrained(options.model, dtype=torch.float32, **SAFE_MODEL).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(options.model, **SAFE)
     size = model.config.vision_config.image_size
     shards = DataConfig(shards=tuple(options.shards), resolution=size, cache=True)
     result: dict[str, Any] = {"scores": retrieval(model, tokenizer, Pipeline(shards, batch_size=256))}

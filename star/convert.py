@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from data.errors import InputError
+from data.files import described
 from data.progress import Progress
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory, Reference, write
@@ -26,7 +27,7 @@ from star.class_generator import VarConfig
 from star.generator import StarConfig
 from star.refiner import Refiner, RefinerConfig
 from star.released import REFINER, our_key
-from star.released_codes import OF_TOKENIZER, SHARD, belonging, codes_of
+from star.released_codes import OF_TOKENIZER, SHARD, SIGN, belonging, codes_of
 from star.transformer import NextScaleTransformer, TransformerConfig
 
 IN_TRAINING = ("trainer", "var_wo_ddp")
@@ -35,7 +36,7 @@ SIGNS: dict[Kind, str] = {
     "star-sampler": "head_logits2.weight",
     "star": "encoder_proj.weight",
     "var": "pos_1LC",
-    "var-tokenizer": "quantize.embedding.weight",
+    "var-tokenizer": SIGN,
 }
 
 
@@ -66,12 +67,25 @@ def convert(
     unknown one or one of another shape, and for a tokenizer or text encoder that does not belong to it.
     """
     file, out = Path(file), Path(out)
-    source = CheckpointFile.find(file, (OF_TOKENIZER, ()) if kind == "var-tokenizer" else (IN_TRAINING, ()))
+    ways = (OF_TOKENIZER, ()) if kind == "var-tokenizer" else (IN_TRAINING, ())
+    source = CheckpointFile.find(file, ways, SIGNS[kind])
     if source is None:
         raise InputError(
-            f"{file} holds no dictionary of tensors, neither at its top nor where STAR's training keeps it: give the "
-            f"file of a {kind}"
+            f"{file} holds no dictionary of tensors of a {kind}, neither at its top nor inside: give the file that does"
         )
+    with described(file):
+        return _converted(kind, source, out, preset, tokenizer, text_encoder)
+
+
+def _converted(
+    kind: Kind,
+    source: CheckpointFile,
+    out: Path,
+    preset: str | None,
+    tokenizer: str | Path | None,
+    text_encoder: str | None,
+) -> ModelDirectory:
+    file = source.path
     _check_kind(kind, source.shapes, file)
     released = _preset(kind, source.shapes, preset, file)
     if kind == "var-tokenizer":
@@ -99,7 +113,7 @@ def convert(
             family="var" if kind == "var" else "star",
             config=to_dict(config),
             tensors=source.renamed(network.names),
-            card=_card(file, released, side),
+            card=_card(source, released, side),
             about={
                 "resolution": [side, side],
                 "conditioning": network.transformer.conditioning,
@@ -222,11 +236,11 @@ def _text_encoder(transformer: TransformerConfig, given: str | None, out: Path, 
     return Reference(location=location, digest=encoder.digest)
 
 
-def _card(file: Path, released: Released, side: int) -> str:
+def _card(source: CheckpointFile, released: Released, side: int) -> str:
     name, paper = ("VAR", "Tian et al. 2024") if released.kind == "var" else ("STAR", "Ma et al. 2024")
     options = ", ".join(f"{key} {value}" for key, value in released.options.items())
     return (
         f"# {name} at {side} x {side} pixels\n\n"
-        f"Converted from {file.name} ({paper}, https://huggingface.co/{released.hub}; MIT), weights unchanged.\n"
+        f"Converted from {source.place} ({paper}, https://huggingface.co/{released.hub}; MIT), weights unchanged.\n"
         f"Drawn by its authors with {options}.\n"
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from data.errors import InputError
 from data.text import TextEncoder
 from generators.checkpoint import ModelDirectory, Reference, load_into, write
-from generators.config import from_dict, to_dict
+from generators.config import LONGEST, check_ranges, from_dict, to_dict
 from generators.protocol import SampleOptions, check_request
 from star.refiner import Refiner, RefinerConfig
 from star.released import REFINER
@@ -37,6 +37,9 @@ class StarConfig:
     cross_attention: CrossAttentionMode = "per-sample"
     unguided_last: int = 0
     refiner: RefinerConfig | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, unguided_last=(0, LONGEST))
 
 
 class StarGenerator:
@@ -149,6 +152,10 @@ class StarGenerator:
         text_encoder = _text_encoder(directory, device, dtype)
         directory.check_reference("text_encoder", text_encoder.digest)
         config = from_dict(StarConfig, directory.config)
+        directory.check_fits(lambda: NextScaleTransformer(config.transformer), others=[REFINER])
+        if config.refiner:
+            plans = config.refiner
+            directory.check_fits(lambda: Refiner(plans, config.transformer), prefix=REFINER)
         with torch.device("meta"):  # random weights would only be overwritten
             transformer = NextScaleTransformer(config.transformer)
             refiner = Refiner(config.refiner, config.transformer) if config.refiner else None

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generators.config import LONGEST, check_ranges
 from star.backends import additive
 from star.block import Block
 from star.rope import Rotation, pyramid_rotation
@@ -29,6 +30,7 @@ class ScalePlan:
     shuffled: int = 5  # of the first steps reveal in random order, the others the surest tokens first
 
     def __post_init__(self) -> None:
+        check_ranges(self, scale=(0, 2**10), steps=(0, 2**12), shuffled=(-(2**12), 2**12))
         if self.steps < 2 or not 0 <= self.plain <= self.steps or self.shuffled < 0:
             raise ValueError(
                 f"the plan of scale {self.scale} has {self.steps} steps, {self.plain} plain and {self.shuffled} "
@@ -48,6 +50,11 @@ class RefinerConfig:
 
     depth: int = 3
     plans: tuple[ScalePlan, ...] = RELEASED_PLANS
+
+    def __post_init__(self) -> None:
+        check_ranges(self, depth=(0, 64))
+        if len(self.plans) > LONGEST:
+            raise ValueError(f"{len(self.plans)} plans are given, expected at most {LONGEST}; drop some")
 
     def plan(self, k: int) -> ScalePlan | None:
         """How scale k is revealed; None if the transformer draws it alone."""

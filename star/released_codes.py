@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
+from data.files import described
 from generators.checkpoint import ModelDirectory, write
 from generators.config import from_dict, to_dict
 from generators.restricted import CheckpointFile, check_fit
@@ -20,6 +21,7 @@ from tokenizer.released import config_of, our_key
 from tokenizer.tokenizer import FAMILY, MultiScaleTokenizer, TokenizerConfig, codes_digest
 
 OF_TOKENIZER = ("trainer", "vae_local")  # where STAR's training keeps it
+SIGN = "quantize.embedding.weight"  # a tensor by which it is known
 SHARD = 2**29  # bytes per file written, which is also what is in memory at a time
 
 
@@ -94,10 +96,11 @@ def belonging(transformer: TransformerConfig, file: Path, given: str | Path | No
 
 def _given_tokenizer(path: Path, sizes: tuple[int, ...]) -> Codes:
     if not path.is_dir():
-        source = CheckpointFile.find(path, ((), OF_TOKENIZER))
+        source = CheckpointFile.find(path, ((), OF_TOKENIZER), SIGN)
         if source is None:
             raise InputError(f"{path} holds no tokenizer: give {TOKENIZER_FILE}, or what was made of it")
-        return codes_of(source, sizes)
+        with described(path):
+            return codes_of(source, sizes)
     directory = ModelDirectory.read(path, family=FAMILY)
     config = from_dict(TokenizerConfig, directory.config, f"{path} config")
     at_home = config.quantizer.sizes == sizes

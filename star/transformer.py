@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from generators.config import check_ranges
 from star.attention import KeyValueCache
 from star.backends import ScaleCausality, additive
 from star.block import Block
@@ -58,6 +59,23 @@ class TransformerConfig:
     head_float32: bool = True  # False lets autocast lower the precision of the last matrix product
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            depth=(1, 512),
+            width=(1, 2**14),
+            heads=(1, 1024),
+            mlp_ratio=(1e-3, 64),
+            vocabulary=(1, 2**20),
+            code_width=(1, 2**12),
+            text_width=(1, 2**14),
+            classes=(0, 2**20),
+            rope_theta=(1e-3, 1e12),
+            rope_norm=(0, 1e6),
+            norm_eps=(0, 1),
+            dropout=(0, 1),
+            drop_path=(0, 1),
+        )
+        ScaleSchedule(self.sizes)  # refuses sizes that are none
         choices = {
             "conditioning": ("text", "class"),
             "modulation": ("none", "adaln", "shared-adaln"),

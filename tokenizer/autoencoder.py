@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generators.config import check_ranges
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderConfig:
@@ -29,6 +31,18 @@ class AutoencoderConfig:
     level_attention: bool = True
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            channels=(1, 2**12),
+            multipliers=(1, 64),
+            encoder_blocks=(0, 64),
+            decoder_blocks=(0, 64),
+            code_width=(1, 2**12),
+            patch=(1, 64),
+            norm_groups=(1, 2**12),
+        )
+        if not 1 <= len(self.multipliers) <= 10:
+            raise ValueError(f"{len(self.multipliers)} multipliers given, expected 1 to 10; give one for each level")
         if self.norm not in ("group", "layer"):
             raise ValueError(f"norm {self.norm!r} given, expected 'group' or 'layer'")
         if self.norm == "group" and self.channels % self.norm_groups:

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
-from data.errors import InputError
+from data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, VISION_KINDS, check_folder, check_size, folder_of, loading
 
 
 def reconstruction_loss(image_B3HW: Tensor, target_B3HW: Tensor, l1_weight: float) -> Tensor:
@@ -79,13 +79,12 @@ class FeatureDistance(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str) -> "FeatureDistance":
         """Loads a folder or hub id. Raises InputError if it is neither."""
-        try:
-            network = AutoModel.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"perceptual network {name!r} cannot be loaded ({str(error).splitlines()[0]}); give a folder or hub id "
-                "of a transformers vision model, or 'none'"
-            ) from error
+        folder = folder_of(name, VISION_FILES, "a vision model")
+        with loading(name, "a vision model"):
+            check_folder(folder, VISION_KINDS)
+            config = AutoConfig.from_pretrained(folder, **SAFE)
+            check_size(folder, lambda: AutoModel.from_config(config, trust_remote_code=False))
+            network = AutoModel.from_pretrained(folder, **SAFE_MODEL)
         network = getattr(network, "vision_model", network)
         size = getattr(network.config, "image_size", 224)
         return cls(network, size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generators.config import check_ranges
 from tokenizer.scales import ScaleSchedule
 
 
@@ -34,6 +35,10 @@ class QuantizerConfig:
     phi_count: int = 4
     phi_ratio: float = 0.5
     cosine: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, vocabulary=(1, 2**20), code_width=(1, 2**12), phi_count=(0, 64), phi_ratio=(0, 1))
+        ScaleSchedule(self.sizes)  # refuses sizes that are none
 
     @property
     def schedule(self) -> ScaleSchedule:

@@ -21,6 +21,11 @@ class ScaleSchedule:
     sizes: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if len(self.sizes) > 64 or any(type(size) is not int or size > 1024 for size in self.sizes):
+            raise ValueError(
+                f"a scale schedule has up to 64 sides of up to 1024, got {len(self.sizes)}, the largest "
+                f"{max(self.sizes)}; give e.g. (1, 2, 3, 4, 6, 8)"
+            )
         if not self.sizes or any(size < 1 for size in self.sizes):
             raise ValueError(f"a scale schedule needs positive sides, got {self.sizes}; give e.g. (1, 2, 3, 4, 6, 8)")
         if any(b < a for a, b in zip(self.sizes, self.sizes[1:], strict=False)):

@@ -35,6 +35,8 @@ class TokenizerConfig:
     detail: DetailConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.resolution > 2**14:
+            raise ValueError(f"sizes and multipliers give pictures of {self.resolution} pixels; give up to {2**14}")
         if self.autoencoder.code_width != self.quantizer.code_width:
             raise ValueError(
                 f"autoencoder.code_width {self.autoencoder.code_width} and quantizer.code_width "
@@ -162,7 +164,9 @@ class MultiScaleTokenizer(nn.Module):
     ) -> "MultiScaleTokenizer":
         """Reads a model directory, frozen and in eval mode. Raises InputError if it is damaged or of another family."""
         directory = ModelDirectory.read(path, family=FAMILY)
-        tokenizer = cls(from_dict(TokenizerConfig, directory.config))
+        config = from_dict(TokenizerConfig, directory.config, f"{path} config")
+        directory.check_fits(lambda: cls(config))
+        tokenizer = cls(config)
         load_into(tokenizer, directory.tensors(), path)
         if "anchored" in directory.about:
             tokenizer.anchored = from_dict(Anchored, directory.about["anchored"], f"{path} about.anchored")

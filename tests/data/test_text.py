@@ -300,7 +300,7 @@ def test_a_directory_without_an_encoder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
         TextEncoder.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(InputError, match="is a 'bert' model; give one of clip"):
+    with pytest.raises(InputError, match="is of a 'bert' model, expected one of clip"):
         TextEncoder.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="neither a directory here nor a hub repository"):
         TextEncoder.from_pretrained(tmp_path / "nowhere")

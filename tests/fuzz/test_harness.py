@@ -26,7 +26,7 @@ def _reader(path: Path) -> object:
 
 
 @pytest.mark.parametrize(
-    "content, reason",
+    ("content", "reason"),
     [("raises", "KeyError: 'key'"), ("hangs", "hangs"), ("crashes", "crashes"), ("takes", "takes 0.4 GiB")],
 )
 def test_failures_are_told_and_the_run_goes_on(content: str, reason: str) -> None:

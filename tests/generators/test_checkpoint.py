@@ -95,7 +95,7 @@ def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
     [
         (None, "is no model directory"),
         ("{", "cannot be read"),
-        ("[]", "format None, expected 1"),
+        ("[]", "holds no JSON object"),
         ('{"format": 2}', "format 2, expected 1"),
         ('{"format": 1, "family": "toy", "config": {}}', "is damaged"),
     ],

@@ -323,11 +323,11 @@ def test_what_does_not_fit_writes_nothing(tmp_path: Path, spoil: Any, message: s
 def test_files_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     state, out = released_state(), tmp_path / "model"
     for content, message in (
-        (b"", "cannot be read as a pickle"),
+        (b"", "is empty, expected a pickle"),
         (write(tmp_path / "whole.pkl", state).read_bytes()[:-50], "cannot be read as a pickle"),
         (pickle.dumps({"G": 1}), "has no network G_ema"),
         (pickle.dumps([1, 2]), "has no network G_ema"),
-        (b"PK\x03\x04", "cannot be read as a pickle"),
+        (b"PK\x03\x04", "is an archive as torch.save writes it, expected a pickle"),
     ):
         (tmp_path / "file.pkl").write_bytes(content)
         with pytest.raises(InputError, match=message):
