@@ -9,6 +9,7 @@ elsewhere), `manifest.json` (what it was drawn with), `features/`, `pictures.jso
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -278,7 +279,8 @@ def _write(
 
 def _judged(scores: Scores, items: Sequence[Item]) -> Iterator[Picture]:
     for row, item in enumerate(items):
-        own = {name: float(values_N[row]) for name, values_N in scores.values.items()}
+        told = {name: float(values_N[row]) for name, values_N in scores.values.items()}
+        own = {name: value for name, value in told.items() if not math.isnan(value)}
         yield Picture(key=item.key, category=item.category, prompt=item.prompt, scores=own)
 
 

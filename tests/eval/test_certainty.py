@@ -16,7 +16,7 @@ from eval.compare import gather
 from eval.estimates import estimates, mean
 from eval.features import Extractor
 from eval.layout import JOINED
-from eval.metrics import score
+from eval.metrics import alignment, score
 from eval.processes import Processes
 from eval.record import OVERALL, read, read_pictures
 from eval.resampling import FEWEST, wilson
@@ -203,3 +203,23 @@ def test_pictures_of_other_formats_are_references_as_packing_reads_them(tmp_path
     found = evaluate(asked(benchmark, tmp_path / "r.json"), Processes(), load)
     assert found is not None
     assert (found.protocol.pictures, found.skipped) == (6, {})
+
+
+def test_among_the_nearest_five_of_five_is_no_score() -> None:
+    prompts = [
+        *(f"a thing {number}, few style" for number in range(5)),
+        *(f"{number}, many style" for number in range(9)),
+    ]
+    drawn, real = rows(14), rows(14, 1)
+    values = alignment(
+        ["retrieval_1/net", "retrieval_5/net"], prompts, {"net": drawn}, {}, {}, real={"net": real}, seed=0
+    )
+    assert values["retrieval_5/net"].isnan().tolist() == [True] * 5 + [False] * 9
+    assert not values["retrieval_1/net"].isnan().any()
+    wanted = ["retrieval_1/net", "retrieval_5/net"]
+    found = score(
+        {}, {}, [prompt.rpartition(" ")[0] for prompt in prompts], wanted, values=values, bootstrap=20, seed=0
+    )
+    assert [found[OVERALL][name].pictures for name in wanted] == [14, 9]
+    alone = alignment(wanted, ["one, of a kind"], {"net": drawn[:1]}, {}, {}, real={"net": real[:1]}, seed=0)
+    assert alone == {}, "the only one is always the nearest"

@@ -81,6 +81,11 @@ def changed_bytes(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
+def gathered(path: Path) -> None:
+    """As `star compare` reads a record, without its page."""
+    gather([path])
+
+
 def compare(path: Path) -> None:
     """As `star compare` reads a record."""
     comparison = gather([path])
@@ -94,7 +99,7 @@ def _with_pictures(sound: Path, name: str) -> Reader:
         (path.parent / "record.json").write_bytes(sound.read_bytes())
         folder.mkdir()
         path.rename(folder / name)
-        compare(path.parent / "record.json")
+        gathered(path.parent / "record.json")
         manifest_of(folder)
 
     return read
@@ -167,7 +172,8 @@ def subjects(folder: Path) -> dict[str, tuple[str, list[Change], Reader]]:
         return [by_json(path.read_text(encoding="utf-8")), by_bytes(path.read_bytes())]
 
     return {
-        "record": ("record.json", both(sound), compare),
+        "record": ("record.json", both(sound), gathered),
+        "page": ("record.json", [by_json(sound.read_text(encoding="utf-8"))], compare),
         "pictures": (
             "pictures.jsonl",
             [by_line, by_bytes(lines.read_bytes())],
@@ -186,12 +192,14 @@ def subjects(folder: Path) -> dict[str, tuple[str, list[Change], Reader]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seconds", type=float, default=10, help="that a file may take")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for what was found")
     args = parser.parse_args()
     chance, found = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory() as place:
         chosen = subjects(Path(place))
+        compare(Path(place) / "0.json")  # what it imports is there in every child
         for name, (file, ways, reader) in chosen.items():
             until, tried = time.monotonic() + 60 * args.minutes / len(chosen), [0]
 
@@ -202,7 +210,7 @@ def main() -> int:
                     tried[0] += 1
                     yield file, chance.choice(ways)(chance)
 
-            failures = run(cases(), reader, (InputError,))
+            failures = run(cases(), reader, (InputError,), seconds=args.seconds)
             print(f"{name}: {tried[0]} files, {len(failures)} failures", flush=True)
             for failure in failures:
                 found += 1
