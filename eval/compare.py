@@ -89,7 +89,7 @@ def _mark(estimate: Estimate | None, best: Estimate) -> Mark:
 def gather(paths: Sequence[str | Path], mix_protocols: bool = False) -> Comparison:
     """Reads records and checks that they may be compared.
 
-    Raises InputError, naming every one of them, for records that cannot be read, that are one file given twice, and unless
+    Raises InputError, naming every one of them, for records that cannot be read, for a file given twice, and unless
     `mix_protocols` for those whose protocols differ, with each field and its values.
     """
     if not paths:
