@@ -155,7 +155,7 @@ def labelled_grid(
     width = max(int(picture.shape[2]) for row in rows for picture in row)
     font = ImageFont.load_default(size=11)
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    longest = max(draw.textlength(label, font=font) for label in row_labels)
+    longest = max(draw.textlength(" ".join(label.split()), font=font) for label in row_labels)
     label_width = min(160, math.ceil(longest) + pad) if longest else 0
     left_texts = [_wrap(draw, label, font, label_width - pad) for label in row_labels]
     top_texts = [_wrap(draw, label, font, width) for label in column_labels]

@@ -9,6 +9,7 @@ elsewhere), `manifest.json` (what it was drawn with), `features/`, `pictures.jso
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,11 @@ from eval.drawing import check, claim, draw, is_whole, picture_of, tidy
 from eval.features import extractor
 from eval.identity import family_of, model_digest, parameters_of
 from eval.inspection import UNREADABLE, Seen, conversions, digest_of, inspect
-from eval.layout import Faults, Item, Layout, Lazily, refuse, spread, survey
+from eval.layout import JOINED, Faults, Item, Layout, Lazily, as_text, on_disk, refuse, spread, survey
 from eval.processes import Processes
 from eval.protocols import Rules, protocol_of, rules_of
 from eval.record import Measured, Picture, Record, folder_of, write, write_pictures
+from eval.resampling import FEWEST
 from eval.scoring import Load, Networks, Pictures, Scores, Scoring
 from eval.sheet import write_sheet
 from generators import registry
@@ -72,6 +74,10 @@ class Asked:
             value = getattr(self, name)
             if value is not None and not least <= value <= LARGEST_SEED:
                 raise InputError(f"--{name} is {value}, expected at least {least}: correct it")
+        if self.bootstrap == 1:
+            raise InputError(
+                f"--bootstrap is 1, and one resample has no spread: give at least {FEWEST} for intervals, or 0 for none"
+            )
 
     @property
     def rules(self) -> Rules:
@@ -146,7 +152,12 @@ def evaluate(asked: Asked, processes: Processes, load: Load = extractor) -> Reco
         metrics=scores.metrics,
         references=scores.references,
         skipped={**faults, **drawn.faults},
-        converted={**conversions(references, drawn.items, "reference"), **drawn.converted},
+        converted={
+            **({JOINED: layout.joined} if layout.joined else {}),
+            **conversions(references, drawn.items, "reference"),
+            **drawn.converted,
+        },
+        bootstrap=rules.bootstrap,
         times={name: round(seconds, 3) for name, seconds in times.items()},
     )
     _write(record, scores, drawn, size, rules, asked)
@@ -156,7 +167,7 @@ def evaluate(asked: Asked, processes: Processes, load: Load = extractor) -> Reco
 def _manifest(asked: Asked, rules: Rules, layout: Layout) -> dict[str, Any]:
     """All that the pictures of the folder beside the record are a function of."""
     if asked.drawn is not None:
-        return {"source": "folder", "name": asked.drawn.resolve().name, "prompts": layout.prompts}
+        return {"source": "folder", "name": as_text(asked.drawn.resolve().name), "prompts": layout.prompts}
     return {
         "source": "model",
         "digest": model_digest(asked.model),
@@ -234,7 +245,7 @@ def _made_elsewhere(asked: Asked, manifest: Mapping[str, Any], items: list[Item]
     return Drawn(
         measured=measured,
         items=there,
-        files=Lazily(there, lambda item: place / pictures[item.key]),
+        files=Lazily(there, lambda item: place / on_disk(pictures[item.key])),
         source=measured.digest,
         file_format=elsewhere.formats(pictures),
         faults=faults,
@@ -268,7 +279,8 @@ def _write(
 
 def _judged(scores: Scores, items: Sequence[Item]) -> Iterator[Picture]:
     for row, item in enumerate(items):
-        own = {name: float(values_N[row]) for name, values_N in scores.values.items()}
+        told = {name: float(values_N[row]) for name, values_N in scores.values.items()}
+        own = {name: value for name, value in told.items() if not math.isnan(value)}
         yield Picture(key=item.key, category=item.category, prompt=item.prompt, scores=own)
 
 

@@ -38,7 +38,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--protocol", metavar="P", help="emoji-64 (default), mjhq-30k, star-table or prompt-rank-20")
     parser.add_argument("--metrics", nargs="+", metavar="M", help="<kind>/<network>, instead of the protocol's")
     parser.add_argument("--pictures", type=int, metavar="N", help="prompts, evenly spread (default: the protocol's)")
-    parser.add_argument("--bootstrap", type=int, metavar="N", help="resamples of an interval (default: the protocol's)")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help="resamples of an interval: 20 or more, 0: none",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all pictures (default: %(default)s)")
     drawing = parser.add_argument_group("drawing", "what is not given is as the model recommends")
     for name, kind in OPTIONS.items():
@@ -114,6 +119,7 @@ def summary(record: "Record") -> list[str]:
     """What was measured overall, a line for each metric, and what was left out or converted."""
     from eval.metrics import metric
     from eval.record import OVERALL
+    from eval.resampling import FEWEST
 
     lines = [f"{record.measured.name} on {record.protocol.benchmark}, {record.protocol.pictures} pictures"]
     real = record.references.get(OVERALL, {})
@@ -122,6 +128,8 @@ def summary(record: "Record") -> list[str]:
         label = f"{metric(name).title} by {network}"
         beside = f"; the real pictures {_told(real[name], digits)}" if name in real else ""
         lines.append(f"  {label:<44} {_told(estimate, digits)}{beside}")
+    if record.bootstrap is not None and 0 < record.bootstrap < FEWEST:
+        lines.append(f"  no intervals: {record.bootstrap} resamples, and fewer than {FEWEST} tell none")
     for told, places in (record.skipped | record.converted).items():
         lines.append(f"  {len(places)} {told}")
     return lines
@@ -129,5 +137,5 @@ def summary(record: "Record") -> list[str]:
 
 def _told(estimate: "Estimate", digits: int) -> str:
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.{digits}f}"
+        return f"{estimate.value:.{digits}f} (no interval)"
     return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"

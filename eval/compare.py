@@ -8,6 +8,7 @@ Two estimates are apart where each value lies outside the other's interval; what
 its place. Nothing is ranked among records of different protocols.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from data.errors import InputError
 from eval.metrics import METRICS, metric
 from eval.record import OVERALL, Estimate, Picture, Record, read, read_pictures
 from generators.config import differences, to_dict
+
+log = logging.getLogger(__name__)
 
 Mark = Literal["best", "tied", ""]
 SHORT = 12  # characters of a digest that people read
@@ -55,10 +58,11 @@ class Comparison:
         return sorted({group for entry in self.entries for group in entry.record.metrics} - {OVERALL})
 
     def marks(self, group: str, name: str) -> list[Mark]:
-        """For every entry: "best", "tied" if it is not apart from the best, else ""."""
+        """For every entry: "best", "tied" if not apart from the best, else ""; all "" where one has no interval."""
         estimates = [entry.estimate(group, name) for entry in self.entries]
         values = [estimate.value for estimate in estimates if estimate is not None]
-        if self.mixed or len(values) < 2:
+        unsure = any(estimate is not None and estimate.low is None for estimate in estimates)
+        if self.mixed or unsure or len(values) < 2:
             return [""] * len(estimates)
         top = (min if metric(name).better == "lower" else max)(values)
         best = next(estimate for estimate in estimates if estimate is not None and estimate.value == top)
@@ -79,14 +83,13 @@ def _mark(estimate: Estimate | None, best: Estimate) -> Mark:
         return ""
     if estimate.value == best.value:
         return "best"
-    measured = None not in (estimate.low, estimate.high, best.low, best.high)
-    return "tied" if measured and not apart(estimate, best) else ""
+    return "" if apart(estimate, best) else "tied"
 
 
 def gather(paths: Sequence[str | Path], mix_protocols: bool = False) -> Comparison:
     """Reads records and checks that they may be compared.
 
-    Raises InputError, naming every one of them, for records that cannot be read, that are given twice, and unless
+    Raises InputError, naming every one of them, for records that cannot be read, for a file given twice, and unless
     `mix_protocols` for those whose protocols differ, with each field and its values.
     """
     if not paths:
@@ -128,14 +131,19 @@ def _read_all(paths: Sequence[Path]) -> list[tuple[Path, Record]]:
 
 
 def _refuse_duplicates(records: Sequence[tuple[Path, Record]]) -> None:
-    first: dict[str, Path] = {}
+    """Raises InputError for one file given twice; that two files tell the same evaluation is said, and no mistake."""
+    files: dict[Path, Path] = {}
+    evaluations: dict[str, Path] = {}
     twice = []
     for path, record in records:
+        if (file := path.resolve()) in files:
+            twice.append(f"{path} is the same file as {files[file]}")
+            continue
+        files[file] = path
         values = to_dict(record)
-        same = repr([values["protocol"], values["measured"]])
-        if same in first:
-            twice.append(f"{path} is the same evaluation as {first[same]}")
-        first.setdefault(same, path)
+        first = evaluations.setdefault(repr([values["protocol"], values["measured"]]), path)
+        if first is not path:
+            log.warning("%s tells the same evaluation as %s; both are shown.", path, first)
     if twice:
         raise InputError(f"{'; '.join(twice)}: name each record once")
 

@@ -221,15 +221,19 @@ def mmd(features_ND: Table, reference_MD: Table, kernel: Kernel, weights_NR: Ten
 
 
 def _pairs(one: Table, other: Table, kernel: Kernel, one_NR: Tensor, other_MR: Tensor, *, alone: bool) -> Tensor:
-    """Sum of the kernel over all pairs of rows, weighted; `alone`: less each row of the one set with itself."""
+    """Sum of the kernel over all pairs of rows, weighted; `alone`: of one set, less each row with itself.
+
+    Of one set, each pair of different blocks is taken once and counted twice: the kernel is symmetric.
+    """
     total_R = torch.zeros(one_NR.shape[1], dtype=torch.float64)
     for top in range(0, len(one), ROWS):
         rows, weights = one[top : top + ROWS].double(), one_NR[top : top + ROWS].double()
-        for left in range(0, len(other), ROWS):
+        for left in range(top if alone else 0, len(other), ROWS):
             block = kernel(rows, other[left : left + ROWS].double())
             if alone and top == left:
                 total_R -= (weights * block.diagonal()[:, None]).sum(dim=0)
-            total_R += (weights * (block @ other_MR[left : left + ROWS].double())).sum(dim=0)
+            times = 2 if alone and top != left else 1
+            total_R += times * (weights * (block @ other_MR[left : left + ROWS].double())).sum(dim=0)
     return total_R
 
 

@@ -21,13 +21,16 @@ from torch import Tensor
 from data.errors import InputError
 from data.images import save_png
 from data.progress import Progress
-from eval.layout import Item
+from eval.bounded import MIB, shortened, take, understand
+from eval.layout import Item, on_disk
 from eval.processes import Processes
 from eval.protocols import SEEDS, SeedRule
+from eval.record import write_lines
 from generators.config import differences
 from generators.protocol import Generator, SampleOptions
 
 MANIFEST = "manifest.json"
+MANIFEST_PARTS = 1000
 FREE = frozenset({"model", "parameters", "resolution"})  # told beside what was asked for, and decided by the digest
 WRITERS = 4  # threads that compress and write while the next batch is drawn
 SIGNATURE, TRAILER = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # how a whole PNG begins and ends (PNG 1.2, §3 and §4)
@@ -35,7 +38,7 @@ SIGNATURE, TRAILER = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # how a whole PNG 
 
 def picture_of(folder: Path, item: Item) -> Path:
     """Where an item's picture is, or will be."""
-    return folder / "pictures" / f"{item.key}.png"
+    return folder / "pictures" / on_disk(f"{item.key}.png")
 
 
 def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -44,19 +47,16 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
     Raises InputError if it holds others, see `check`, or cannot be written.
     """
     check(folder, manifest)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staging = folder / f".{MANIFEST}"
-        staging.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        staging.replace(folder / MANIFEST)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); give another --out") from error
+    write_lines(folder / MANIFEST, [json.dumps(manifest, indent=1, ensure_ascii=False)])
 
 
 def tidy(folder: Path) -> None:
-    """Removes what a kill left half written: pictures, and rows of features."""
-    for partial in (folder / "pictures").glob(".*.part"):
-        partial.unlink(missing_ok=True)
+    """Removes what a kill left half written: pictures, and rows of features. Raises InputError if it cannot."""
+    try:
+        for partial in (folder / "pictures").glob(".*.part"):
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): give another --out") from error
     for rows in (folder / "features").glob(".*"):
         shutil.rmtree(rows, ignore_errors=True)
 
@@ -85,11 +85,13 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
     """What an earlier start claimed the folder for, None if there was none. Raises InputError if it is damaged."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
+        manifest = understand(take(path, MIB), MANIFEST_PARTS)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): remove {folder}, or give another --out") from error
+        raise InputError(
+            f"{path} cannot be read ({shortened(error)}): remove {folder}, or give another --out"
+        ) from error
     if not isinstance(manifest, dict):
         raise InputError(f"{path} holds no object: remove {folder}, or give another --out")
     return manifest
@@ -138,6 +140,8 @@ def draw(
 def is_whole(path: Path) -> bool:
     """Whether a PNG is there from its first byte to its last."""
     try:
+        if not path.is_file():  # a pipe would keep us waiting
+            return False
         with path.open("rb") as file:
             start = file.read(len(SIGNATURE))
             file.seek(-len(TRAILER), 2)

@@ -1,18 +1,22 @@
-"""Pictures made elsewhere, by diffusers or behind an API: DIR/<id>.<png|jpg|webp>, or the same in category folders.
+"""Pictures made elsewhere, by diffusers or behind an API: DIR/<id>.<png|jpg|...>, or the same in category folders.
 
 They are scored where they lie and as they are; the format they were written in is part of the protocol, because a JPEG
 moves the distances.
 """
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from data.errors import InputError
+from data.formats import ending
+from data.mjhq import pictures_by_id
 from eval.inspection import Seen, inspect
-from eval.layout import Faults, Item, Lazily, describe, pictures_in
+from eval.layout import Faults, Item, Lazily, describe, on_disk, pictures_in
 from eval.processes import Processes
 
-FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
+SAME = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff"}  # endings of one format
 MISSING, UNREADABLE = "drawn pictures missing", "drawn pictures unreadable"
 
 
@@ -26,10 +30,14 @@ def find(folder: Path, items: Sequence[Item]) -> dict[str, str]:
     categories = sorted({item.category for item in items})
     found: dict[tuple[str, str], list[str]] = {}
     for category in ("", *categories):
-        if (folder / category).is_dir():
-            for name in pictures_in(folder / category):
-                file = f"{category}/{name}" if category else name
-                found.setdefault((category, PurePosixPath(name).stem), []).append(file)
+        place = folder / on_disk(category)
+        if place.is_dir():
+            try:
+                names = pictures_by_id(pictures_in(place))
+            except OSError as error:
+                raise InputError(f"{place} cannot be read ({error.strerror}): give a folder that can") from error
+            for key, files in names.items():
+                found[category, key] = [f"{category}/{name}" if category else name for name in files]
     chosen, ambiguous = {}, []
     for item in items:
         pictures = [file for category in ("", item.category) for file in found.get((category, item.key), [])]
@@ -52,7 +60,7 @@ def gather(
     """
     pictures = find(folder, items)
     there = [item.key for item in items if item.key in pictures]
-    files = Lazily(there, lambda key: folder / pictures[key])
+    files = Lazily(there, lambda key: folder / on_disk(pictures[key]))
     seen: Mapping[str, Seen] = inspect(there, files, notes, processes, "drawn") if there else {}
     faults = {
         reason: places
@@ -64,7 +72,7 @@ def gather(
     }
     if not seen:
         raise InputError(
-            f"{folder} has {describe(faults)}, expected <id>.png, .jpg or .webp for each of {len(items)} prompts: give "
+            f"{folder} has {describe(faults)}, expected a picture <id>.png for each of {len(items)} prompts: give "
             "the folder that they are in"
         )
     if faults and not allow_missing:
@@ -83,17 +91,35 @@ def common_size(seen: Mapping[str, Seen]) -> tuple[int, int] | None:
 
 def formats(pictures: Mapping[str, str]) -> str:
     """ "png", or "jpeg and png" where there are several."""
-    return " and ".join(sorted({FORMATS[PurePosixPath(file).suffix.lower()] for file in pictures.values()}))
+    endings = {ending(PurePosixPath(file).name) for file in pictures.values()}
+    return " and ".join(sorted({SAME.get(one, one) for one in endings}))
 
 
 def link(place: Path, pictures: Mapping[str, str], folder: Path) -> None:
-    """Links <id>.png to the picture in `place` of that id, whatever its format, in place of what is there."""
+    """Puts the picture of each id into `folder` as <id>.png, whatever its format, in place of what is there.
+
+    As a second name of the same file, or as a copy where that cannot be: a record shows what lies in its own folder,
+    never what a symbolic link leads to. Raises InputError if the place cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for key, file in pictures.items():
-            staging = folder / f".{key}.part"
+            source, target = (place / on_disk(file)).resolve(), folder / on_disk(f"{key}.png")
+            if target.exists() and not target.is_symlink() and _same(source, target):
+                continue
+            staging = folder / on_disk(f".{key}.part")
             staging.unlink(missing_ok=True)
-            staging.symlink_to((place / file).resolve())
-            staging.replace(folder / f"{key}.png")
+            try:
+                os.link(source, staging)
+            except OSError:  # another disk, or one without second names
+                shutil.copy2(source, staging)
+            staging.replace(target)
+            staging.unlink(missing_ok=True)  # it stays where both are names of one file
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): give another --out") from error
+        raise InputError(f"{folder} cannot be written ({error.strerror}): make room, or give another --out") from error
+
+
+def _same(source: Path, target: Path) -> bool:
+    """Whether a file is the other, or a copy of it as it is."""
+    one, other = source.stat(), target.stat()
+    return os.path.samestat(one, other) or (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)

@@ -5,6 +5,7 @@ A kind is left out where there are too few rows for it. N drawn rows, M referenc
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from eval import distances
@@ -13,6 +14,7 @@ from eval.manifold import precision_recall_density_coverage
 from eval.record import Estimate
 from eval.resampling import (
     Interval,
+    can_tell,
     centred,
     counts,
     frechet_infinity_resamples,
@@ -33,7 +35,7 @@ Measure = tuple[float, Interval | None]
 def estimates(
     kinds: Sequence[str], drawn_ND: Table, real_MD: Table, *, bootstrap: int, seed: int
 ) -> dict[str, Estimate]:
-    """kind -> estimate. bootstrap: resamples behind each interval, 0 for none."""
+    """kind -> estimate. bootstrap: resamples behind each interval; too few for one (see `eval.resampling`): none."""
     N, fewest = len(drawn_ND), min(len(drawn_ND), len(real_MD))
     found: dict[str, Measure] = {}
     if fewest >= 2 and {"fd", "fid"} & set(kinds):
@@ -46,7 +48,9 @@ def estimates(
         found["cmmd"] = _kernel(distances.gaussian, distances.CMMD_SCALE, drawn_ND, real_MD, bootstrap, seed)
     if fewest > max(K, K_DENSITY) and set(MANIFOLD) & set(kinds):
         manifold = precision_recall_density_coverage(real_MD, drawn_ND, k=K, k_density=K_DENSITY)
-        found |= {kind: mean(values, bootstrap, seed) for kind, values in manifold.values.items()}
+        found |= {
+            kind: mean(values, bootstrap, seed, shares=kind != "density") for kind, values in manifold.values.items()
+        }
     return {kind: estimate(found[kind], N) for kind in kinds if kind in found}
 
 
@@ -57,21 +61,25 @@ def estimate(measure: Measure, pictures: int) -> Estimate:
     return Estimate(value=value, low=low, high=high, pictures=pictures)
 
 
-def mean(values_N: Tensor, bootstrap: int, seed: int) -> Measure:
-    """Of one value per picture."""
-    return float(values_N.double().mean()), mean_interval(values_N, bootstrap, seed) if bootstrap else None
+def mean(values_N: Tensor, bootstrap: int, seed: int, *, shares: bool = False) -> Measure:
+    """Of one value per picture; shares: which are 0 or 1."""
+    return float(values_N.double().mean()), mean_interval(values_N, bootstrap, seed, shares=shares)
 
 
 def _frechet(drawn_ND: Table, real_MD: Table, bootstrap: int, seed: int) -> Measure:
     reference = Gaussian.of(real_MD)
     value = frechet(Gaussian.of(drawn_ND), reference)
-    return value, centred(value, frechet_resamples(drawn_ND, reference, bootstrap, seed)) if bootstrap else None
+    if not can_tell(len(drawn_ND), bootstrap):
+        return value, None
+    return value, centred(value, frechet_resamples(drawn_ND, reference, bootstrap, seed))
 
 
 def _infinity(drawn_ND: Table, real_MD: Table, bootstrap: int, seed: int) -> Measure:
     value = frechet_infinity(drawn_ND, real_MD, seed=seed)
+    if not can_tell(len(drawn_ND), bootstrap):
+        return value, None
     few = min(bootstrap, DEAR)
-    return value, normal_interval(value, frechet_infinity_resamples(drawn_ND, real_MD, few, seed)) if few > 1 else None
+    return value, normal_interval(value, frechet_infinity_resamples(drawn_ND, real_MD, few, seed))
 
 
 def _kernel(
@@ -82,8 +90,10 @@ def _kernel(
     bootstrap: int,
     seed: int,
 ) -> Measure:
-    value = scale * float(distances.mmd(drawn_ND, real_MD, kernel))
-    if not bootstrap:
-        return value, None
-    resampled_R = scale * distances.mmd(drawn_ND, real_MD, kernel, counts(len(drawn_ND), bootstrap, seed))
-    return value, centred(value, resampled_R)
+    N = len(drawn_ND)
+    if not can_tell(N, bootstrap):
+        return scale * float(distances.mmd(drawn_ND, real_MD, kernel)), None
+    # The sample itself is the first of its resamples: the kernel is taken once.
+    weights_NR = torch.cat([torch.ones(N, 1, dtype=torch.uint8), counts(N, bootstrap, seed)], dim=1)
+    value, *resampled = (scale * distances.mmd(drawn_ND, real_MD, kernel, weights_NR)).tolist()
+    return value, centred(value, torch.tensor(resampled, dtype=torch.float64))

@@ -5,17 +5,20 @@ A picture larger than SIDE is resized to it; one that is small in bytes stays lo
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from PIL import Image
 
 from data.errors import InputError
-from data.images import decode, resize
+from data.images import resize
+from data.mjhq import READ_ERRORS
 from eval.compare import Comparison, Entry
-from eval.layout import spread, survey
+from eval.layout import on_disk, spread, survey
 from eval.metrics import metric
+from eval.pictures import decode_bounded, read_encoded
 from eval.record import Picture, folder_of
 from eval.tables import label_of, number
 
@@ -119,18 +122,25 @@ def _real(benchmark: str | Path, chosen: Sequence[Picture]) -> dict[str, str]:
                 f"{benchmark} has no picture for the prompt {picture.prompt[:60]!r} of the records, expected the "
                 "benchmark that they were made with: give that one, or leave --benchmark out"
             )
-    return {picture.key: as_data(items[picture.key].picture.read_bytes) for picture in chosen}
+    return {picture.key: as_data(items[picture.key].picture) for picture in chosen}
 
 
 def _drawn(entry: Entry, key: str) -> str:
-    return as_data((folder_of(entry.path) / "pictures" / f"{key}.png").read_bytes)
-
-
-def as_data(read: Callable[[], bytes]) -> str:
-    """The picture that `read` gives, small, as a data URI; empty if it is gone or damaged."""
+    """The picture of a record; empty where its file is gone, or a link leads out of the record's folder."""
+    folder = folder_of(entry.path)
     try:
-        picture = decode(read())
-    except (OSError, InputError):
+        file = (folder / "pictures" / on_disk(f"{key}.png")).resolve(strict=True)
+        inside = file.is_relative_to(folder.resolve(strict=True))
+    except (OSError, RuntimeError, ValueError):  # nothing there, links in a circle, a name that is none
+        return ""
+    return as_data(file) if inside else ""
+
+
+def as_data(file: Traversable) -> str:
+    """A picture, small, as a data URI; empty if it is gone or damaged."""
+    try:
+        picture = decode_bounded(read_encoded(file))
+    except (InputError, *READ_ERRORS):
         return ""
     scale = min(1.0, SIDE / max(picture.size))
     small = resize(picture, (max(1, round(scale * picture.height)), max(1, round(scale * picture.width))))

@@ -40,7 +40,7 @@ class Inception:
         self.resize = f"bilinear-{'tensorflow-1' if self.legacy else 'torch'} {SIDE}x{SIDE}"
         network = InceptionNetwork()
         file = weights()
-        tensors = CheckpointFile(file)
+        tensors = _tensors(file)
         # Its last layer tells classes; the counts are those of a training that nobody repeats.
         kept = {
             key: value.float()
@@ -68,7 +68,10 @@ def weights() -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): set TORCH_HOME to another folder") from error
     for source, name in zip(SOURCES, names, strict=True):
         try:
             torch.hub.download_url_to_file(source, str(folder / name), hash_prefix="6726825d", progress=False)
@@ -79,6 +82,13 @@ def weights() -> Path:
         f"the weights of FID's Inception could not be downloaded from {' or '.join(SOURCES)}: put one of these files "
         f"into {folder}, or ask for metrics of another network"
     )
+
+
+def _tensors(file: Path) -> CheckpointFile:
+    try:
+        return CheckpointFile(file)
+    except KeyError as error:
+        raise InputError(f"{file} holds no tensors by name: remove it, and it is fetched anew") from error
 
 
 def resize_legacy(image_B3HW: Tensor, side: int) -> Tensor:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.errors import InputError
-from data.images import decode
-from eval.layout import READ_ERRORS, Item
+from data.mjhq import READ_ERRORS
+from eval.layout import Item
+from eval.pictures import decode_bounded, read_encoded
 from eval.processes import Processes
 from eval.rows import Filling, count_blocks, fill, open_rows, span
 
@@ -112,8 +113,8 @@ def _told(row: NDArray[np.uint8]) -> Seen:
 def _look(file: Traversable) -> NDArray[np.uint8]:
     """sha256, flags (0: unreadable), height and width of one file."""
     try:
-        data = file.read_bytes()
-        picture = decode(data)
+        data = read_encoded(file)
+        picture = decode_bounded(data)
         flags = READABLE | _conversion(data)
     except (InputError, *READ_ERRORS):
         return np.zeros(DIGEST + 9, np.uint8)
@@ -132,10 +133,13 @@ def _conversion(data: bytes) -> int:
 
 
 def _stamp(file: Traversable) -> tuple[int, int]:
-    """Size and date of a file, size and checksum of one in a zip."""
+    """Size and date of a file, size and checksum of one in a zip; (0, 0) of one that cannot be looked at."""
     if isinstance(file, zipfile.Path):
         told = file.root.getinfo(file.at)
         return told.file_size, told.CRC
     assert isinstance(file, Path)
-    status = file.stat()
+    try:
+        status = file.stat()
+    except OSError:  # gone, or a link that leads nowhere: reading will tell
+        return 0, 0
     return status.st_size, status.st_mtime_ns

@@ -184,23 +184,25 @@ def jitter(image_B3HW: Tensor, shift: float, zoom: float, turn: float) -> Tensor
 def accuracy(network: JudgeNetwork, shards: Sequence[str]) -> dict[str, float]:
     """Share of pictures whose subject, style and category are named right; a subject never learnt counts as wrong.
 
+    Pictures that have no subject (style, category) are not counted there; where none has, there is no share.
     "subject_5": the right subject among the five named first. Leaves the network as it was.
     """
     settings = DataConfig(shards=tuple(shards), resolution=network.config.image_size)
     labels, training = Labels(network.config), network.training
     device = next(network.parameters()).device
     right: Counter[str] = Counter()
-    total = 0
+    total: Counter[str] = Counter()
     network.eval()
     for batch in Pipeline(settings, batch_size=128).one_pass():
         logits, truth = network(batch.image_B3HW.to(device)), labels(batch.info)
         for name in SINGLE:
             right[name] += int((logits[name].argmax(dim=1).cpu() == truth[name]).sum())
+            total[name] += sum(bool(info.get(name)) for info in batch.info)
         first_B5 = logits["subject"].topk(min(5, logits["subject"].shape[1]), dim=1).indices.cpu()
         right["subject_5"] += int((first_B5 == truth["subject"][:, None]).sum())
-        total += len(batch)
     network.train(training)
-    return {name: count / total for name, count in sorted(right.items())}
+    total["subject_5"] = total["subject"]
+    return {name: right[name] / count for name, count in sorted(total.items()) if count}
 
 
 def save_judge(

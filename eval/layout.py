@@ -1,33 +1,30 @@
-"""The MJHQ-30k layout: meta_data.json (id -> category and prompt) beside category folders with <id>.<jpg|png|webp>.
+"""The MJHQ-30k layout as a benchmark: the prompts of meta_data.json (see `data.mjhq`), each with its reference picture.
 
-Li et al. 2024 (Playground v2.5), §3; any folder of the same layout is read alike. It may be a folder, a zip, or a zip
-beside its meta_data.json, as the benchmark is published; pictures are read from the zip where they lie.
-
-What is wrong with a layout is found before anything is drawn, and either refused or left out, by id. Hidden files, and
-folders whose names begin with a dot or with "__", are passed over.
+It may be a folder, a zip, or a zip beside its meta_data.json, as the benchmark is published; pictures are read from the
+zip where they lie. What is wrong with a layout is found before anything is drawn, and either refused or left out, by
+id. Hidden files, and folders whose names begin with a dot or with "__", are passed over.
 """
 
 import hashlib
+import io
 import json
 import os
-import re
-import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 from data.errors import InputError
-from eval.record import OVERALL
+from data.formats import is_picture
+from data.mjhq import META_NAME, READ_ERRORS, Meta, MetaEntry, pictures_by_id, read_meta
+from eval.bounded import PACKED
+from eval.record import MAX_PROMPT, OVERALL
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-META = "meta_data.json"
-FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]{0,199}")  # an id names the file of its drawn picture
 SHOWN = 3  # of the ids behind a fault
-READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: an encrypted zip
+MAX_DIRECTORY = 16 * 2**20  # bytes of a zip's list of files; that of 30,000 pictures has some 3 million
+JOINED = "prompts, line breaks joined"  # as something that was converted
 
 Folders = dict[str, tuple[Traversable, dict[str, list[str]]]]  # category -> its folder, id -> names of its pictures
 Faults = dict[str, list[str]]  # what is wrong, in the plural -> "category/id" of each
@@ -46,7 +43,7 @@ class Item:
     @property
     def picture(self) -> Traversable:
         """The reference picture."""
-        return self.folder.joinpath(self.file)
+        return self.folder.joinpath(on_disk(self.file) if isinstance(self.folder, Path) else self.file)
 
     @property
     def place(self) -> str:
@@ -62,6 +59,7 @@ class Layout:
     prompts: str  # digest of all prompts, those with faulty pictures included
     items: list[Item]
     faults: Faults = field(default_factory=dict)
+    joined: list[str] = field(default_factory=list)  # "category/id" of prompts whose line breaks became spaces
 
 
 def survey(place: str | Path) -> Layout:
@@ -70,34 +68,36 @@ def survey(place: str | Path) -> Layout:
     Raises InputError if meta_data.json is missing, damaged or without any sound entry; all else becomes a fault.
     """
     place = Path(place)
-    meta, folders = _open(place)
-    entries, prompts = _entries(meta, place), hashlib.sha256()
-    faults: Faults = {}
-    items: list[Item] = []
-    for key in sorted(entries):
-        category, prompt = entries[key][0]
-        _add(prompts, key, category, prompt)
-        pictures = folders[category][1].get(key, []) if category in folders else []
-        if reason := _fault(key, category, len(entries[key]), pictures, folders):
-            faults.setdefault(reason, []).append(f"{category}/{key}" if category else key)
-        else:
-            items.append(Item(key, category, prompt, folders[category][0], pictures[0]))
-    found_in = {category: found for category, (_, found) in sorted(folders.items())}
-    stray = [
-        f"{category}/{key}"
-        for category, found in found_in.items()
-        for key in sorted(found)
-        if all(claimed != category for claimed, _ in entries.get(key, ()))
+    path, folders = _open(place)
+    meta, prompts = read_meta(path), hashlib.sha256()
+    told = [
+        *(entry[:3] for entry in meta.entries),
+        *((fault.id, fault.prompt, fault.category) for fault in meta.faults),
     ]
-    if stray:
-        faults["pictures without a prompt"] = stray
-    asked_for = {category for said in entries.values() for category, _ in said}
-    if empty := sorted(category for category, found in found_in.items() if not found and category not in asked_for):
-        faults["empty category folders without prompts"] = empty
+    for key, prompt, category in sorted(told):
+        _add(prompts, key, category, prompt)
+    faults: Faults = {}
+    for key, reason, category, _ in sorted(meta.faults):
+        faults.setdefault(reason, []).append(f"{category}/{key}" if category else key)
+    items: list[Item] = []
+    for entry in sorted(meta.entries):
+        found = folders[entry.category][1].get(entry.id, []) if entry.category in folders else []
+        if wrong := _fault(entry, found, folders):
+            faults.setdefault(wrong, []).append(f"{entry.category}/{entry.id}")
+        else:
+            items.append(Item(entry.id, entry.category, entry.prompt, folders[entry.category][0], found[0]))
+    faults.update(_unclaimed(meta, folders))
     if not items:
         raise InputError(f"{place} has no prompt with a picture ({describe(faults)}): get the benchmark again")
     name = place.resolve().stem if place.is_file() else place.resolve().name
-    return Layout(name=name, prompts=prompts.hexdigest(), items=items, faults=faults)
+    joined, categories = set(meta.joined), {entry.id: entry.category for entry in meta.entries}
+    return Layout(
+        name=as_text(name),
+        prompts=prompts.hexdigest(),
+        items=items,
+        faults=faults,
+        joined=[f"{categories[key]}/{key}" for key in sorted(joined)],
+    )
 
 
 def read_layout(place: str | Path) -> list[Item]:
@@ -164,110 +164,117 @@ def prompts_digest(items: Iterable[Item]) -> str:
 
 
 def pictures_in(folder: Path) -> Iterator[str]:
-    """Names of the picture files of a folder that are not hidden, in their order."""
+    """Names of the pictures of a folder that are not hidden, in their order, as text. Raises OSError."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
-    return (name for name in sorted(names) if not name.startswith("."))
+        names = [as_text(entry.name) for entry in entries]
+    return (name for name in sorted(names) if is_picture(name))
+
+
+def as_text(name: str) -> str:
+    """The name of a file, which is UTF-8 on the disk whatever this locale makes of it."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def on_disk(name: str) -> str:
+    """The opposite of `as_text`: what this locale calls the file of that name."""
+    return os.fsdecode(name.encode("utf-8"))
 
 
 def _add(total: "hashlib._Hash", key: str, category: str, prompt: str) -> None:
     total.update(json.dumps((key, category, prompt)).encode() + b"\n")
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as it stands, with keys that are given twice."""
-
-
-def _said(entry: Any) -> tuple[str, str]:
-    """Category and prompt of an entry, ("", "") where it is not complete."""
-    told = dict(entry) if isinstance(entry, _Pairs) else {}
-    values = (told.get("category"), told.get("prompt"))
-    category, prompt = (value if isinstance(value, str) else "" for value in values)
-    category = sys.intern(category)  # a few strings, not one for every entry
-    return (category, prompt) if isinstance(values[1], str) and category not in ("", OVERALL) else ("", "")
-
-
-def _fault(key: str, category: str, times: int, pictures: Sequence[str], folders: Folders) -> str | None:
-    if times > 1:
-        return "ids given twice"
-    if not category:
-        return "entries without a category or a prompt"
-    if not FILE_NAME.fullmatch(key):
-        return "ids that cannot name a file"
-    if category not in folders:
-        return f"pictures missing with the whole folder {category}"
-    if not folders[category][1]:
-        return f"pictures missing in the empty folder {category}"
+def _fault(entry: MetaEntry, pictures: Sequence[str], folders: Folders) -> str | None:
+    if entry.category == OVERALL:
+        return f"entries of a category {OVERALL!r}, as tables call all of them"
+    if len(entry.prompt) > MAX_PROMPT:
+        return f"prompts of more than {MAX_PROMPT:,} characters"
+    if entry.category not in folders:
+        return f"pictures missing with the whole folder {entry.category}"
+    if not folders[entry.category][1]:
+        return f"pictures missing in the empty folder {entry.category}"
     if not pictures:
         return "pictures missing"
-    if len(pictures) > 1:
-        return "ids with several pictures"
-    return None
+    return "ids with several pictures" if len(pictures) > 1 else None
 
 
-def _entries(meta: Traversable, place: Path) -> dict[str, list[tuple[str, str]]]:
-    """id -> category and prompt behind it, several where the id is given several times."""
-    try:
-        pairs = json.loads(meta.read_bytes(), object_pairs_hook=_Pairs)
-    except READ_ERRORS as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{meta} cannot be read ({reason}); give a folder or zip in the MJHQ-30k layout, {META} beside category "
-            "folders"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{meta} is no JSON ({error}); get the benchmark again") from error
-    if not isinstance(pairs, _Pairs) or not pairs:
-        raise InputError(f"{meta} holds no entries; expected an object of id -> category and prompt")
-    entries: dict[str, list[tuple[str, str]]] = {}
-    pairs.reverse()
-    while pairs:  # what was read is let go as it is understood
-        key, value = pairs.pop()
-        entries.setdefault(key, []).append(_said(value))
-    return entries
+def _unclaimed(meta: Meta, folders: Folders) -> Faults:
+    """Pictures and folders that no entry asks for."""
+    claimed = {(entry.category, entry.id) for entry in meta.entries} | {
+        (fault.category, fault.id) for fault in meta.faults
+    }
+    asked_for = {category for category, _ in claimed}
+    stray = [
+        f"{category}/{key}"
+        for category, (_, found) in sorted(folders.items())
+        for key in sorted(found)
+        if (category, key) not in claimed
+    ]
+    empty = sorted(name for name, (_, found) in folders.items() if not found and name not in asked_for)
+    told = {"pictures without a prompt": stray, "empty category folders without prompts": empty}
+    return {reason: places for reason, places in told.items() if places}
 
 
 def _open(place: Path) -> tuple[Traversable, Folders]:
     """meta_data.json and the pictures of every category folder."""
     if place.is_file():
-        return _open_zip(place, place.parent / META)
+        return _open_zip(place, place.parent / META_NAME)
     try:
         here = [path for path in sorted(place.iterdir()) if not _passed_over(path.name)]
     except OSError:
         here = []  # the missing meta_data.json is what will be told
-    folders: Folders = {path.name: (path, {}) for path in here if path.is_dir()}
-    archives = [path for path in here if path.suffix.lower() == ".zip"]
+    folders: Folders = {}
+    for path in here:
+        if path.is_dir():
+            try:
+                folders[as_text(path.name)] = (path, pictures_by_id(pictures_in(path)))
+            except OSError as error:
+                raise InputError(f"{path} cannot be read ({error.strerror}): give a folder that can") from error
+    archives = [path for path in here if path.suffix.lower() == ".zip" and path.is_file()]
     if not folders and len(archives) == 1:
-        return _open_zip(archives[0], place / META)
-    for category, (_, found) in folders.items():
-        for name in pictures_in(place / category):
-            found.setdefault(PurePosixPath(name).stem, []).append(name)
-    return place / META, folders
+        return _open_zip(archives[0], place / META_NAME)
+    return place / META_NAME, folders
+
+
+class _Bounded(io.BufferedReader):
+    """A zip of which no list of files is read that is larger than any benchmark's."""
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        wanted = MAX_DIRECTORY + 1 if count is None or count < 0 else min(count, MAX_DIRECTORY + 1)
+        if len(data := super().read(wanted)) > MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"its list of files is larger than {MAX_DIRECTORY >> 20} MiB")
+        return data
 
 
 def _open_zip(archive: Path, beside: Path) -> tuple[Traversable, Folders]:
     try:
+        with _Bounded(io.FileIO(archive)) as file:
+            zipfile.ZipFile(file).close()  # its list of files is sound
         whole = zipfile.ZipFile(archive)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (*READ_ERRORS, ValueError) as error:  # ValueError: names or places that are none
         raise InputError(
             f"{archive} cannot be read as a zip ({error}); give a folder or zip in the MJHQ-30k layout"
         ) from error
     root = zipfile.Path(whole)
     paths = {name: path for name in whole.namelist() if not any(map(_passed_over, (path := PurePosixPath(name)).parts))}
-    inside = sorted((path for path in paths.values() if path.name == META), key=lambda path: len(path.parts))
+    inside = sorted((path for path in paths.values() if path.name == META_NAME), key=lambda path: len(path.parts))
     meta: Traversable = beside
     if inside:
         top, meta = inside[0].parent, root.joinpath(str(inside[0]))
+        if whole.getinfo(str(inside[0])).compress_type not in PACKED:
+            raise InputError(f"{META_NAME} in {archive} is packed by another method than deflate: pack the zip anew")
     else:  # the category folders are those that pictures lie in, nearest to the top
-        holders = {path.parent for path in paths.values() if path.suffix.lower() in EXTENSIONS}
+        holders = {path.parent for path in paths.values() if is_picture(path.name)}
         top = min(holders, key=lambda path: len(path.parts), default=PurePosixPath("any/one")).parent
     folders: Folders = {}
+    names: dict[PurePosixPath, list[str]] = {}
     for name, path in paths.items():
         if name.endswith("/") and path.parent == top:
-            folders.setdefault(path.name, (root.joinpath(name), {}))
-        elif path.suffix.lower() in EXTENSIONS and path.parent.parent == top and path.parent != top:
-            _, found = folders.setdefault(path.parent.name, (root.joinpath(str(path.parent)), {}))
-            found.setdefault(path.stem, []).append(path.name)
+            names.setdefault(path, [])
+        elif is_picture(path.name) and path.parent.parent == top and path.parent != top:
+            names.setdefault(path.parent, []).append(path.name)
+    for path, found in names.items():
+        folders[path.name] = (root.joinpath(str(path)), pictures_by_id(found))
     return meta, folders
 
 

@@ -15,17 +15,20 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from data.errors import InputError
-from data.images import decode, pil_to_pixels, resize
+from data.images import pil_to_pixels, resize
+from data.mjhq import READ_ERRORS
 from eval.drawing import picture_of
 from eval.estimates import mean
 from eval.features import Judge, extractor
 from eval.layout import read_layout
+from eval.pictures import decode_bounded, read_encoded
 from eval.record import folder_of
 
 SIDE = 64
@@ -113,8 +116,8 @@ def measure(record: Path, benchmark: Path, classify: Classify, *, seed: int = 0)
     rivals = others(styles, OTHERS, seed)
     if not rivals:
         raise InputError(f"{folder} holds no two pictures of one style of {benchmark}: name a record made with it")
-    drawn = torch.stack([_small(picture_of(folder, items[i]).read_bytes()) for i in rivals])
-    real = torch.stack([_small(item.picture.read_bytes()) for item in items])
+    drawn = torch.stack([_small(picture_of(folder, items[i])) for i in rivals])
+    real = torch.stack([_small(item.picture) for item in items])
     return named(classify(drawn), classify(real), list(rivals), styles) | compare(drawn, real, rivals)
 
 
@@ -126,8 +129,11 @@ def by_judge(name: str) -> Classify:
     return lambda pixels_N3SS: torch.cat([judge.logits(part)["style"].argmax(dim=1) for part in pixels_N3SS.split(64)])
 
 
-def _small(data: bytes) -> Tensor:
-    return pil_to_pixels(resize(decode(data), (SIDE, SIDE)))
+def _small(file: Traversable) -> Tensor:
+    try:
+        return pil_to_pixels(resize(decode_bounded(read_encoded(file)), (SIDE, SIDE)))
+    except (InputError, *READ_ERRORS) as error:
+        raise InputError(f"{file} cannot be read ({error}): remove or restore it, and run again") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,9 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{len(next(iter(found.values())))} pictures")
     for name, values_N in found.items():
-        value, interval = mean(values_N, 1000, 0)
-        assert interval is not None
-        print(f"{name:<42} {value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})")
+        value, interval = mean(values_N, 1000, 0, shares=name.startswith("style named"))
+        around = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
+        print(f"{name:<42} {value:.3f} ({around})")
     return 0
 
 

@@ -13,22 +13,27 @@ def to_markdown(table: Table) -> str:
         _line(["---:" if number else "---" for number in numbers], escape=False),
         *(_line([_in_markdown(cell) for cell in row], escape=False) for row in table.rows),
     ]
-    parts = [f"## {table.title}", f"**{table.warning}**" if table.warning else "", table.note, "\n".join(lines)]
+    parts = [
+        f"## {escaped(table.title)}",
+        f"**{table.warning}**" if table.warning else "",
+        table.note,
+        "\n".join(lines),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _line(texts: Sequence[str], escape: bool = True) -> str:
-    return f"| {' | '.join(_escaped(text) if escape else text for text in texts)} |"
+    return f"| {' | '.join(escaped(text) if escape else text for text in texts)} |"
 
 
 def _in_markdown(cell: Cell) -> str:
-    text = _escaped(cell.text)
+    text = escaped(cell.text)
     if cell.mark:
         text = f"**{text}**" if cell.mark == "best" else f"≈ {text}"
-    return f"{text} ({_escaped(cell.detail)})" if cell.detail else text
+    return f"{text} ({escaped(cell.detail)})" if cell.detail else text
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """No character of a name or a prompt may end a cell or become HTML."""
     text = " ".join(text.split())
     for character, safe in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("*", "\\*")):

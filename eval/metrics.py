@@ -13,7 +13,7 @@ A metric's name is "<kind>/<extractor>": "fd/judge-emoji", "clip_score/clip-emoj
     metrics = score(reference, drawn, categories, wanted, values=values, bootstrap=200, seed=0)
 
 Features are float32 tensors, or lie in files and are read in chunks: eval.table.FileRows(path).
-A metric is left out of a group with too few pictures for it, never set to a made-up number.
+A metric is left out of a group with too few pictures for it, never set to a made-up number; an interval likewise.
 N pictures, D feature width.
 """
 
@@ -30,7 +30,7 @@ from data.errors import InputError
 from eval.alignment import products, prompt_ranks
 from eval.estimates import estimate, estimates, mean
 from eval.record import OVERALL, Estimate
-from eval.retrieval import FIRST, retrieval_ranks
+from eval.retrieval import FIRST, retrieval_ranks, rivals
 from eval.table import Table, pick
 from generators.registry import near
 
@@ -65,6 +65,7 @@ METRICS: dict[str, Metric] = {
     "hps_v2": Metric(title="HPS v2", better="higher", per_picture=True, digits=4),
 }
 
+SHARES = ("prompt_rank_20", *FIRST)  # kinds whose scores are 0 or 1
 CANDIDATES = 20  # prompts of a rank
 REWARDS = ("image_reward",)  # kinds whose network sees picture and prompt together
 ONLY = {"fid": "inception", "pick_score": "pick:", "hps_v2": "hps:"}  # how the name of a kind's network begins
@@ -130,7 +131,8 @@ def alignment(
     drawn, texts: extractor name -> (N, D). rewards: network name -> (N,). seed: of the prompts that compete in a rank.
     real: the reference pictures of the same items, (N, D), which retrieval needs.
     "prompt_rank_20" is 1 where the picture's own prompt is the first of 20, else 0; fewer prompts have no such number.
-    "retrieval_5" is 1 where the own real picture is among the five nearest of its style, else 0.
+    "retrieval_5" is 1 where the own real picture is among the five nearest of its style, else 0; NaN, which counts
+    nowhere, where the style has no more than five.
     """
     values: dict[str, Tensor] = {}
     ranks: dict[str, Tensor] = {}
@@ -143,7 +145,9 @@ def alignment(
         elif kind in FIRST:
             if by not in ranks:
                 ranks[by] = retrieval_ranks(drawn[by], (real or {})[by], prompts)
-            values[name] = (ranks[by] < FIRST[kind]).float()
+            told = rivals(prompts) >= FIRST[kind]  # among five of five is everything
+            if bool(told.any()):
+                values[name] = (ranks[by] < FIRST[kind]).float().where(told, torch.nan)
         elif kind != "prompt_rank_20":
             values[name] = products(drawn[by], texts[by]) * (100 if kind == "clip_score_100" else 1)
         elif len(set(prompts)) >= CANDIDATES:
@@ -179,8 +183,10 @@ def score(
         places, real_places = _places(categories, group), _places(others, group)
         for name, of_all in (values or {}).items():
             own = of_all if places is None else of_all[torch.from_numpy(places)]
+            own = own[~own.isnan()]
             if len(own):
-                found[name] = estimate(mean(own, bootstrap, seed), len(own))
+                shares = name.partition("/")[0] in SHARES
+                found[name] = estimate(mean(own, bootstrap, seed, shares=shares), len(own))
         for by, kinds in _kinds(wanted).items():
             mine, real = _members(drawn[by], places), _members(reference[by], real_places)
             told = estimates(kinds, mine, real, bootstrap=bootstrap, seed=seed)

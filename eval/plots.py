@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SERIES = 8  # colours the page has; more models than that share them, and differ by marker
 MARKERS = "osD^vPX*"
+AXES = 48  # of a radar that can still be read
 INK, RULE = "#fe0001", "#fe0002"
 # What stands for a model in a figure: the first of these that was measured.
 DISTANCES = ("fd_infinity", "fd", "fid", "cmmd", "kid")
@@ -50,7 +51,9 @@ def shares_of_best(values: Sequence[float], better: str) -> list[float] | None:
 def radars(comparison: Comparison) -> list[Drawing]:
     """One radar for the distance to real pictures, one for agreement with the prompt, as far as they can be drawn."""
     names = [_first(comparison, kinds, radar=True) for kinds in (DISTANCES, AGREEMENTS)]
-    return [_radar(comparison, name, axes) for name in names if name and len(axes := _axes(comparison, name)) >= 3]
+    return [
+        _radar(comparison, name, axes) for name in names if name and 3 <= len(axes := _axes(comparison, name)) <= AXES
+    ]
 
 
 def scatters(comparison: Comparison) -> list[Drawing]:
@@ -63,18 +66,20 @@ def scatters(comparison: Comparison) -> list[Drawing]:
 def _first(comparison: Comparison, kinds: Sequence[str], radar: bool = False) -> str | None:
     for kind in kinds:
         for name in comparison.names():
-            if name.partition("/")[0] == kind and (not radar or len(_axes(comparison, name)) >= 3):
+            if name.partition("/")[0] == kind and (not radar or 3 <= len(_axes(comparison, name)) <= AXES):
                 return name
     return None
 
 
 def _axes(comparison: Comparison, name: str) -> dict[str, list[float]]:
-    """Category -> shares of the best, of every category in which all models were measured and shares mean something."""
+    """Category -> shares of the best, of every category in which all models were measured on more than one picture, and
+    shares mean something."""
     axes = {}
     for category in comparison.categories():
         estimates = [entry.estimate(category, name) for entry in comparison.entries]
         values = [estimate.value for estimate in estimates if estimate is not None]
-        if len(values) == len(estimates) and (shares := shares_of_best(values, metric(name).better)):
+        sure = all(estimate is not None and estimate.pictures >= 2 for estimate in estimates)
+        if sure and len(values) == len(estimates) and (shares := shares_of_best(values, metric(name).better)):
             axes[category] = shares
     return axes
 
@@ -139,8 +144,8 @@ def _scatter(comparison: Comparison, name: str) -> Drawing:
         spine.set_color(RULE)
     where = "bottom" if metric(name).better == "lower" else "top"
     caption = (
-        f"{label_of(name)} by {name.partition('/')[2]} against time, with 95 % intervals; better and faster is the "
-        f"{where} left. Timed on {' and on '.join(devices)}."
+        f"{label_of(name)} by {name.partition('/')[2]} against time, with 95 % intervals, if any; better and faster "
+        f"is the {where} left. Timed on {' and on '.join(devices)}."
         + (" Times of different devices do not compare." if len(devices) > 1 else "")
     )
     return Drawing(svg=_svg(figure, f"scatter {name}"), caption=caption)

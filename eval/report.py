@@ -1,5 +1,6 @@
 """A comparison as two files: comparison.html, a page that stands alone, and comparison.md with the same figures."""
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from eval import elsewhere, gallery, page, plots, tables
 from eval.command import OPTIONS
 from eval.compare import Comparison, short_names
 from eval.inspection import UNREADABLE
-from eval.markdown import to_markdown
+from eval.markdown import escaped, to_markdown
 from eval.protocols import PROTOCOLS
 from eval.record import OVERALL, Record
 
@@ -33,17 +34,20 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             staging = folder / f".{name}"
-            staging.write_text(text)
+            staging.write_text(text, encoding="utf-8", newline="\n")
             staging.replace(folder / name)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): give another --out") from error
+        for name in files:
+            with contextlib.suppress(OSError):  # what matters is why it could not be written
+                (folder / f".{name}").unlink()
+        raise InputError(f"{folder} cannot be written ({error.strerror}): make room, or give another --out") from error
     return folder / "comparison.html", folder / "comparison.md"
 
 
 def markdown(comparison: Comparison) -> str:
     """All tables, and how to make them again."""
-    parts = [f"# {TITLE}\n\n{_lead(comparison)}\n", *map(to_markdown, tables.all_tables(comparison))]
-    lines = "\n".join(f"    {line}" for line in reproduction(comparison))
+    parts = [f"# {TITLE}\n\n{escaped(_lead(comparison))}\n", *map(to_markdown, tables.all_tables(comparison))]
+    lines = "\n".join(f"    {' '.join(line.splitlines())}" for line in reproduction(comparison))
     return "\n".join([*parts, f"## How to reproduce\n\n{lines}\n"])
 
 
@@ -83,6 +87,10 @@ def _evaluation(record: Record, out: str) -> str:
     measures = list(record.metrics[OVERALL])
     if protocol.name in PROTOCOLS and not set(measures) <= set(PROTOCOLS[protocol.name].metrics):
         words += ["--metrics", *measures]
+    if record.bootstrap is not None and (
+        protocol.name not in PROTOCOLS or record.bootstrap != PROTOCOLS[protocol.name].bootstrap
+    ):
+        words += ["--bootstrap", str(record.bootstrap)]
     if measured.source == "model":
         words += ["--seed", str(measured.seed)]
     for name in OPTIONS:

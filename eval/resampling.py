@@ -6,6 +6,8 @@ resample lies further from the reference than the sample did, and its plain perc
 belong to. So the spread of the resamples is laid around the number (`centred`): the interval tells how far the number
 moves with other pictures at this count, not what an endless count would give. FD has the same bias upwards once more,
 by the count itself, which no interval shows; `eval.distances.frechet_infinity` and the kernel distances are free of it.
+There is no interval where nothing tells one: of one picture, of fewer than `FEWEST` resamples, of values all alike. A
+share of none or all has Wilson's interval: its resamples have no spread, but another sample might.
 N M rows, D feature width, R resamples, r rank.
 """
 
@@ -18,6 +20,9 @@ from eval.table import Table, pick
 
 Interval = tuple[float, float]
 TAILS = (0.025, 0.975)
+FEWEST = 20  # resamples behind an interval: of fewer the outer 2.5 % are no tails at all
+DIFFERENT = 0.64  # of the rows, in a resample: 1 - 1/e
+ALIKE = 1e-6  # spread, as a share of the largest value, up to which resamples differ by rounding alone
 AT_ONCE = 8  # resamples whose covariances are held at a time
 
 
@@ -30,14 +35,37 @@ def counts(rows: int, resamples: int, seed: int) -> Tensor:
     return torch.from_numpy(drawn_NR)
 
 
-def centred(value: float, resampled_R: Tensor) -> Interval:
-    """The spread of resamples around their mean, laid around the value."""
+def can_tell(rows: int, resamples: int) -> bool:
+    """Whether there are enough of both for an interval."""
+    return rows >= 2 and resamples >= FEWEST
+
+
+def centred(value: float, resampled_R: Tensor) -> Interval | None:
+    """The spread of resamples around their mean, laid around the value; None if they have none."""
+    if len(resampled_R) < FEWEST or _alike(resampled_R):
+        return None
     low, high = np.quantile(resampled_R.double().numpy(), TAILS) - float(resampled_R.double().mean())
     return value + float(low), value + float(high)
 
 
-def mean_interval(values_N: Tensor, resamples: int, seed: int) -> Interval:
-    """Percentile interval of a mean over rows."""
+def _alike(values: Tensor) -> bool:
+    return float(values.max() - values.min()) <= ALIKE * float(values.abs().max())
+
+
+def wilson(share: float, rows: int) -> Interval:
+    """95 % interval of a share; Wilson 1927, which holds for none and all."""
+    z = 1.959964
+    middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    reach = z / (1 + z * z / rows) * ((share * (1 - share) + z * z / (4 * rows)) / rows) ** 0.5
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def mean_interval(values_N: Tensor, resamples: int, seed: int, *, shares: bool = False) -> Interval | None:
+    """Percentile interval of a mean over rows; None if it cannot be told. shares: values are 0 or 1."""
+    if not can_tell(len(values_N), resamples):
+        return None
+    if _alike(values_N):
+        return wilson(float(values_N[0]), len(values_N)) if shares else None
     generator = np.random.default_rng(seed)
     values = values_N.double().numpy()
     means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
@@ -49,10 +77,13 @@ def frechet_resamples(features_ND: Table, reference: Gaussian, resamples: int, s
     """FD to the reference of R resamples, float64 (R,).
 
     With the reference's covariance F F', only rows projected onto F are needed, as wide as its rank: each resample is
-    one weighted product and the eigenvalues of a matrix of that size.
+    one weighted product and the eigenvalues of a matrix of that size. Where a resample has fewer different rows than
+    that, these are the eigenvalues of the products of its rows with each other, which are taken once for all.
     """
     N, reference_DR = len(features_ND), root(reference.covariance_DD)
     weights_NR = counts(N, resamples, seed)
+    if reference_DR.shape[1] > DIFFERENT * N:
+        return _by_products_of_rows(features_ND, reference, reference_DR, weights_NR)
     found = []
     for first in range(0, resamples, AT_ONCE):
         weights_NG = weights_NR[:, first : first + AT_ONCE]
@@ -63,6 +94,27 @@ def frechet_resamples(features_ND: Table, reference: Gaussian, resamples: int, s
             trace = (float(squares) - N * float(mean_D.square().sum())) / (N - 1)
             shift = float(mean_D.square().sum())
             found.append(gaussian_distance(shift, trace + float(reference.covariance_DD.trace()), product_rr))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _by_products_of_rows(features_ND: Table, reference: Gaussian, reference_DR: Tensor, weights_NR: Tensor) -> Tensor:
+    """`frechet_resamples` for few rows N of a large width."""
+    N = len(features_ND)
+    rows_ND = features_ND[0:N].double() - reference.mean_D
+    projected_NR = rows_ND @ reference_DR
+    inner_NN, outer_NN = rows_ND @ rows_ND.T, projected_NR @ projected_NR.T
+    traces, found = float(reference.covariance_DD.trace()), []
+    for drawn_N in weights_NR.T:
+        rows_n = drawn_N.nonzero().squeeze(1)
+        weights_n = drawn_N[rows_n].double()
+        inner_nn, outer_nn = inner_NN[rows_n][:, rows_n], outer_NN[rows_n][:, rows_n]
+        shift = float(weights_n @ inner_nn @ weights_n) / N**2
+        trace = (float(weights_n @ inner_nn.diagonal()) - N * shift) / (N - 1)
+        means_n = outer_nn @ weights_n / N
+        centred_nn = outer_nn - means_n[:, None] - means_n + weights_n @ means_n / N
+        roots_n = weights_n.sqrt()
+        product_nn = roots_n[:, None] * centred_nn * roots_n / (N - 1)
+        found.append(gaussian_distance(shift, trace + traces, product_nn))
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -96,7 +148,9 @@ def frechet_infinity_resamples(features_ND: Table, reference_MD: Table, resample
     return torch.tensor(found, dtype=torch.float64)
 
 
-def normal_interval(value: float, resampled_R: Tensor) -> Interval:
+def normal_interval(value: float, resampled_R: Tensor) -> Interval | None:
     """Two standard deviations (1.96) of resamples on either side: for few resamples, whose tails say nothing."""
+    if len(resampled_R) < 2 or _alike(resampled_R):
+        return None
     reach = 1.96 * float(resampled_R.std())
     return value - reach, value + reach

@@ -7,6 +7,7 @@ The style is what a prompt says behind its last comma; prompts without one are a
 N pictures, D feature width, B batch, 3 RGB, S pixels a side.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,6 +47,12 @@ class Thumbnail:
 def style_of(prompt: str) -> str:
     """What a prompt says behind its last comma, "" if it has none."""
     return prompt.rpartition(",")[2].strip() if "," in prompt else ""
+
+
+def rivals(prompts: Sequence[str]) -> Tensor:
+    """How many other pictures each has to be told from, those of its style; int64 (N,)."""
+    styles = Counter(map(style_of, prompts))
+    return torch.tensor([styles[style_of(prompt)] - 1 for prompt in prompts], dtype=torch.int64)
 
 
 def retrieval_ranks(drawn: Table, real: Table, prompts: Sequence[str]) -> Tensor:

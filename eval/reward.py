@@ -79,7 +79,11 @@ class ImageReward:
         """place: a folder with ImageReward.pt, or a hub id. Raises InputError if there is none, or it is another."""
         self.name = str(place)
         file = _file(place)
-        tensors = {name: tensor.float() for name, tensor in CheckpointFile(file).items() if not UNUSED.fullmatch(name)}
+        try:
+            stored = CheckpointFile(file)
+        except KeyError as error:
+            raise InputError(f"{file} holds no tensors by name: give the folder of the released file") from error
+        tensors = {name: tensor.float() for name, tensor in stored.items() if not UNUSED.fullmatch(name)}
         try:
             with quiet_transformers():
                 vision, text, head = _configs(tensors)

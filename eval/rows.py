@@ -27,6 +27,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from data.errors import InputError
 from data.progress import Progress
+from eval.bounded import shortened
 from eval.processes import Processes
 from eval.table import FileRows
 
@@ -39,10 +40,11 @@ Loaded = TypeVar("Loaded")
 class Rows:
     """A (N, D) array in `folder`, and which of its blocks are done."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, int], dtype: DTypeLike) -> None:
+        """Raises InputError if the files are not what they should be."""
         self.folder = folder
-        self._rows = np.load(folder / "rows.npy", mmap_mode="r")  # for its shape
-        self._done = np.load(folder / "done.npy", mmap_mode="r+")
+        self._rows = _mapped(folder / "rows.npy", shape, dtype)  # for its shape
+        self._done = _mapped(folder / "done.npy", (count_blocks(shape[0]),), np.uint8)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -56,21 +58,31 @@ class Rows:
         return int(self._done.sum())
 
     def put(self, block: int, values: NDArray[Any]) -> None:
-        """Writes one block. Raises ValueError for values of another shape."""
+        """Writes one block. Raises ValueError for values of another shape, InputError if the disk is full."""
         place = self._rows[span(block, len(self))]
         if values.shape != place.shape:
             raise ValueError(f"block {block} of {self.folder} has shape {place.shape}, not {values.shape}")
-        with (self.folder / "rows.npy").open("r+b") as file:  # mapped pages would count as this process's memory
-            file.seek(self._rows.offset + span(block, len(self)).start * self._rows.strides[0])
-            file.write(np.ascontiguousarray(values, dtype=self._rows.dtype).tobytes())
-            file.flush()
-            os.fsync(file.fileno())  # before the block counts as done
-        self._done[block] = 1
-        self._done.flush()
+        at = span(block, len(self)).start * self._rows.strides[0]
+        self._write("rows.npy", self._rows.offset + at, np.ascontiguousarray(values, dtype=self._rows.dtype).tobytes())
+        self._write("done.npy", self._done.offset + block, b"\1")  # after the rows are on the disk
 
     def forget(self, block: int) -> None:
         """Has a block computed anew."""
-        self._done[block] = 0
+        self._write("done.npy", self._done.offset + block, b"\0")
+
+    def _write(self, name: str, offset: int, data: bytes) -> None:
+        """Not through the mapping: a full disk would end the process, and its pages count as this process's memory."""
+        try:
+            with (self.folder / name).open("r+b") as file:
+                file.seek(offset)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(
+                f"{self.folder / name} cannot be written ({error.strerror}): make room, and run again; what was done "
+                "is kept"
+            ) from error
 
     def read(self) -> NDArray[Any]:
         """All rows, mapped into memory; what is written to them stays in this process."""
@@ -100,9 +112,25 @@ def open_rows(
         if processes.is_main and not folder.exists():
             _begin(folder, shape, dtype)
         processes.wait()
-        return Rows(folder)
+        return Rows(folder, shape, dtype)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): make room, or choose another folder"
+        ) from error
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> "np.memmap[Any, Any]":
+    try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        found = np.load(path, mmap_mode="r")
+        if not isinstance(found, np.memmap) or found.shape != shape or found.dtype != np.dtype(dtype):
+            raise ValueError(f"it holds other rows than {shape} of {np.dtype(dtype)}")
+        if not found.flags.c_contiguous:
+            raise ValueError("its rows are columns")
+    except Exception as error:  # whatever numpy stumbles over in a damaged header
+        raise InputError(f"{path} is damaged ({shortened(error)}): remove {path.parent}, and run again") from error
+    return found
 
 
 def count_blocks(count: int) -> int:

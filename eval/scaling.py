@@ -48,7 +48,7 @@ def make(folder: Path, count: int, side: int) -> None:
         for place in (folder / "benchmark" / category, folder / "drawn"):
             pixels_3HW = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
             save_png(pixels_3HW, place / f"{key}.png")
-    (folder / "benchmark" / "meta_data.json").write_text(json.dumps(meta))
+    (folder / "benchmark" / "meta_data.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def measure(folder: Path) -> tuple[float, float, float]:

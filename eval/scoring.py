@@ -16,16 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import InputError
-from data.images import decode, pil_to_pixels
+from data.mjhq import READ_ERRORS
 from eval.features import Extractor, TextExtractor, extractor
-from eval.layout import READ_ERRORS, Item, prompts_digest
+from eval.layout import Item, prompts_digest
 from eval.metrics import alignment, metric, needs, score
+from eval.pictures import read_pixels
 from eval.processes import Processes
 from eval.protocols import Rules, resized
 from eval.record import Estimate
 from eval.rows import Filling, Rows, fill, open_rows
-from eval.table import Table
+from eval.table import Table, chunks
 
+AT_ONCE = 2**25  # pixels that a network is given: a block of 1024 x 1024
+ROWS = 2048  # at a time
 SEED = 0  # of resampling and of the prompts that compete in a rank
 
 Load = Callable[[str, str], Extractor]
@@ -200,18 +203,28 @@ def _by_shape(
     shapes: dict[torch.Size, list[int]] = {}
     for index, pixels in enumerate(loaded):
         shapes.setdefault(pixels.shape, []).append(index)
-    for chosen in shapes.values():
-        rows[chosen] = network(torch.stack([loaded[index] for index in chosen]), chosen).cpu().numpy()
+    for shape, alike in shapes.items():
+        most = max(1, AT_ONCE // (shape[-2] * shape[-1]))
+        for chosen in (alike[first : first + most] for first in range(0, len(alike), most)):
+            rows[chosen] = network(torch.stack([loaded[index] for index in chosen]), chosen).cpu().numpy()
     return rows
 
 
 def _pixels(file: Traversable) -> Tensor:
     try:
-        return pil_to_pixels(decode(file.read_bytes()))
+        return read_pixels(file)
     except (InputError, *READ_ERRORS) as error:
         raise InputError(f"{file} can no longer be read ({error}): remove or restore it, and run again") from error
 
 
 def _tables(rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, Table]:
-    """Features that stay in their files."""
-    return {name: rows[name].table() for name in names}
+    """Features that stay in their files. Raises InputError for those that are no numbers."""
+    tables: dict[str, Table] = {}
+    for name in names:
+        tables[name] = table = rows[name].table()
+        if not all(bool(part.isfinite().all()) for part in chunks(table, ROWS)):
+            raise InputError(
+                f"{name} gave NaN or infinite values for some pictures or prompts: its weights are broken, give "
+                f"others, or where they were mended remove {rows[name].folder}"
+            )
+    return tables

@@ -6,28 +6,39 @@ from pathlib import Path
 
 from torch import Tensor
 
-from data.images import decode, labelled_grid, pil_to_pixels, save_png
+from data.images import labelled_grid, save_png
 from eval.layout import Item
+from eval.pictures import read_pixels
 from eval.protocols import ResizeRule, resized
 
 PAIRS = 2  # in a row
+MAX_PIXELS = 2**26  # of a sheet; pictures are made smaller to fit
+LONGEST = 200  # characters of a prompt beside its picture
 
 
 def write_sheet(
     pairs: Sequence[tuple[Item, Traversable]], path: Path, size: tuple[int, int] | None, rule: ResizeRule
 ) -> None:
-    """pairs: a prompt with its real picture, and the drawn one. size: (H, W) of all; None: that of the first drawn."""
+    """pairs: a prompt with its real picture, and the drawn one. size: (H, W) of all; None: that of the first drawn.
+
+    Raises InputError if a picture can no longer be read, or the place cannot be written.
+    """
+    if not pairs:
+        return
+    height, width = size or read_pixels(pairs[0][1]).shape[1:]
+    scale = min(1.0, (MAX_PIXELS / (2 * len(pairs) * height * width)) ** 0.5)
+    size = (max(1, int(scale * height)), max(1, int(scale * width)))
     rows, labels = [], []
     for first in range(0, len(pairs), PAIRS):
         row: list[Tensor] = []
         for item, drawn in pairs[first : first + PAIRS]:
-            drawn_3HW = _read(drawn)
-            size = size or (drawn_3HW.shape[1], drawn_3HW.shape[2])
-            row += [resized(_read(item.picture), size, rule), resized(drawn_3HW, size, rule)]
+            row += [resized(read_pixels(file), size, rule) for file in (item.picture, drawn)]
         rows.append(row)
-        labels.append(" | ".join(item.prompt for item, _ in pairs[first : first + PAIRS]))
+        labels.append(" | ".join(_label(item.prompt) for item, _ in pairs[first : first + PAIRS]))
     save_png(labelled_grid(rows, labels, (["real", "drawn"] * PAIRS)[: len(rows[0])]), path)
 
 
-def _read(file: Traversable) -> Tensor:
-    return pil_to_pixels(decode(file.read_bytes()))
+def _label(prompt: str) -> str:
+    """A prompt as it can be written: on one line, printable, and not longer than a person reads."""
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in prompt).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -64,10 +64,10 @@ def number(name: str, value: float) -> str:
 
 
 def estimate_cell(name: str, estimate: Estimate | None, mark: Mark = "") -> Cell:
-    """Value, and its interval as detail."""
+    """Value, and its interval as detail; where there is none, that."""
     if estimate is None:
         return Cell(text="–", number=True)
-    interval = ""
+    interval = "no interval"
     if estimate.low is not None and estimate.high is not None:
         interval = f"{number(name, estimate.low)} to {number(name, estimate.high)}"
     return Cell(text=number(name, estimate.value), detail=interval, mark=mark, number=True)
@@ -79,7 +79,8 @@ def summary(comparison: Comparison) -> Table:
         name="summary",
         title="Results",
         note="Each figure with its 95 % bootstrap interval. Bold is the best of its row; ≈ marks what cannot be told "
-        "from the best, because one of the two lies inside the other's interval. The arrow points to better.",
+        "from the best, because one of the two lies inside the other's interval. The arrow points to better. Where a "
+        "figure has no interval (one picture, fewer than 20 resamples, values all alike), its row is not ranked.",
         head=("metric", *(entry.label for entry in comparison.entries)),
         rows=(
             (Cell(text="pictures scored"), *(_count(entry) for entry in comparison.entries)),

@@ -70,12 +70,20 @@ def test_every_unreadable_record_is_named(tmp_path: Path) -> None:
         assert told in str(refused.value)
 
 
-def test_a_record_given_twice_is_named(tmp_path: Path) -> None:
+def test_a_file_given_twice_is_refused_and_an_evaluation_made_twice_is_shown_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (path,) = save(tmp_path, record())
     copy = tmp_path / "copy.json"
     write(replace(record(), times={"draw": 3.0}), copy)  # what may differ between two runs of one evaluation
-    with pytest.raises(InputError, match=r"copy\.json is the same evaluation as .*0\.json: name each record once"):
-        gather([path, copy])
+    (tmp_path / "link.json").symlink_to(path)
+    for again in (path, tmp_path / "link.json", tmp_path / ".." / tmp_path.name / "0.json"):
+        with pytest.raises(InputError, match=r"is the same file as .*0\.json: name each record once"):
+            gather([path, again])
+    assert caplog.records == []
+    comparison = gather([path, copy])
+    assert [entry.label for entry in comparison.entries] == ["one #1", "one #2"]
+    assert "copy.json tells the same evaluation as" in caplog.text
 
 
 def test_no_record_is_refused() -> None:
@@ -114,9 +122,9 @@ def test_marks_follow_the_direction_of_the_metric() -> None:
     assert comparison.marks("overall", "prompt_rank_20/clip-emoji") == ["", "best", ""]
 
 
-def test_a_figure_without_an_interval_is_never_tied() -> None:
+def test_a_row_in_which_a_figure_has_no_interval_is_not_ranked() -> None:
     bare = replace(record("b", fd=31), metrics={"overall": {"fd/judge-emoji": estimate(31, None)}})
-    assert compared(record("a", fd=30), bare).marks("overall", "fd/judge-emoji") == ["best", ""]
+    assert compared(record("a", fd=30), bare).marks("overall", "fd/judge-emoji") == ["", ""]
 
 
 def test_a_missing_metric_takes_no_part() -> None:

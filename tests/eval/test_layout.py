@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from eval.layout import META, Item, prompts_digest, read_layout, spread, survey
+from data.mjhq import META_NAME as META
+from eval.layout import Item, prompts_digest, read_layout, spread, survey
 from tests.eval.painting import make_benchmark
 
 COUNT = 12
@@ -125,7 +126,11 @@ def with_a_stray_folder(folder: Path) -> None:
             11,
         ),
         (with_a_number_for_a_prompt, "1 entries without a category or a prompt: 0004", 11),
-        (with_a_category_that_tables_need, "1 entries without a category or a prompt: 0004", 11),
+        (
+            with_a_category_that_tables_need,
+            "1 entries of a category 'overall', as tables call all of them: overall/0004; 1 pictures without",
+            11,
+        ),
         (with_an_id_that_leads_elsewhere, "1 ids that cannot name a file: food/../0004", 12),
         (with_a_stray_picture, "1 pictures without a prompt: food/stray", 12),
         (with_a_stray_folder, "1 empty category folders without prompts: more", 12),

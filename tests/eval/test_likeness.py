@@ -97,7 +97,7 @@ def test_the_command_prints_means_with_intervals(
     assert main([str(tmp_path / "record.json"), "--benchmark", str(benchmark)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("3 pictures\n")
-    assert "outline overlap, nearer than those         1.000 (1.000 to 1.000)" in said
+    assert "outline overlap, nearer than those         1.000 (no interval)" in said
 
 
 def test_a_record_without_pictures_is_refused(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data.errors import InputError
+from eval import distances
 from eval.distances import Gaussian, frechet
 from eval.manifold import precision_recall_density_coverage
 from eval.metrics import METRICS, Needs, alignment, metric, needs, score
@@ -210,6 +211,31 @@ def test_resamples_of_frechet_are_those_of_the_rows_themselves() -> None:
             frechet(Gaussian.of(drawn.repeat_interleave(weights_NR[:, r].long(), dim=0)), gaussian) for r in range(11)
         ]
         assert frechet_resamples(drawn, gaussian, 11, seed=5).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_resamples_of_few_wide_rows_are_the_same() -> None:
+    """The eigenvalues of the products of rows are those of the product of their columns."""
+    drawn, reference = rows(30, 64), Gaussian.of(rows(90, 64, seed=1) + 0.3)
+    found, weights_NR = frechet_resamples(drawn, reference, 9, seed=5), counts(30, 9, seed=5)
+    expected = [
+        frechet(Gaussian.of(drawn.repeat_interleave(weights_NR[:, r].long(), dim=0)), reference) for r in range(9)
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-7)
+
+
+def test_kernel_distances_of_a_sample_and_its_resamples_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "ROWS", 7)  # several blocks, the last one short
+    drawn, reference = rows(24), rows(17, seed=1) + 0.2
+    weights_NR = torch.cat([torch.ones(24, 1, dtype=torch.uint8), counts(24, 5, seed=2)], dim=1)
+    found = distances.mmd(drawn, reference, distances.cubic, weights_NR)
+    for r in range(6):
+        one = drawn.repeat_interleave(weights_NR[:, r].long(), dim=0).double()
+        other, own = reference.double(), distances.cubic(one, one)
+        within = own.sum() - own.diagonal().sum()
+        among = distances.cubic(other, other)
+        expected = within / (24 * 23) + (among.sum() - among.diagonal().sum()) / (17 * 16)
+        expected -= 2 * distances.cubic(one, other).mean()
+        assert float(found[r]) == pytest.approx(float(expected), rel=1e-10)
 
 
 def test_intervals_hold_what_other_samples_of_the_model_give() -> None:

@@ -254,7 +254,7 @@ def test_large_pictures_become_small(tmp_path: Path) -> None:
     noise = Image.effect_noise((1024, 512), 90)
     noise.save(tmp_path / "noise.png")
     assert (tmp_path / "noise.png").stat().st_size > 300_000
-    assert 1000 < len(gallery.as_data((tmp_path / "noise.png").read_bytes)) < 16_000
+    assert 1000 < len(gallery.as_data(tmp_path / "noise.png")) < 16_000
 
 
 def test_the_page_is_a_function_of_the_records(comparison: Comparison, text: str) -> None:
