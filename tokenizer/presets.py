@@ -77,7 +77,7 @@ PRESETS: dict[str, TokenizerTrainConfig] = {
         run=replace(_EMOJI_CPU.run, steps=8000, seed=4, batch_size=16, checkpoint_every=250),
         network=_EMOJI_FINE_DETAIL,
         freeze_codes=True,
-        augment=True,
+        jitter=True,
         lr=1e-3,
         lr_steps=0,
         cut=0.05,

@@ -79,7 +79,7 @@ class TokenizerTrainConfig(CachedFeedConfig):
     anchor_weight: float = 0.5
     freeze_encoder: bool = False  # only quantizer and decoder learn
     freeze_codes: bool = False  # encoder and quantizer stay, only the decoder learns: the codes keep their meaning
-    augment: bool = False  # mirrored and shifted pictures, colour channels in any order
+    jitter: bool = False  # mirrored and shifted pictures, colour channels in any order
     dtype: str = "bfloat16"  # of the stored weights
 
     def __post_init__(self) -> None:
@@ -155,8 +155,8 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
         for _ in run.micro_steps():
             batch = next(batches)
             image_B3HW = batch.image_B3HW.to(run.device).contiguous(memory_format=torch.channels_last)
-            if config.augment:
-                image_B3HW = augmented(image_B3HW)
+            if config.jitter:
+                image_B3HW = jittered(image_B3HW)
             with run.autocast():
                 decoded_B3HW, latent_BEhw, pyramid = step_module(image_B3HW, scales)
             reborn = 0 if config.freeze_codes else codebook.update(tokenizer.quantizer, pyramid)
@@ -221,7 +221,7 @@ def _initial(config: TokenizerTrainConfig) -> MultiScaleTokenizer:
     return tokenizer
 
 
-def augmented(image_B3HW: Tensor) -> Tensor:
+def jittered(image_B3HW: Tensor) -> Tensor:
     """Each picture perhaps mirrored, moved by up to 4 pixels (its edge goes on outwards), its channels permuted.
 
     Drawn from torch's global generator on the CPU, which a run seeds for every step.

@@ -17,7 +17,7 @@ from tokenizer.losses import FeatureDistance
 from tokenizer.measure import measure, psnr_B
 from tokenizer.presets import PRESETS
 from tokenizer.tokenizer import MultiScaleTokenizer
-from tokenizer.train import TokenizerTrainConfig, _initial, augmented, train
+from tokenizer.train import TokenizerTrainConfig, _initial, jittered, train
 
 
 def config(**changes: object) -> TokenizerTrainConfig:
@@ -164,7 +164,7 @@ def test_a_decoder_with_detail_begins_as_the_old_one_and_leaves_the_codes_alone(
         init_from=str(first),
         network=replace(PRESETS["test"].network, detail=detail),
         freeze_codes=True,
-        augment=True,
+        jitter=True,
     )
     begun = _initial(finer).eval()
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -183,21 +183,21 @@ def test_detail_needs_patches_that_halve() -> None:
         replace(PRESETS["var-256"].network, detail=DetailConfig())
 
 
-def test_augmented_pictures_are_the_same_moved_mirrored_and_recoloured() -> None:
+def test_jittered_pictures_are_the_same_moved_mirrored_and_recoloured() -> None:
     torch.manual_seed(0)
     image = torch.rand(16, 3, 16, 16) * 2 - 1
-    out = augmented(image)
+    out = jittered(image)
     assert out.shape == image.shape
     for before, after in zip(image, out, strict=True):
         assert set(after.unique().tolist()) <= set(before.unique().tolist())
     ramp = torch.arange(16.0).expand(16, 3, 16, 16)
-    across = augmented(ramp)[:, 0, 0].diff(dim=1)
+    across = jittered(ramp)[:, 0, 0].diff(dim=1)
     assert across.abs().max() == 1
     assert (across.sum(dim=1) > 0).any()
     assert (across.sum(dim=1) < 0).any()
     assert (across == 0).any()
     flat = torch.full((8, 3, 16, 16), 0.25)
     flat[:, 1] = -0.5
-    recoloured = augmented(flat)
+    recoloured = jittered(flat)
     assert (recoloured == 0.25).sum() == (flat == 0.25).sum()  # edges go on outwards, channels change places only
     assert len({tuple(picture[:, 0, 0].tolist()) for picture in recoloured}) > 1
