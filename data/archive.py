@@ -226,7 +226,10 @@ def _next(tar: tarfile.TarFile | None, source: Source) -> tuple[tarfile.TarFile,
     try:
         if tar is None:
             tar = tarfile.TarFile(fileobj=source, tarinfo=_Header, encoding="utf-8")  # type: ignore[arg-type]
-        member = tar.next()
+            member = tar.firstmember  # type: ignore[attr-defined]  # it has looked already
+            tar.firstmember = None  # type: ignore[attr-defined]
+        else:
+            member = tar.next()
         tar.members = []  # type: ignore[attr-defined]  # or the archive would remember every header it passed
         if member is not None and (member.size < 0 or tar.offset < source.tell()):
             raise tarfile.ReadError(f"{member.name!r} has a negative size")
@@ -251,7 +254,7 @@ def place_of(member: tarfile.TarInfo) -> Place | SampleError | None:
         return SampleError("no plain file", f"{readable(member.name)} is of type {member.type!r}")
     if member.size > MEMBER_BYTES:
         return too_large(member.name, member.size, MEMBER_BYTES)
-    holes: list[tuple[int, int]] | None = member.sparse  # in spite of its name the parts between the holes
+    holes: list[tuple[int, int]] | None = member.sparse  # type: ignore[assignment]  # in spite of its name the parts between the holes
     if holes is None:
         return Place(member.offset_data, member.size)
     parts = tuple((offset, length) for offset, length in holes if length)

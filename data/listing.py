@@ -77,10 +77,15 @@ def _expand(spec: str, depth: int) -> list[str]:
         return [spec]  # a command's braces belong to its shell
     if is_url(spec):
         return [shard for braceless in _braceless(spec) for shard in find(braceless, names_shard)]
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return [str(shard) for shard in sorted(path.iterdir()) if names_shard(shard.name) and shard.is_file()]
-    if path.is_file():
+    if "\0" in spec:
+        raise InputError(f"{spec[:200]!r} holds a null byte, which no path does; correct it.")
+    path = Path(os.path.expanduser(spec))
+    if os.path.isdir(path):  # os.path takes any name; Path raises for those that are too long
+        try:
+            return [str(shard) for shard in sorted(path.iterdir()) if names_shard(shard.name) and shard.is_file()]
+        except OSError as error:
+            raise InputError(f"{path} cannot be listed ({error.strerror}); give a folder that can be read.") from error
+    if os.path.isfile(path):
         if names_shard(path.name):
             return [str(path)]
         return _expand_list(path, depth)
@@ -98,7 +103,7 @@ def _expand(spec: str, depth: int) -> list[str]:
 def _braceless(spec: str) -> list[str]:
     """What the braces of a spec stand for; bounded before it is spelt out."""
     ranges = [[int(number or 1) for number in match.groups()] for match in RANGE.finditer(spec)]
-    sizes = prod(abs(end - begin) // (abs(step) or 1) + 1 for begin, end, step in ranges)
+    sizes = _choices(spec) * prod(abs(end - begin) // (abs(step) or 1) + 1 for begin, end, step in ranges)
     widest = max(map(len, re.findall(r"\d+", spec)), default=0) if ranges else 0
     if sizes <= MOST and widest < 1000:
         try:
@@ -108,6 +113,22 @@ def _braceless(spec: str) -> list[str]:
         if len(found) <= MOST:
             return found
     raise InputError(f"The braces of {spec[:200]!r} stand for more than {MOST:,} names; give fewer.")
+
+
+def _choices(spec: str) -> int:
+    """How many names the commas of a spec's braces make, at most and roughly; no more than a little above MOST."""
+    products, sums = [1], [0]  # of each open brace: choices within the present alternative, and in those before it
+    for letter in spec:
+        if letter == "{":
+            products.append(1)
+            sums.append(0)
+        elif letter == "," and len(products) > 1:
+            sums[-1] += products[-1]
+            products[-1] = 1
+        elif letter == "}" and len(products) > 1:
+            choices = sums.pop() + products.pop()
+            products[-1] = min(products[-1] * choices, 2 * MOST)
+    return prod(products) if len(products) < 200 else 2 * MOST
 
 
 def names_shard(name: str) -> bool:
@@ -133,7 +154,7 @@ def _expand_list(path: Path, depth: int) -> list[str]:
                 "allow it by --allow-pipe."
             )
         if not is_url(entry):
-            entry = str(path.parent / Path(entry).expanduser())
+            entry = str(path.parent / os.path.expanduser(entry))
         matches = _expand(entry, depth + 1)
         if not matches:
             raise InputError(

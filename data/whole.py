@@ -1,4 +1,4 @@
-"""Whether an encoded picture is all there, and is none that takes minutes or gigabytes: what Pillow does not look at."""
+"""Whether an encoded picture is all there, and takes neither minutes nor gigabytes: what Pillow does not look at."""
 
 import io
 import warnings

@@ -19,6 +19,7 @@ from typing import IO, Any, Self
 from filelock import FileLock, Timeout
 
 from data.errors import InputError
+from data.untrusted import open_regular, parse_json, read_all
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +240,8 @@ def read_index(folder: str | Path) -> dict[str, dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            index = parse_json(read_all(file))
         if "format" not in index:
             return None  # another tool's
         if index["format"] != INDEX_FORMAT:

@@ -34,6 +34,8 @@ class EncodedReader:
         if "safetensors" not in members:
             raise SampleError("broken encoding", f"only {', '.join(sorted(members))}")
         data = members["safetensors"]
+        if isinstance(data, SampleError):
+            raise data
         try:
             mark = metadata(data)["encoding"]
             tensors = load(data)
@@ -48,7 +50,9 @@ class EncodedReader:
             }
             if self.config.latents:
                 found["latent_Ehw"] = tensors["latent_Ehw"]
-        except (SafetensorError, ValueError, KeyError, IndexError, RuntimeError) as error:
+            if mark == self.config.mark:
+                self._check(found, len(tokens_tD))
+        except (SafetensorError, ValueError, KeyError, IndexError, RuntimeError, TypeError, RecursionError) as error:
             raise SampleError("broken encoding", f"{type(error).__name__}: {error}") from error
         if mark != self.config.mark:
             raise InputError(
@@ -56,6 +60,23 @@ class EncodedReader:
                 "keep shards of different encodings in folders of their own"
             )
         return found
+
+    def _check(self, found: Mapping[str, Tensor], tokens: int) -> None:
+        """Raises ValueError for tensors that would not fit beside those of other samples, or that name no codes."""
+        config = self.config
+        if found["text_length"] != tokens:
+            raise ValueError(f"{tokens} tokens of a caption that should have {found['text_length']}")
+        shapes = {
+            "codes_L": (config.quantizer.schedule.length,),
+            "text_TD": (config.max_tokens, config.text_width),
+            "pooled_D": (config.text_width,),
+        }
+        for name, shape in shapes.items():
+            if tuple(found[name].shape) != shape:
+                raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, expected {shape}")
+        codes_L = found["codes_L"]
+        if codes_L.is_floating_point() or codes_L.min() < 0 or codes_L.max() >= config.quantizer.vocabulary:
+            raise ValueError(f"codes_L holds no codes of a vocabulary of {config.quantizer.vocabulary}")
 
 
 class EncodedShards:

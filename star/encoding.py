@@ -29,6 +29,7 @@ from data.errors import InputError
 from data.images import Crop
 from data.remote import is_url, open_stream
 from data.text import TextEncoder, TextFeatures
+from data.untrusted import open_regular, read_all
 from generators.checkpoint import load_into
 from generators.config import differences, from_dict, to_dict
 from tokenizer.quantizer import Quantizer, QuantizerConfig
@@ -36,6 +37,8 @@ from tokenizer.scales import ScaleSchedule
 from tokenizer.tokenizer import MultiScaleTokenizer
 
 NAME, INDEX = "encoding.safetensors", "index.json"
+HEADER_BYTES = 1 << 20  # of a safetensors file; ours have less than a thousand
+DESCRIPTION_BYTES = 1 << 30  # of the file beside shards, most of which is the codebook
 TEXT_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -164,6 +167,8 @@ class Encoding:
 def metadata(data: bytes) -> dict[str, Any]:
     """The strings that a safetensors file carries beside its tensors. Raises ValueError or KeyError on other bytes."""
     length = int.from_bytes(data[:8], "little")
+    if length > HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes")
     return dict(json.loads(data[8 : 8 + length])["__metadata__"])
 
 
@@ -204,8 +209,10 @@ def _read(folder: str, name: str) -> bytes | None:
     """The bytes of a file beside shards; None if there is none."""
     place = _within(folder, name)
     try:
-        with open_stream(place) if is_url(place) else open(place, "rb") as stream:
-            return stream.read()
+        with open_stream(place) if is_url(place) else open_regular(place) as stream:
+            return read_all(stream, DESCRIPTION_BYTES)
+    except ValueError as error:
+        raise InputError(f"{place} cannot be read ({error}): encode the pictures anew") from error
     except OSError as error:
         cause = error.__cause__ or error
         if isinstance(cause, FileNotFoundError | NotADirectoryError | PermissionError | HTTPError):

@@ -149,3 +149,48 @@ def test_the_real_shards_are_sound(shared: Path) -> None:
     report = check([str(shared / "data/emoji/emoji-test-*.tar"), str(shared / "data/emoji-extra/*test*")])
     assert report.ok
     assert report.samples == 1094 + 129
+
+
+@pytest.mark.parametrize("mark", [".shard.part", ".packing", ".shard-00001.tar.part", ".index.json.part"])
+def test_what_a_killed_packing_left_is_told(packed: Path, mark: str) -> None:
+    (packed / mark).write_bytes(b"")
+    assert found(packed) == {(mark, "unfinished writing", "")}
+
+
+def test_shards_without_their_index_are_noted_and_codes_without_it_are_unfinished(packed: Path) -> None:
+    (packed / "index.json").unlink()
+    report = check(packed)
+    assert report.ok
+    assert [(Path(note.shard).name, note.reason) for note in report.notes] == [("packed", "no index")]
+    (packed / "encoding.safetensors").write_bytes(b"")
+    assert found(packed) == {("packed", "unfinished writing", "")}
+
+
+@pytest.mark.parametrize("name", ["../shard-00009.tar", "/etc/passwd", "a/b.tar"])
+def test_an_index_that_names_files_elsewhere_is_told(packed: Path, name: str) -> None:
+    index = json.loads((packed / "index.json").read_text())
+    index["shards"][name] = index["shards"]["shard-00000.tar"]
+    (packed / "index.json").write_text(json.dumps(index), encoding="utf-8-sig")
+    assert found(packed) == {("index.json", "index mismatch", "")}
+
+
+def test_an_index_of_any_depth_is_told(packed: Path) -> None:
+    (packed / "index.json").write_text('{"format": 1, "shards": ' + "[" * 10**5)
+    assert found(packed) == {("packed", "index mismatch", "")}
+
+
+def test_files_that_no_training_asks_for_are_missed_all_the_same(
+    tmp_path: Path, tar: Callable[..., Path], picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.archive.MEMBER_BYTES", 5000)
+    shard = tar(tmp_path / "a.tar", [("a.png", picture(1)), ("a.txt", b"a"), ("a.npy", b"x" * 6000)])
+    report = check(shard)
+    assert [(fault.reason, fault.key) for fault in report.faults] == [("too large", "a")]
+    assert report.usable == 1
+
+
+def test_the_report_is_one_printable_line_for_each_fault(tmp_path: Path, tar: Callable[..., Path]) -> None:
+    shard = tar(tmp_path / "a.tar", [("a\nb\x1b[2J.txt", b"")])
+    lines = check(shard).text().splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert any("a\\nb\\x1b[2J" in line for line in lines)
