@@ -254,7 +254,7 @@ def place_of(member: tarfile.TarInfo) -> Place | SampleError | None:
         return SampleError("no plain file", f"{readable(member.name)} is of type {member.type!r}")
     if member.size > MEMBER_BYTES:
         return too_large(member.name, member.size, MEMBER_BYTES)
-    holes: list[tuple[int, int]] | None = member.sparse  # in spite of its name the parts between the holes
+    holes: list[tuple[int, int]] | None = member.sparse  # type: ignore[assignment]  # in spite of its name the parts between the holes
     if holes is None:
         return Place(member.offset_data, member.size)
     parts = tuple((offset, length) for offset, length in holes if length)

@@ -153,6 +153,8 @@ def _to_rgb(picture: Image.Image, profile: object, notes: Notes) -> Image.Image:
         picture = _scaled_grey(picture)
     if picture.mode == "LAB":
         return lab_to_srgb(picture)
+    if isinstance(clear := picture.info.get("transparency"), tuple) and max(clear) > 255:
+        picture.info["transparency"] = tuple(value >> 8 for value in clear)  # of 16 bits, as PIL cuts the pixels
     if not picture.has_transparency_data:
         return _managed(picture.convert("RGB") if picture.mode not in ("L", "CMYK") else picture, profile, notes)
     rgba = picture.convert("RGBA")

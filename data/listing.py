@@ -77,10 +77,15 @@ def _expand(spec: str, depth: int) -> list[str]:
         return [spec]  # a command's braces belong to its shell
     if is_url(spec):
         return [shard for braceless in _braceless(spec) for shard in find(braceless, names_shard)]
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return [str(shard) for shard in sorted(path.iterdir()) if names_shard(shard.name) and shard.is_file()]
-    if path.is_file():
+    if "\0" in spec:
+        raise InputError(f"{spec[:200]!r} holds a null byte, which no path does; correct it.")
+    path = Path(os.path.expanduser(spec))
+    if os.path.isdir(path):  # os.path takes any name; Path raises for those that are too long
+        try:
+            return [str(shard) for shard in sorted(path.iterdir()) if names_shard(shard.name) and shard.is_file()]
+        except OSError as error:
+            raise InputError(f"{path} cannot be listed ({error.strerror}); give a folder that can be read.") from error
+    if os.path.isfile(path):
         if names_shard(path.name):
             return [str(path)]
         return _expand_list(path, depth)
@@ -149,7 +154,7 @@ def _expand_list(path: Path, depth: int) -> list[str]:
                 "allow it by --allow-pipe."
             )
         if not is_url(entry):
-            entry = str(path.parent / Path(entry).expanduser())
+            entry = str(path.parent / os.path.expanduser(entry))
         matches = _expand(entry, depth + 1)
         if not matches:
             raise InputError(

@@ -4,6 +4,7 @@ A folder of pictures with captions beside them, a table (CSV, TSV, JSONL, parque
 MJHQ-30k (meta_data.json and one folder per category).
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,14 +32,14 @@ REASONS: dict[str, Reason] = {  # of faults in meta_data.json
 
 def kind_of(source: str) -> Kind:
     """Which kind of source this is. Raises InputError if it is none."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if is_url(source) or names_shard(path.name):
         return "shards"
-    if path.is_dir():
+    if os.path.isdir(path):  # os.path takes any name; Path raises for those that are too long
         if (path / META_NAME).is_file():
             return "mjhq"
         return _shards_or_folder(path)
-    if path.suffix.lower() in ENDINGS and path.is_file():
+    if path.suffix.lower() in ENDINGS and os.path.isfile(path):
         return "table"
     raise InputError(
         f"Cannot pack {source!r}; give a folder of pictures with captions, a {', '.join(ENDINGS)} table, "
@@ -76,7 +77,7 @@ def entries(
 
     `without` is a folder that is passed over where pictures are looked for: the one that is written.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if kind == "folder":
         return folder_entries(path, without)
     if kind == "mjhq":

@@ -20,7 +20,12 @@ from data.tars import Fault, Group, SampleError, fetch, index_shard, is_seekable
 
 MakeShard = Callable[..., Path]
 END = bytes(1024)
-COMPRESSORS = {"tar": bytes, "tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "tar": bytes,
+    "tar.gz": gzip.compress,
+    "tar.bz2": bz2.compress,
+    "tar.xz": lzma.compress,
+}
 
 
 def header(name: str, size: int, type: bytes = tarfile.REGTYPE) -> bytes:

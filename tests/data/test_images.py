@@ -1,6 +1,8 @@
 """Pictures in and out: every kind of file becomes upright RGB on white, and only image_to_pixels rounds."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,18 @@ def test_grey_of_32_bits_is_refused_and_of_16_bits_scaled_in_every_format() -> N
         assert np.asarray(decode(encoded(picture, format)))[0, :, 0].tolist() == [0, 1, 128, 255]
     clear = encoded(Image.fromarray(values.astype(np.uint16)), transparency=257)
     assert np.asarray(decode(clear))[0, :, 0].tolist() == [0, 255, 128, 255]
+
+
+def test_a_transparent_colour_of_16_bits_is_put_on_white() -> None:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    row = b"\0" + struct.pack(">6H", 1000, 2000, 3000, 60000, 0, 0)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    clear = chunk(b"tRNS", struct.pack(">3H", 1000, 2000, 3000))
+    body = chunk(b"IHDR", header) + clear + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    decoded = decode(b"\x89PNG\r\n\x1a\n" + body)
+    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (234, 0, 0)]
 
 
 def test_drawings_that_would_start_an_interpreter_are_not_opened() -> None:

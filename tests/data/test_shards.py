@@ -326,7 +326,7 @@ def test_nothing_to_pack_and_nowhere_to_write_are_one_sentence(tmp_path: Path, m
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no picture with a caption"):
         pack(tmp_path / "empty", tmp_path / "out")
-    for name in ("missing", "missing.csv", "a.txt"):
+    for name in ("missing", "missing.csv", "a.txt", "~nobody-of-this-name/x", "a\0b.csv", "n" * 5000 + ".csv"):
         with pytest.raises(InputError, match="Cannot pack"):
             pack(tmp_path / name, tmp_path / "out")
     source = make_shard("a.tar", range(1))

@@ -135,6 +135,15 @@ def test_braces_are_bounded_before_they_are_spelt_out(spec: str, tmp_path: Path)
         list_shards([str(tmp_path / "list.txt")])
 
 
+@pytest.mark.parametrize(
+    "line", ["[" * 2000 + "a.tar", "a." + "9" * 400, "~nobody-of-this-name/a.tar", "a\0.tar", "a\0*.tar"]
+)
+def test_names_that_no_path_has_are_one_sentence(line: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    with pytest.raises(InputError):
+        list_shards([str(tmp_path / "list.txt")])
+
+
 def test_pipes_and_devices_are_no_lists(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "list.txt")
     for path in (tmp_path / "list.txt", Path("/dev/zero")):

@@ -17,7 +17,7 @@ import sys
 import tarfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +146,7 @@ def read_tar(path: Path) -> None:
     assert used == report.usable, f"training uses {used}, check says {report.usable}"
 
 
-def _shown(members: dict[str, object]) -> dict[str, object]:
+def _shown(members: Mapping[str, object]) -> dict[str, object]:
     return {name: str(value) if isinstance(value, SampleError) else value for name, value in members.items()}
 
 
