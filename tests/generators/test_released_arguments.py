@@ -87,7 +87,7 @@ def test_the_clamp_survives_a_config_file_and_is_256_in_older_ones() -> None:
         with pytest.raises(InputError, match="clamp is "):
             replace(SMALL, clamp=clamp)
     with pytest.raises(InputError, match="architecture is 'resnet', expected skip or orig"):
-        replace(SMALL, architecture="resnet")
+        replace(SMALL, architecture="resnet")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="architecture is 'skip', expected resnet or orig"):
         StyleGan2DiscriminatorConfig(architecture="skip")  # type: ignore[arg-type]
 
