@@ -33,7 +33,15 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "abs to square",
         ): "the nearest is the same by the square; the ties that rounding decides are tested",
     },
+    "tokenizer/codebook.py": {
+        (
+            "if not first and self.config.scale_floor > 0:",
+            "Gt to GtE",
+        ): "at a floor of 0 no scale is below it",
+    },
     "star/teaching.py": {
+        ("if k < schedule.count - 1:", "Lt to LtE"): "the finest scale is averaged to its own size",
+        ("if k < schedule.count - 1:", "Sub to Add"): "the same",
         (
             "for k, (size, length) in enumerate(zip(schedule.sizes, schedule.lengths, strict=True)):",
             "True to False",

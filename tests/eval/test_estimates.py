@@ -46,7 +46,7 @@ def test_a_spread_is_laid_around_the_value() -> None:
     middle = float(resampled.double().mean())
     expected = (5 + 0.025**2 - middle, 5 + 0.975**2 - middle)
     assert centred(5.0, resampled) == pytest.approx(expected, abs=1e-6)
-    assert normal_interval(5.0, torch.tensor([1.0, 2.0, 3.0])) == pytest.approx((3.04, 6.96))  # of deviation 1
+    assert normal_interval(5.0, torch.tensor([1.0, 3.0, 5.0])) == pytest.approx((1.08, 8.92))  # of deviation 2
 
 
 def test_a_mean_lies_within_two_standard_errors() -> None:

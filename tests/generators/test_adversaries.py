@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from data.errors import InputError
+from data.tiny import tiny_text_encoder
 from generators import adversaries, styleformer, stylenat, wavelet
 from generators.adversaries import build_discriminator, build_network, family_of, learning, start_from
 from generators.projected import ProjectedConfig
@@ -72,6 +73,10 @@ def test_a_run_starts_from_the_same_network_or_a_smaller_stylegan_t(tmp_path: Pa
     told = start_from(larger, str(tmp_path / "small"))
     assert told == f"started from {tmp_path / 'small'}, 8 pixels, with finer blocks that are fresh"
     assert torch.equal(larger.state_dict()["blocks.8.layers.0.weight"], small.state_dict()["blocks.8.layers.0.weight"])
+    reading = replace(SMALL, conditioning="text", condition_width=6)
+    encoder, projection_PD = tiny_text_encoder(), torch.randn(6, 32)  # which is no part of the network
+    StyleGanTGenerator(StyleGanT(reading), encoder, projection_PD).save_pretrained(tmp_path / "text")
+    assert start_from(StyleGanT(reading), str(tmp_path / "text")) == f"started from {tmp_path / 'text'}"
     with pytest.raises(InputError, match="small"):
         start_from(StyleGanT(replace(SMALL, latent_width=5)), str(tmp_path / "small"))
     with pytest.raises(InputError, match="small"):
