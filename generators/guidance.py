@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from data.pretrained import check_folder
 from generators.towers import Preprocessing, find, load, random_crop
 
 GUIDANCE_SIDE = 64  # pixels: what CLIP sees of a larger picture
@@ -62,6 +63,7 @@ class ClipGuidance(nn.Module):
         """
         super().__init__()
         folder = find(source)
+        check_folder(folder, ("clip",))
         clip = load(CLIPModel, folder)
         self.tower, self.projection = clip.vision_model, clip.visual_projection  # texts come as vectors
         vision: Any = clip.config.vision_config

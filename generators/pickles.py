@@ -279,7 +279,8 @@ def _made(function: Any, arguments: Any) -> Any:
 def checked_key(key: Any) -> Any:
     """The same, if it is a plain key of a dictionary or a member of a set; raises ValueError otherwise."""
     for part in key if type(key) is tuple else (key,):
-        if not (part is None or type(part) in (str, bytes, bool) or (type(part) is int and abs(part) < LARGEST_KEY)):
+        plain = part is None or type(part) in (str, bytes, bool) or (type(part) is int and abs(part) < LARGEST_KEY)
+        if not plain and not isinstance(part, Stand):
             raise ValueError(f"it has a key that is a {type(part).__name__}")
     return key
 

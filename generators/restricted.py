@@ -19,7 +19,7 @@ from torch import Tensor
 from data.errors import InputError
 from data.files import check_beginning, check_safetensors, describe, shorten
 from generators.checkpoint import check_finite
-from generators.pickles import Known, Stand
+from generators.pickles import Known, Machine, Stand, Stream
 from generators.tensor_files import Mapped, Stored, mapped, names_of, read_archive, read_old
 
 EXPECTED = "a checkpoint file"
@@ -33,6 +33,13 @@ WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoin
 NOTES = re.compile(
     r"argparse\.Namespace|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))"
     r"|pathlib\.(Pure)?(Posix|Windows)?Path|collections\.(Counter|defaultdict)|builtins\.(int|float|dict|list)"
+)
+
+# What torch's list of the pieces of a checkpoint that is cut over processes consists of.
+PIECES = re.compile(
+    r"torch\.distributed\.checkpoint\.metadata\.(Metadata|(Tensor|Chunk|Bytes)StorageMetadata|TensorProperties"
+    r"|_MEM_FORMAT_ENCODING|MetadataIndex|StorageMeta)"
+    r"|torch\.distributed\.checkpoint\.filesystem\._StorageInfo|pathlib\.(Posix|Windows|PurePosix)Path"
 )
 
 Way = tuple[str, ...]
@@ -186,6 +193,20 @@ def content(path: Path) -> Any:
         raise InputError(
             f"{path} is cut short or damaged ({shorten(error)}), expected {EXPECTED}: fetch it again"
         ) from error
+
+
+def check_pieces(path: Path) -> None:
+    """Raises InputError unless a `.metadata`, which torch unpickles, names nothing but what a list of pieces needs."""
+    check_beginning(path, "the list of a checkpoint's pieces")
+    find = names_of(
+        lambda name: refusal(path, name), lambda name: Known(name, Note) if PIECES.fullmatch(name) else None
+    )
+    try:
+        Machine(find, Note).load(Stream(mapped(path)))
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is cut short or damaged ({shorten(error)}): remove this checkpoint") from error
 
 
 def refusal(path: Path, name: str) -> InputError:

@@ -22,6 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from generators.restricted import check_pieces
+
 MARK = "piece of"  # in place of a tensor that is written in pieces: {MARK: its name}
 
 
@@ -89,8 +91,9 @@ def write(pieces: Mapping[str, Tensor], folder: Path) -> None:
 def fill(bare: Mapping[str, Any], tracked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A state from `split` with its tensors read back, cut as what is tracked now is cut; each process must call it.
 
-    Raises KeyError if what is tracked has no place for a tensor.
+    Raises KeyError if what is tracked has no place for a tensor, InputError if the pieces' list would run code.
     """
+    check_pieces(folder / ".metadata")
     places = {name: _places(item) for name, item in tracked.items()}
     wanted: dict[str, Tensor] = {}
     for name in _marks(bare):

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import tracemalloc
+import warnings
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -23,7 +24,7 @@ from data.errors import InputError
 from generators import pickles
 from generators.checkpoint import ModelDirectory
 from generators.persistent import Saved, read_pickle
-from generators.restricted import CheckpointFile
+from generators.restricted import CheckpointFile, check_pieces
 from generators.snapshots import Snapshot
 
 MEBIBYTE = 2**20
@@ -280,6 +281,22 @@ def test_values_that_are_no_numbers(tmp_path: Path, value: float) -> None:
     assert source["y"].sum() == 2
     with pytest.raises(InputError, match="has 1 of 2 values in a that are infinite or not a number"):
         source["x"]
+
+
+def test_the_list_of_pieces_runs_nothing(tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as pieces
+
+    class Harm:
+        def __reduce__(self) -> Any:
+            return os.system, ("false",)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process alone
+        pieces.save({"a/b": torch.ones(3)}, storage_writer=pieces.FileSystemWriter(tmp_path), no_dist=True)
+    check_pieces(tmp_path / ".metadata")
+    (tmp_path / ".metadata").write_bytes(pickle.dumps({"a": Harm()}))
+    with pytest.raises(InputError, match=r"would run posix\.system on loading"):
+        check_pieces(tmp_path / ".metadata")
 
 
 def test_steps_are_counted_over_all_pickles(tmp_path: Path) -> None:
