@@ -105,7 +105,7 @@ def test_a_run_from_shards_to_a_model(house: Path, tmp_path: Path) -> None:
 def test_every_log_line_tells_how_much_of_the_device_is_used(house: Path, tmp_path: Path) -> None:
     given = config(house, keep_last_scale=0.5)
     given = replace(given, run=replace(given.run, steps=3, log_every=1, peak_tflops=0.001))
-    model = build(train(given, data=shards(house), out=tmp_path / "run")).transformer
+    model = StarGenerator.from_directory(train(given, data=shards(house), out=tmp_path / "run")).transformer
     done = work(model.config, taught_lengths(model.schedule, 0.5), text_tokens=64)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3
