@@ -24,8 +24,8 @@ COEFFICIENTS = (
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 )
-# Numbers of the matrices that go through the iterations together. A GPU spends itself on few large kernels; one CPU
-# core took 1.06 times as long with them as with one matrix after the other (width 384, depth 6).
+# Numbers of the matrices that go through the iterations together. A GPU is for few large kernels; one CPU core took
+# 1.06 times as long with them as with one matrix after the other (width 384, depth 6).
 TOGETHER = {"cuda": 2**26, "cpu": 1}
 # Layers whose weight holds several matrices one above the other, each to be orthogonal by itself.
 STACKED = {"query_key_value": 3, "key_value": 2, "modulation": 6}

@@ -14,6 +14,10 @@ def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
+def gradient_of(weight: Tensor, seed: int) -> Tensor:
+    return matrix(weight.shape[0], weight.shape[1], seed)
+
+
 def moved(optimizer: torch.optim.Optimizer, weight: nn.Parameter, gradients: list[Tensor]) -> Tensor:
     """How far the steps for these gradients move a weight."""
     before = weight.detach().clone()
@@ -76,7 +80,7 @@ def test_matrices_of_one_shape_move_together_as_each_would_alone(monkeypatch: py
         )
         for step in range(3):
             for number, weight in enumerate(weights):
-                weight.grad = matrix(*weight.shape, seed=100 * step + number) * 10**number
+                weight.grad = gradient_of(weight, 100 * step + number) * 10**number
             optimizer.step()
         assert {2**26: (4, 8, 12), 2 * 8 * 12: (2, 8, 12), 1: (1, 8, 12)}[most] in calls
         for number, twin in enumerate(twins):
@@ -85,7 +89,7 @@ def test_matrices_of_one_shape_move_together_as_each_would_alone(monkeypatch: py
             )
             alone = Muon([group], lr=0.1)
             for step in range(3):
-                twin.grad = matrix(*twin.shape, seed=100 * step + number) * 10**number
+                twin.grad = gradient_of(twin, 100 * step + number) * 10**number
                 alone.step()
             torch.testing.assert_close(weights[number], twin, rtol=1e-4, atol=1e-6)
 

@@ -25,8 +25,9 @@ from data.tiny import tiny_text_encoder
 from generators.registry import build
 from generators.run import RunConfig
 from star.generator import StarGenerator
+from star.plan_work import work
 from star.presets import PRESETS
-from star.teaching import make_lesson, token_losses
+from star.teaching import make_lesson, taught_lengths, token_losses
 from star.tiny import tiny_tokenizer, tiny_transformer
 from star.train import TrainConfig, compile_blocks, drop_captions, parameter_groups, train
 from star.validation import is_held_out
@@ -59,7 +60,7 @@ def shards(house: Path) -> list[str]:
 
 def result(out: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    clock = ("seconds", "images_per_second", "data_wait")
+    clock = ("seconds", "images_per_second", "data_wait", "tflops", "utilisation")
     return load_file(out / "model" / "model.safetensors"), [
         {key: value for key, value in line.items() if key not in clock} for line in lines
     ]
@@ -99,6 +100,19 @@ def test_a_run_from_shards_to_a_model(house: Path, tmp_path: Path) -> None:
     assert all(scale["unigram"] > 0 for scale in scales)
     assert build(model).generate(["a red circle"], seeds=[1]).shape == (1, 3, 8, 8)
     assert "held-out pictures" in (model / "README.md").read_text()
+
+
+def test_every_log_line_tells_how_much_of_the_device_is_used(house: Path, tmp_path: Path) -> None:
+    given = config(house, keep_last_scale=0.5)
+    given = replace(given, run=replace(given.run, steps=3, log_every=1, peak_tflops=0.001))
+    model = StarGenerator.from_directory(train(given, data=shards(house), out=tmp_path / "run")).transformer
+    done = work(model.config, taught_lengths(model.schedule, 0.5), text_tokens=64)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines[1:]:  # the first step has no rate yet
+        expected = (done.forward + done.backward) * line["images_per_second"]
+        assert line["tflops"] * 1e12 == pytest.approx(expected, rel=0.01)
+        assert line["utilisation"] == pytest.approx(expected / 1e9, rel=0.01, abs=1e-4)
 
 
 def test_networks_that_are_not_brought_along_are_found_where_they_lie(house: Path, tmp_path: Path) -> None:
