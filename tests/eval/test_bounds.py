@@ -211,7 +211,7 @@ def test_a_large_sheet_is_made_smaller(tmp_path: Path, monkeypatch: pytest.Monke
         ('"pictures": 12', '"pictures": 1' + "0" * 30, "no count"),
         ('"pictures": 12', '"pictures": 1' + "0" * 5000, "no JSON"),
         ('"value": 30.0', '"value": NaN', "NaN where a number"),
-        ('"value": 30.0', '"value": 1e999', "expected a number"),
+        ('"value": 30.0', '"value": 1e999', "value.* is inf"),
         ('"low": 29.0', '"low": 32.0', "interval begins"),
         ('"low": 29.0', '"low": null', "two ends"),
         ('"options": {}', '"options": {"a": [[]]}', "no number and no word"),
@@ -262,9 +262,9 @@ def test_large_json_is_refused_before_it_is_understood() -> None:
 
 def test_sizes_of_a_judge_are_bounded() -> None:
     for changes in ({"widths": (8, 10**9), "blocks": (1, 1)}, {"widths": (8,), "blocks": (10**9,)}):
-        with pytest.raises(InputError, match="give at most"):
+        with pytest.raises(InputError, match=r"image_size|widths|blocks"):
             JudgeConfig(**changes)
-    with pytest.raises(InputError, match="give at most"):
+    with pytest.raises(InputError, match=r"image_size|widths|blocks"):
         JudgeConfig(image_size=10**9)
 
 
