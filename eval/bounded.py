@@ -7,6 +7,7 @@ parts it has, so these are counted before it is understood.
 import json
 import os
 import stat
+import struct
 import zipfile
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -37,8 +38,11 @@ def take(file: Traversable, most: int) -> bytes:
         told = file.root.getinfo(file.at)
         if told.compress_type not in PACKED:
             raise RefusedFileError("it is packed by another method than deflate")
-        with file.root.open(told) as stream:
-            return _upto(stream, most)
+        try:
+            with file.root.open(told) as stream:
+                return _upto(stream, most)
+        except (ValueError, struct.error) as error:  # a damaged head, a name that is no text
+            raise RefusedFileError(f"its place in the zip is damaged: {shortened(error, 80)}") from error
     number = os.open(str(file), os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(number, "rb") as stream:
         if not stat.S_ISREG(os.fstat(number).st_mode):

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import TypeVar, overload
 from data.errors import InputError
 from data.formats import is_picture
 from data.mjhq import META_NAME, READ_ERRORS, Meta, MetaEntry, pictures_by_id, read_meta
-from eval.bounded import PACKED
+from eval.bounded import PACKED, shortened
 from eval.record import MAX_PROMPT, OVERALL
 
 SHOWN = 3  # of the ids behind a fault
@@ -69,7 +70,7 @@ def survey(place: str | Path) -> Layout:
     """
     place = Path(place)
     path, folders = _open(place)
-    meta, prompts = read_meta(path), hashlib.sha256()
+    meta, prompts = _read_meta(path, place), hashlib.sha256()
     told = [
         *(entry[:3] for entry in meta.entries),
         *((fault.id, fault.prompt, fault.category) for fault in meta.faults),
@@ -182,6 +183,17 @@ def on_disk(name: str) -> str:
 
 def _add(total: "hashlib._Hash", key: str, category: str, prompt: str) -> None:
     total.update(json.dumps((key, category, prompt)).encode() + b"\n")
+
+
+def _read_meta(path: Traversable, place: Path) -> Meta:
+    try:
+        return read_meta(path)
+    except InputError:
+        raise
+    except (ValueError, struct.error) as error:  # a damaged head in a zip
+        raise InputError(
+            f"{META_NAME} in {place} cannot be read ({shortened(error)}): get the benchmark again"
+        ) from error
 
 
 def _fault(entry: MetaEntry, pictures: Sequence[str], folders: Folders) -> str | None:

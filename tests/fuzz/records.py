@@ -5,6 +5,7 @@ read them. What escapes as anything but a sentence, hangs or swells is printed, 
 """
 
 import argparse
+import copy
 import io
 import json
 import random
@@ -47,7 +48,7 @@ def changed_json(text: str, chance: random.Random) -> bytes:
         holder, place = chance.choice(list(_places(values)) or [({}, "")])
         way = chance.random()
         if way < 0.7:
-            holder[place] = chance.choice(ODD)
+            holder[place] = copy.deepcopy(chance.choice(ODD))
         elif way < 0.85 and isinstance(holder, dict):
             holder[chance.choice([str(one) for one in ODD])[:6000]] = holder.pop(place, None)
         elif holder:
