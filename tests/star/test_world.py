@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -184,40 +185,42 @@ def test_a_prompt_is_the_same_in_every_locale(tmp_path: Path) -> None:
 # ---- disks
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 200 bytes: as a full disk, and needs no rights."""
+    """No file may grow beyond 200 bytes: as a full disk, and needs no rights. Not while pytest writes what it found."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_no_room_for_a_model_directory(tmp_path: Path) -> None:
     from generators.checkpoint import write
 
     place = tmp_path / "model"
-    with pytest.raises(InputError, match=r"model could not be written \(File too large\): make room$"):
+    with small_files(), pytest.raises(InputError, match=r"model could not be written \(File too large\): make room$"):
         write(place, family="toy", config={}, tensors={"weight": torch.zeros(999)}, card="")
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.usefixtures("small_files")
 def test_no_room_for_a_checkpoint(tmp_path: Path) -> None:
     from generators import snapshots
 
-    with pytest.raises(InputError, match=r"step 3 .* could not be written \(File too large\): make room"):
+    with (
+        small_files(),
+        pytest.raises(InputError, match=r"step 3 .* could not be written \(File too large\): make room"),
+    ):
         snapshots.write(tmp_path, 3, {"weight": torch.zeros(9999)}, {}, keep=1)
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.usefixtures("small_files")
 def test_no_room_for_a_picture_or_a_text(tmp_path: Path) -> None:
     noise = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    with pytest.raises(InputError, match=r"/a-cat-0.png could not be written .*: make room$"):
+    with small_files(), pytest.raises(InputError, match=r"/a-cat-0.png could not be written .*: make room$"):
         sample._save_new(noise, tmp_path, "a-cat-0", {})
-    with pytest.raises(InputError, match=r"scores.json could not be written .*: make room"):
+    with small_files(), pytest.raises(InputError, match=r"scores.json could not be written .*: make room"):
         write_text(tmp_path / "scores.json", "x" * 9999)
     assert os.listdir(tmp_path) == []
 
