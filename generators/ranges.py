@@ -49,24 +49,24 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def check(values: Mapping[str, Any]) -> None:
-    """values: a training config as plain values (generators.config.to_dict).
+def check(values: Mapping[str, Any], *, ranged: bool = True) -> None:
+    """values: a training config as plain values (generators.config.to_dict). ranged: False looks for NaN and inf alone.
 
     Raises InputError for a number that is not finite, wherever it is, and for one out of its range.
     """
-    _check(values, "", "")
+    _check(values, "", "", RANGES if ranged else {})
 
 
-def _check(value: Any, name: str, leaf: str) -> None:
+def _check(value: Any, name: str, leaf: str, ranges: Mapping[str, tuple[float, float]]) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _check(item, f"{name}.{key}" if name else str(key), str(key))
+            _check(item, f"{name}.{key}" if name else str(key), str(key), ranges)
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for item in value:
-            _check(item, name, leaf)
+            _check(item, name, leaf, ranges)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} is {value}, expected a finite number: correct it")
-        low, high = RANGES.get(leaf, (-math.inf, math.inf))
+        low, high = ranges.get(leaf, (-math.inf, math.inf))
         if not low <= value <= high:
             raise InputError(f"{name} is {value:g}, expected a number from {low:g} to {high:g}: correct it")

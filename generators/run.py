@@ -91,11 +91,11 @@ class Run:
         """`full_config`: the whole config as plain values (`to_dict`), kept with the run and compared on resume.
 
         Raises InputError if the folder cannot be written, is being written by another process, holds a run that was
-        not asked to be resumed or that was made with another config, if a number of the config is out of its range
-        (ranges.py), or if the batch size does not divide by processes times accumulation.
+        not asked to be resumed or that was made with another config, if a number of the config is not finite, or if the
+        batch size does not divide by processes times accumulation.
         """
         self.out, self.config = Path(out), config
-        ranges.check(full_config)
+        ranges.check(full_config, ranged=False)
         self.full_config: dict[str, Any] = json.loads(json.dumps(full_config))  # as it will read from the disk
         self.accelerator = Accelerator(log_with=_trackers(config.trackers), project_dir=self.out)
         self.device: torch.device = self.accelerator.device
