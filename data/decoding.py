@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from data import formats
-from data.colour import ProfileError, lab_to_srgb, to_srgb
-from data.errors import InputError
-from data.faults import Reason
-from data.whole import check_sane
+from star.data import formats
+from star.data.colour import ProfileError, lab_to_srgb, to_srgb
+from star.data.errors import InputError
+from star.data.shards.faults import Reason
+from star.data.whole import check_sane
 
 WHITE = 255
 Notes = list[tuple[Reason, str]]

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.errors import InputError
+from star.data.errors import InputError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # What else is no defect of ours: the place that was given is wrong, or does not work.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
+from star.data.errors import InputError
 
 LARGEST_JSON = 2**22  # bytes; the largest config.json here, with the labels of a judge, has 10^5
 MOST_ITEMS = 200_000  # entries of objects and lists

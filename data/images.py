@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from data.decoding import WHITE, decode
-from data.decoding import upright_size as upright_size  # for whoever imports it from here
-from data.disk import refusal
-from data.errors import InputError
+from star.data.decoding import WHITE, decode
+from star.data.decoding import upright_size as upright_size  # for whoever imports it from here
+from star.data.disk import refusal
+from star.data.errors import InputError
 
 Crop = Literal["center", "squash", "pad"]
 CROPS: tuple[Crop, ...] = ("center", "squash", "pad")

@@ -15,8 +15,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.errors import InputError
-from data.formats import is_picture
+from star.data.errors import InputError
+from star.data.formats import is_picture
 
 META_NAME = "meta_data.json"
 MAX_BYTES = 256 * 2**20

@@ -21,8 +21,8 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
 
-from data.errors import InputError
-from data.files import check_regular, check_safetensors, described, read_json, shorten
+from star.data.errors import InputError
+from star.data.files import check_regular, check_safetensors, described, read_json, shorten
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}  # for every call into the library
 SAFE_MODEL = SAFE | {"use_safetensors": True}

@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from data.errors import InputError
-from data.writing import ShardWriter
+from star.data.errors import InputError
+from star.data.shards.write import ShardWriter
 
 COLOURS = {
     "red": (214, 40, 40),

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from data.errors import InputError
-from data.pretrained import SAFE, SAFE_MODEL, check_files, check_folder, check_size, loading
+from star.data.errors import InputError
+from star.data.pretrained import SAFE, SAFE_MODEL, check_files, check_folder, check_size, loading
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data.clip_tokenizer import SMALLEST_VOCABULARY, learn_tokenizer
-from data.text import TextEncoder
+from star.data.clip_tokenizer import SMALLEST_VOCABULARY, learn_tokenizer
+from star.data.text import TextEncoder
 
 
 def tiny_text_encoder(seed: int = 0, max_tokens: int = 16, width: int = 32) -> TextEncoder:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from data.errors import InputError
-from data.files import shorten
+from star.data.errors import InputError
+from star.data.files import shorten
 
 Config = TypeVar("Config")
 LONGEST = 64  # numbers in a row that a network's config holds: scales, levels, blocks that are tapped

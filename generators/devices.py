@@ -1,6 +1,6 @@
 """The device that was asked for, looked at before anything is loaded onto it."""
 
-from data.errors import InputError
+from star.data.errors import InputError
 
 
 def usable(name: str | None = None) -> str:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from data.errors import InputError
+from star.data.errors import InputError
 
 Conditioning = Literal["text", "class", "none"]
 LARGEST_SEED = 2**63 - 1
@@ -34,7 +34,8 @@ class SampleOptions:
     cooling: float = (
         0.0  # STAR: by how much the finest scale is colder: temperature falls to (1 - cooling) times itself
     )
-    # STAR, see star/sampler.py: "" is what the model directory says; a refiner is used where the checkpoint has one.
+    # STAR, see star/sampling/sampler.py: "" is what the model directory says; a refiner is used where the checkpoint
+    # has one.
     cross_attention: Literal["", "released", "per-sample"] = ""
     refine: bool = True
 

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import InputError
-from data.files import described, read_json
+from star.data.errors import InputError
+from star.data.files import described, read_json
 
 if TYPE_CHECKING:  # `star list` needs no torch
     import torch
 
-    from generators.protocol import Family, Generator, SampleOptions
+    from star.generators.protocol import Family, Generator, SampleOptions
 
 GROUP = "star.generators"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -182,7 +182,7 @@ class Registry:
         """
         if family := self._test_family(str(model)):
             return self.family(family).for_test()
-        from generators.checkpoint import ModelDirectory
+        from star.generators.pretrained import ModelDirectory
 
         path = self.locate(model)
         with described(path, "get the model directory again"):
@@ -190,9 +190,9 @@ class Registry:
 
     def recommended(self, model: str | Path) -> "SampleOptions":
         """The options that a model's directory recommends (`about.options`), else the usual ones."""
-        from generators.checkpoint import ModelDirectory
-        from generators.config import from_dict
-        from generators.protocol import SampleOptions
+        from star.generators.config import from_dict
+        from star.generators.pretrained import ModelDirectory
+        from star.generators.protocol import SampleOptions
 
         if self._test_family(str(model)):
             return SampleOptions()
@@ -243,9 +243,9 @@ locate, build, recommended = _shared.locate, _shared.build, _shared.recommended
 
 register_family("star", "star.generator:StarGenerator")
 register_family("var", "star.class_generator:VarGenerator")
-register_family("styleformer", "generators.styleformer:StyleformerGenerator")
-register_family("stylegan-t", "generators.stylegan_t:StyleGanTGenerator")
-register_family("stylenat", "generators.stylenat:StyleNatGenerator")
+register_family("styleformer", "star.generators.styleformer.model:StyleformerGenerator")
+register_family("stylegan-t", "star.generators.stylegan_t.model:StyleGanTGenerator")
+register_family("stylenat", "star.generators.stylenat.model:StyleNatGenerator")
 for _name, _family in (
     ("star-emoji", "star"),
     ("stylegan-t-emoji", "stylegan-t"),
@@ -254,12 +254,15 @@ for _name, _family in (
 ):
     register(_name, Entry(family=_family, weights=Weights(location=f"package:star/weights/{_name}")))
 
-# What the papers published (star/catalogue.py): fetched from the hub and converted when first asked for.
+# What the papers published (star/convert/published.py): fetched from the hub and converted when first asked for.
 _STAR = Weights(
-    location="taocrayon/STAR", licence="MIT", source="https://arxiv.org/abs/2406.10797", fetch="star.fetch:fetch"
+    location="taocrayon/STAR", licence="MIT", source="https://arxiv.org/abs/2406.10797", fetch="star.convert.hub:fetch"
 )
 _VAR = Weights(
-    location="FoundationVision/var", licence="MIT", source="https://arxiv.org/abs/2404.02905", fetch="star.fetch:fetch"
+    location="FoundationVision/var",
+    licence="MIT",
+    source="https://arxiv.org/abs/2404.02905",
+    fetch="star.convert.hub:fetch",
 )
 for _name, _side in (
     ("star-d16-256", 256),

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.disk import refusal, writing
-from data.errors import InputError
+from star.data.disk import refusal, writing
+from star.data.errors import InputError
 
 
 @contextlib.contextmanager

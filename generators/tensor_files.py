@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 import torch
 from torch import Tensor
 
-from generators.pickles import Known, Machine, Stand, Stream, encoded, ordered, plain_set
+from star.generators.pickle_machine import Known, Machine, Stand, Stream, encoded, ordered, plain_set
 
 LARGEST_PICKLE = 2**26  # bytes, without the tensors' data; that of a 2-billion-parameter training is 10^6
 LARGEST_DIRECTORY = 2**25  # bytes of an archive's list of records

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from data.errors import InputError
-from generators.checkpoint import ModelDirectory, Reference, load_into, write
-from generators.config import from_dict, to_dict
-from generators.protocol import SampleOptions, check_request
-from star.sampler import draw_codes
-from star.transformer import NextScaleTransformer, TransformerConfig
-from tokenizer.tokenizer import MultiScaleTokenizer
+from star.data.errors import InputError
+from star.generators.config import from_dict, to_dict
+from star.generators.pretrained import ModelDirectory, Reference, load_into, write
+from star.generators.protocol import SampleOptions, check_request
+from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.sampling.sampler import draw_codes
+from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 FAMILY = "var"
 
@@ -31,7 +31,7 @@ class VarConfig:
 
 
 class VarGenerator:
-    """Class-conditional next-scale transformer and tokenizer as one generator (generators.protocol.Family)."""
+    """Class-conditional next-scale transformer and tokenizer as one generator (star.generators.protocol.Family)."""
 
     conditioning: Literal["class"] = "class"
     heeds: ClassVar[frozenset[str]] = frozenset({"guidance", "ramp", "top_k", "top_p", "temperature", "cooling"})

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from data.disk import refusal
-from data.errors import DivergenceError, InputError
-from eval import bench_command, compare_command
-from eval import command as evaluate
-from generators.signals import interruptible, told
 from star import terminal
 from star.commands import catalogue, convert, finetune, measure, plan, sample, shards, train
+from star.data.disk import refusal
+from star.data.errors import DivergenceError, InputError
+from star.eval.commands import bench as bench_command
+from star.eval.commands import compare as compare_command
+from star.eval.commands import evaluate as evaluate
+from star.generators.training.signals import interruptible, told
 
 DESCRIPTION = "Pictures from prompts: draw, train, and prepare data."
 COMMANDS = (

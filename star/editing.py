@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.errors import InputError
-from data.images import WHITE, pil_to_pixels, pixels_to_image, pixels_to_pil, read_png, resize
+from star.data.errors import InputError
+from star.data.images import WHITE, pil_to_pixels, pixels_to_image, pixels_to_pil, read_png, resize
 from star.generator import StarGenerator
-from star.sampler import GivenCodes
-from tokenizer.scales import ScaleSchedule
+from star.sampling.sampler import GivenCodes
+from star.tokenizer.scales import ScaleSchedule
 
 
 def to_pixels(picture: Image.Image | Tensor | str | Path, size: tuple[int, int] | None = None) -> Tensor:

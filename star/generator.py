@@ -14,17 +14,17 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from data.errors import InputError
-from data.text import TextEncoder
-from generators.checkpoint import ModelDirectory, Reference, load_into, write
-from generators.config import LONGEST, check_ranges, from_dict, to_dict
-from generators.protocol import SampleOptions, check_request
-from star.refiner import Refiner, RefinerConfig
-from star.released import REFINER
-from star.sampler import CrossAttentionMode, GivenCodes, Watcher, draw_codes
-from star.stable_sampler import StableSampler
-from star.transformer import NextScaleTransformer, TransformerConfig
-from tokenizer.tokenizer import MultiScaleTokenizer
+from star.convert.names import REFINER
+from star.data.errors import InputError
+from star.data.text import TextEncoder
+from star.generators.config import LONGEST, check_ranges, from_dict, to_dict
+from star.generators.pretrained import ModelDirectory, Reference, load_into, write
+from star.generators.protocol import SampleOptions, check_request
+from star.model.refiner import Refiner, RefinerConfig
+from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.sampling.masked_decoding import StableSampler
+from star.sampling.sampler import CrossAttentionMode, GivenCodes, Watcher, draw_codes
+from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 FAMILY = "star"
 
@@ -43,7 +43,7 @@ class StarConfig:
 
 
 class StarGenerator:
-    """Text encoder, next-scale transformer and tokenizer as one generator (generators.protocol.Family)."""
+    """Text encoder, next-scale transformer and tokenizer as one generator (star.generators.protocol.Family)."""
 
     conditioning: Literal["text"] = "text"
     heeds: ClassVar[frozenset[str]] = frozenset(
@@ -219,7 +219,7 @@ class StarGenerator:
     @classmethod
     def for_test(cls) -> Self:
         """A network of fewer than a million parameters with fixed random weights, for the contract suite."""
-        from data.tiny import tiny_text_encoder
+        from star.data.tiny import tiny_text_encoder
         from star.tiny import tiny_tokenizer, tiny_transformer
 
         return cls(tiny_transformer(), tiny_tokenizer(), tiny_text_encoder())

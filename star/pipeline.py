@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data.errors import InputError
-from data.images import pixels_to_pil
-from generators import registry
-from generators.protocol import LARGEST_SEED, Generator, SampleOptions, check_options
+from star.data.errors import InputError
+from star.data.images import pixels_to_pil
 from star.editing import encode_picture, given_coarse, given_outside, on_canvas, paste, scales_of, to_pixels
 from star.generator import StarGenerator
-from star.sampler import GivenCodes
+from star.generators import registry
+from star.generators.protocol import LARGEST_SEED, Generator, SampleOptions, check_options
+from star.sampling.sampler import GivenCodes
 
 OutputType = Literal["pil", "pt", "np"]
 Callback = Callable[[int, Image.Image], None]
@@ -68,7 +68,7 @@ class Pipeline:
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a model directory that draws the same pictures, with these options as the recommended ones."""
-        from generators.config import to_dict
+        from star.generators.config import to_dict
 
         self.generator.save_pretrained(path, about={"options": to_dict(self.options)})  # type: ignore[attr-defined]
 

@@ -8,7 +8,7 @@ import select
 import sys
 from typing import TextIO
 
-from data.errors import InputError
+from star.data.errors import InputError
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE has ended
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from star.transformer import NextScaleTransformer, TransformerConfig
-from tokenizer.autoencoder import AutoencoderConfig
-from tokenizer.quantizer import QuantizerConfig
-from tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
+from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.tokenizer.autoencoder import AutoencoderConfig
+from star.tokenizer.quantizer import QuantizerConfig
+from star.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
 
 SIZES = (1, 2, 3, 4)
 VOCABULARY, CODE_WIDTH = 32, 4

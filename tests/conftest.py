@@ -48,4 +48,4 @@ def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
                 except StopIteration:
                     working[turn % workers] = None
 
-    monkeypatch.setattr("data.workers._loader", loader)
+    monkeypatch.setattr("star.data.loader.workers._loader", loader)

@@ -4,15 +4,15 @@ PLAN: dict[str, list[str]] = {
     "tokenizer/losses.py": ["tests/tokenizer/test_losses.py"],
     "tokenizer/quantizer.py": ["tests/tokenizer/test_quantizer.py"],
     "tokenizer/codebook.py": ["tests/tokenizer/test_codebook.py", "tests/tokenizer/test_quantizer.py"],
-    "generators/losses.py": ["tests/generators/test_losses.py"],
-    "generators/adversaries.py": ["tests/generators/test_adversaries.py"],
-    "star/sampler.py": ["tests/star/test_sampler.py"],
-    "star/stable_sampler.py": ["tests/star/test_stable_sampler.py"],
-    "star/teaching.py": ["tests/star/test_teaching.py"],
-    "eval/distances.py": ["tests/eval/test_distances.py"],
-    "eval/manifold.py": ["tests/eval/test_manifold.py"],
-    "eval/resampling.py": ["tests/eval/test_estimates.py", "tests/eval/test_metrics.py"],
-    "eval/estimates.py": ["tests/eval/test_estimates.py"],
+    "generators/gan/losses.py": ["tests/generators/test_losses.py"],
+    "generators/gan/families.py": ["tests/generators/test_adversaries.py"],
+    "star/sampling/sampler.py": ["tests/star/test_sampler.py"],
+    "star/sampling/masked_decoding.py": ["tests/star/test_stable_sampler.py"],
+    "star/training/targets.py": ["tests/star/test_teaching.py"],
+    "eval/metrics/distances.py": ["tests/eval/test_distances.py"],
+    "eval/metrics/manifold.py": ["tests/eval/test_manifold.py"],
+    "eval/metrics/resampling.py": ["tests/eval/test_estimates.py", "tests/eval/test_metrics.py"],
+    "eval/metrics/estimates.py": ["tests/eval/test_estimates.py"],
 }
 
 # file -> (line's text, change) -> why nobody could see it
@@ -39,7 +39,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "Gt to GtE",
         ): "at a floor of 0 no scale is below it",
     },
-    "star/teaching.py": {
+    "star/training/targets.py": {
         ("if k < schedule.count - 1:", "Lt to LtE"): "the finest scale is averaged to its own size",
         ("if k < schedule.count - 1:", "Sub to Add"): "the same",
         (
@@ -47,23 +47,23 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "True to False",
         ): "a schedule has as many sizes as lengths",
     },
-    "star/sampler.py": {
+    "star/sampling/sampler.py": {
         ("if 0 < top_k < logits_BlV.shape[-1]:", "Lt to LtE"): "the smallest of all removes nothing",
         (
             "ascending, order = logits_BlV.sort(dim=-1, stable=True)",
             "True to False",
         ): "on a CPU the other sort is stable, too",
     },
-    "star/stable_sampler.py": {
+    "star/sampling/masked_decoding.py": {
         ("canvas = Canvas(start, start - 1)", "1 to 2"): "unknown is whatever is below 0",
     },
-    "eval/distances.py": {
+    "eval/metrics/distances.py": {
         (
             "ones_N1, ones_M1 = (torch.ones(count, 1, dtype=torch.float64) for count in (N, M))",
             "1 to 2",
         ): "a second resample equal to the first, of which the first is taken",
     },
-    "eval/manifold.py": {
+    "eval/metrics/manifold.py": {
         (
             "return squared_NM.clamp_(min=0)",
             "no clamp_",

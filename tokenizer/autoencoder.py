@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generators.config import check_ranges
+from star.generators.config import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tokenizer.quantizer import Pyramid, Quantizer
+from star.tokenizer.quantizer import Pyramid, Quantizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

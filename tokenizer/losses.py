@@ -13,9 +13,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_utils import ImageProcessingMixin
 
-from data.errors import InputError
-from data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, VISION_KINDS, check_folder, check_size, folder_of, loading
-from tokenizer.lpips import Lpips
+from star.data.errors import InputError
+from star.data.pretrained import (
+    SAFE,
+    SAFE_MODEL,
+    VISION_FILES,
+    VISION_KINDS,
+    check_folder,
+    check_size,
+    folder_of,
+    loading,
+)
+from star.tokenizer.lpips import Lpips
 
 
 def reconstruction_loss(image_B3HW: Tensor, target_B3HW: Tensor, l1_weight: float) -> Tensor:

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data.errors import InputError
-from generators.checkpoint import ModelDirectory, load_into, write
-from generators.restricted import CheckpointFile, check_fit
+from star.data.errors import InputError
+from star.generators.pickle_loader import CheckpointFile, check_fit
+from star.generators.pretrained import ModelDirectory, load_into, write
 
 FAMILY = "lpips"
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions of each

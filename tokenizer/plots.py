@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizer.scales import ScaleSchedule
+from star.tokenizer.scales import ScaleSchedule
 
 
 def plot_usage(metrics: Path, schedule: ScaleSchedule, vocabulary: int, out: Path) -> None:

@@ -4,7 +4,7 @@ A tokenizer at 1024 pixels has maps of 0.67 GB for each picture, several of them
 pictures at 64 pixels is done with one there. The same numbers stand in `star plan`.
 """
 
-from tokenizer.autoencoder import AutoencoderConfig
+from star.tokenizer.autoencoder import AutoencoderConfig
 
 BUDGET = 4 * 2**30  # bytes of the device for maps, or states, beside the weights
 PIXELS = 256 * 2**20  # bytes of the main memory for the pictures of one batch

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from generators.run import RunConfig
-from tokenizer.autoencoder import AutoencoderConfig, DetailConfig
-from tokenizer.codebook import CodebookConfig
-from tokenizer.quantizer import QuantizerConfig
-from tokenizer.tokenizer import TokenizerConfig
-from tokenizer.train import TokenizerTrainConfig
+from star.generators.training.run import RunConfig
+from star.tokenizer.autoencoder import AutoencoderConfig, DetailConfig
+from star.tokenizer.codebook import CodebookConfig
+from star.tokenizer.quantizer import QuantizerConfig
+from star.tokenizer.tokenizer import TokenizerConfig
+from star.tokenizer.train import TokenizerTrainConfig
 
 _CPU_NETWORK = TokenizerConfig(
     autoencoder=AutoencoderConfig(

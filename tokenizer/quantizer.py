@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generators.config import check_ranges
-from generators.precision import full_float32
-from tokenizer.scales import ScaleSchedule
+from star.generators.config import check_ranges
+from star.generators.precision import full_float32
+from star.tokenizer.scales import ScaleSchedule
 
 DISTANCES = 2**26  # of vectors to codes, computed at once: 256 MiB
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.images import image_to_pixels
-from generators.checkpoint import ModelDirectory, digest, load_into, write
-from generators.config import from_dict, to_dict
-from tokenizer.autoencoder import AutoencoderConfig, Decoder, DetailConfig, Encoder
-from tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
-from tokenizer.scales import ScaleSchedule
+from star.data.images import image_to_pixels
+from star.generators.config import from_dict, to_dict
+from star.generators.pretrained import ModelDirectory, digest, load_into, write
+from star.tokenizer.autoencoder import AutoencoderConfig, Decoder, DetailConfig, Encoder
+from star.tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
+from star.tokenizer.scales import ScaleSchedule
 
 FAMILY = "multi-scale-tokenizer"
 

@@ -19,21 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.disk import write_text
-from data.errors import InputError
-from data.pipeline import Batch, DataConfig, Pipeline
-from data.splits import held_out_shards, training_sources
-from generators.averaging import MovingAverage
-from generators.config import to_dict
-from generators.diffaugment import augment, operations
-from generators.feeding import CachedFeedConfig, Feed
-from generators.registry import place_of
-from generators.run import Run
-from generators.schedule import lr_at, set_lr
-from generators.stylegan2_discriminator import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
-from tokenizer.anchor import Anchor, anchor_loss
-from tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
-from tokenizer.losses import (
+from star.data.disk import write_text
+from star.data.errors import InputError
+from star.data.loader.pipeline import Batch, DataConfig, Pipeline
+from star.data.shards.splits import held_out_shards, training_sources
+from star.generators.config import to_dict
+from star.generators.gan.augment.diffaugment import augment, operations
+from star.generators.gan.discriminators.stylegan2 import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
+from star.generators.registry import place_of
+from star.generators.training.data_feed import CachedFeedConfig, Feed
+from star.generators.training.ema import MovingAverage
+from star.generators.training.run import Run
+from star.generators.training.schedule import lr_at, set_lr
+from star.tokenizer.align import Anchor, anchor_loss
+from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
+from star.tokenizer.losses import (
     PatchDiscriminator,
     adaptive_weight,
     discriminator_hinge,
@@ -43,10 +43,10 @@ from tokenizer.losses import (
     reconstruction_loss,
     straight_through,
 )
-from tokenizer.measure import TokenizerScores, cuts_sheet, measure
-from tokenizer.plots import plot_usage
-from tokenizer.quantizer import Pyramid
-from tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
+from star.tokenizer.metrics import TokenizerScores, cuts_sheet, measure
+from star.tokenizer.plots import plot_usage
+from star.tokenizer.quantizer import Pyramid
+from star.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data.errors import InputError
 from star.commands.options import within
 from star.commands.pipes import add_allow_pipe, minding_pipes
+from star.data.errors import InputError
 
 if TYPE_CHECKING:  # it needs torch, and help must be instant
-    from star.train import TrainConfig
+    from star.training.train import TrainConfig
 
 LOADER = ("workers", "pictures/s", "first batch after")
 STEP = ("trained on", "workers", "pictures/s", "waiting for data", "making lessons", "network")
@@ -45,8 +45,8 @@ def work(args: argparse.Namespace) -> int:
     ):
         for value in values:
             within(f"--{name}", value, low, high)
-    from data.pipeline import DataConfig
-    from data.throughput import loader_speeds, table
+    from star.data.loader.pipeline import DataConfig
+    from star.data.loader.throughput import loader_speeds, table
 
     if args.model is None and args.overrides:
         raise InputError(f"unknown argument {args.overrides[0]}; fields of a preset need --model star PRESET")
@@ -59,7 +59,7 @@ def work(args: argparse.Namespace) -> int:
     print(f"The pipeline alone, {args.size} px, batches of {args.batch}:\n\n{table(LOADER, rows)}")
     if config is None:
         return 0
-    from star.step_bench import compare
+    from star.training.step_bench import compare
 
     steps = [
         (

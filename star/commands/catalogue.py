@@ -17,7 +17,7 @@ def work(args: argparse.Namespace) -> int:
 
 def table() -> str:
     """One line per model, columns aligned."""
-    from generators import registry
+    from star.generators import registry
 
     rows: list[tuple[str, ...]] = [COLUMNS]
     for name, entry in registry.entries().items():

@@ -3,17 +3,17 @@
 import argparse
 import importlib
 
-from data.disk import check_writable
-from data.errors import InputError
-from star.catalogue import KINDS, RELEASED, TOKENIZER_FILE
+from star.convert.published import KINDS, RELEASED, TOKENIZER_FILE
+from star.data.disk import check_writable
+from star.data.errors import InputError
 
 # Converters of the style-based GANs and of the perceptual distance, "module:function", called with the file, the folder
 # and what TOLD names: shapes tell them everything else.
 GANS = {
-    "styleformer": "generators.released_styleformer:convert_styleformer",
-    "stylenat": "generators.released_stylenat:convert_stylenat",
-    "stylegan-t": "generators.snapshot_stylegan_t:convert_stylegan_t",
-    "lpips": "tokenizer.lpips:convert_lpips",
+    "styleformer": "star.generators.styleformer.convert:convert_styleformer",
+    "stylenat": "star.generators.stylenat.convert:convert_stylenat",
+    "stylegan-t": "star.generators.stylegan_t.convert:convert_stylegan_t",
+    "lpips": "star.tokenizer.lpips:convert_lpips",
 }
 # What beside the file some of them are told.
 TOLD = {"stylegan-t": ("text_encoder",), "lpips": ("linear",)}
@@ -58,8 +58,8 @@ def work(args: argparse.Namespace) -> int:
         return _work_of_gan(args)
     if args.linear is not None:
         raise InputError(f"--linear {args.linear} was given for a {args.kind}, which has no such weights: leave it out")
-    from generators.registry import place_of
-    from star.convert import convert
+    from star.convert.convert import convert
+    from star.generators.registry import place_of
 
     made = convert(
         args.kind,

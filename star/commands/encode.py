@@ -2,11 +2,11 @@
 
 import argparse
 
-from data.disk import check_writable
 from star.commands.options import within
 from star.commands.pipes import add_allow_pipe, minding_pipes
+from star.data.disk import check_writable
 
-CROPS = ("center", "squash", "pad")  # as data.images has them; not imported from there, since help must be instant
+CROPS = ("center", "squash", "pad")  # as star.data.images has them; not imported from there, since help must be instant
 
 
 def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -39,7 +39,7 @@ def work(args: argparse.Namespace) -> int:
     for name, low, high in (("batch", 1, 2**20), ("workers", 0, 1024)):
         within(f"--{name}", getattr(args, name), low, high)
     check_writable(args.out)
-    from star.encode_shards import encode
+    from star.precomputed.encode import encode
 
     report = encode(
         args.shards,

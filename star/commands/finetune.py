@@ -2,8 +2,8 @@
 
 import argparse
 
-from data.disk import check_writable
 from star.commands.pipes import add_allow_pipe, minding_pipes
+from star.data.disk import check_writable
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,10 +33,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def work(args: argparse.Namespace) -> int:
     """Trains and prints the folder."""
-    from generators import ranges
-    from generators.config import to_dict
-    from generators.run import RunConfig
-    from star.finetune import FinetuneConfig, finetune
+    from star.generators.config import to_dict
+    from star.generators.training import ranges
+    from star.generators.training.run import RunConfig
+    from star.training.finetune import FinetuneConfig, finetune
 
     run = RunConfig(
         steps=args.steps,

@@ -4,9 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from data.disk import check_writable, write_text
 from star.commands.options import within
 from star.commands.pipes import add_allow_pipe, minding_pipes
+from star.data.disk import check_writable, write_text
 
 PICTURED = 12  # rows of the sheet
 
@@ -31,12 +31,12 @@ def work(args: argparse.Namespace) -> int:
     """Measures and writes."""
     within("--batch", args.batch, 1, 2**20)
     check_writable(args.out)
-    from data.images import save_png
-    from data.pipeline import DataConfig, Pipeline
-    from data.splits import held_out_shards
-    from generators.registry import place_of
-    from tokenizer.measure import cuts_sheet, measure
-    from tokenizer.tokenizer import MultiScaleTokenizer
+    from star.data.images import save_png
+    from star.data.loader.pipeline import DataConfig, Pipeline
+    from star.data.shards.splits import held_out_shards
+    from star.generators.registry import place_of
+    from star.tokenizer.metrics import cuts_sheet, measure
+    from star.tokenizer.tokenizer import MultiScaleTokenizer
 
     tokenizer = MultiScaleTokenizer.from_directory(place_of(args.tokenizer))
     shards = held_out_shards(args.data) or tuple(args.data)

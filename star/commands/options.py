@@ -1,6 +1,6 @@
 """Numbers given as options, looked at before anything is loaded."""
 
-from data.errors import InputError
+from star.data.errors import InputError
 
 
 def within(name: str, value: float, low: float, high: float) -> None:

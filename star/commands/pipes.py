@@ -16,7 +16,7 @@ def minding_pipes(work: Work) -> Work:
     """The work of a command that reads shards, done under its `--allow-pipe`."""
 
     def minded(args: argparse.Namespace) -> int:
-        from data.listing import pipes_allowed
+        from star.data.shards.listing import pipes_allowed
 
         with pipes_allowed(args.allow_pipe):
             return work(args)

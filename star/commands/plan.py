@@ -2,8 +2,8 @@
 
 import argparse
 
-from data.errors import InputError
 from star.commands.train import configure
+from star.data.errors import InputError
 
 MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
 
@@ -38,7 +38,7 @@ def work(args: argparse.Namespace) -> int:
     if not 0 < args.utilisation <= 1:
         raise InputError(f"--utilisation is {args.utilisation}, expected a share above 0 and up to 1: correct it")
     config = configure("star", args.preset, args.overrides)
-    from star.plan import Shapes, plan
+    from star.planning.plan import Shapes, plan
 
     shapes = Shapes.of(config)
     print(plan(config, shapes, gpus=args.gpus, gpu=args.gpu, images=images, utilisation=args.utilisation).text())

@@ -13,21 +13,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.disk import check_writable, writing
-from data.errors import InputError
 from star.commands.options import within
+from star.data.disk import check_writable, writing
+from star.data.errors import InputError
 from star.terminal import as_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from generators.protocol import Generator, SampleOptions
+    from star.generators.protocol import Generator, SampleOptions
 
 OPTIONS = ("guidance", "ramp", "top_k", "top_p", "truncation", "temperature", "cooling", "cross_attention", "refine")
 LONGEST_NAME = 100  # bytes of a file name that come from the prompt
 LARGEST_GRID = 1024  # pictures; more are not looked at side by side
 MOST_PICTURES = 10**6  # of one call
-LARGEST_SEED = 2**63 - 1  # as generators.protocol has it; not imported from there, since help must be instant
+LARGEST_SEED = 2**63 - 1  # as star.generators.protocol has it; not imported from there, since help must be instant
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -78,9 +78,9 @@ class Wish:
 
 def work(args: argparse.Namespace) -> int:
     _check(args)
-    from data.progress import Progress
-    from generators import registry
-    from generators.devices import usable
+    from star.data.progress import Progress
+    from star.generators import registry
+    from star.generators.devices import usable
 
     device = usable(args.device)
     recommended = registry.recommended(args.model)  # before the slow part: a missing model is told at once
@@ -109,10 +109,10 @@ def work(args: argparse.Namespace) -> int:
 
 def _adapt(generator: "Generator", model: str, adapter: str) -> None:
     """Changes the generator's weights by an adapter that belongs to it."""
-    from generators import registry
-    from generators.checkpoint import ModelDirectory
-    from star.adapter import Adapter
     from star.generator import StarGenerator
+    from star.generators import registry
+    from star.generators.pretrained import ModelDirectory
+    from star.training.lora import Adapter
 
     if not isinstance(generator, StarGenerator):
         raise InputError(f"--adapter was given for {model}, expected a STAR model: leave it out")
@@ -202,14 +202,14 @@ def _save(folder: Path, wish: Wish, pixels_3HW: "Tensor", model: str, options: "
 def _save_grid(folder: Path, pictures: "Sequence[Tensor]", count: int) -> Path:
     import torch
 
-    from data.images import grid
+    from star.data.images import grid
 
     columns = count if count > 1 else round(len(pictures) ** 0.5 + 0.49)  # a row per prompt, else about a square
     return _save_new(grid(torch.stack(list(pictures)), columns), folder, "grid", {})
 
 
 def _save_new(pixels_3HW: "Tensor", folder: Path, stem: str, text: Mapping[str, str]) -> Path:
-    from data.images import save_png
+    from star.data.images import save_png
 
     partial = folder / f".{stem}.{os.getpid()}.png"
     try:

@@ -5,7 +5,8 @@ import argparse
 from star.commands import bench, encode
 from star.commands.pipes import add_allow_pipe, minding_pipes
 
-# As data.sources and data.shards have them; not imported from there, since help must be instant.
+# As star.data.packing.sources and star.data.packing.pack have them; not imported from there, since help must be
+# instant.
 KINDS = ("folder", "table", "shards", "mjhq")
 FORMATS = ("keep", "png", "webp", "jpg")
 
@@ -67,7 +68,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def pack_work(args: argparse.Namespace) -> int:
-    from data.shards import pack
+    from star.data.packing.pack import pack
 
     report = pack(
         args.source,
@@ -86,7 +87,7 @@ def pack_work(args: argparse.Namespace) -> int:
 
 
 def check_work(args: argparse.Namespace) -> int:
-    from data.check import check
+    from star.data.shards.check import check
 
     report = check(args.shards, decode_images=not args.fast, progress=True)
     print(report.text())
@@ -94,7 +95,7 @@ def check_work(args: argparse.Namespace) -> int:
 
 
 def synthetic_work(args: argparse.Namespace) -> int:
-    from data.synthetic import write
+    from star.data.synthetic import write
 
     out = write(args.out, args.count, args.size, args.seed, args.test, overwrite=args.overwrite)
     print(f"{args.count} training and {args.test} test samples of {args.size} pixels in {out}")

@@ -7,19 +7,35 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.disk import check_writable
-from data.errors import InputError
 from star.commands.pipes import add_allow_pipe, minding_pipes
+from star.data.disk import check_writable
+from star.data.errors import InputError
 
 # What can be trained: where its presets and its trainer are, and in one phrase what it is.
 TRAINERS = {
-    "tokenizer": ("tokenizer.presets:PRESETS", "tokenizer.train:train", "pictures to codes of every scale and back"),
-    "star": ("star.presets:PRESETS", "star.train:train", "the next-scale transformer, on a trained tokenizer"),
-    "clip": ("star.clip:CLIP_PRESETS", "star.clip:train", "a small CLIP, whose text tower reads the prompts"),
-    "stylegan-t": ("generators.gan_presets:STYLEGAN_T", "generators.train:train", "a StyleGAN-T"),
-    "stylenat": ("generators.gan_presets:STYLENAT", "generators.train:train", "a StyleNAT"),
-    "styleformer": ("generators.gan_presets:STYLEFORMER", "generators.train:train", "a Styleformer"),
-    "judge": ("eval.judge:PRESETS", "eval.judge:train", "a classifier, whose features the metrics compare"),
+    "tokenizer": (
+        "star.tokenizer.presets:PRESETS",
+        "star.tokenizer.train:train",
+        "pictures to codes of every scale and back",
+    ),
+    "star": (
+        "star.training.presets:PRESETS",
+        "star.training.train:train",
+        "the next-scale transformer, on a trained tokenizer",
+    ),
+    "clip": (
+        "star.clip.train:CLIP_PRESETS",
+        "star.clip.train:train",
+        "a small CLIP, whose text tower reads the prompts",
+    ),
+    "stylegan-t": ("star.generators.gan.presets:STYLEGAN_T", "star.generators.gan.train:train", "a StyleGAN-T"),
+    "stylenat": ("star.generators.gan.presets:STYLENAT", "star.generators.gan.train:train", "a StyleNAT"),
+    "styleformer": ("star.generators.gan.presets:STYLEFORMER", "star.generators.gan.train:train", "a Styleformer"),
+    "judge": (
+        "star.eval.extractors.train_classifier:PRESETS",
+        "star.eval.extractors.train_classifier:train",
+        "a classifier, whose features the metrics compare",
+    ),
 }
 
 
@@ -53,7 +69,7 @@ def work(args: argparse.Namespace) -> int:
         raise InputError(f"no preset was given, expected --preset with one of {', '.join(presets(args.network))}")
     config = configure(args.network, args.preset, ["--help"] if args.help else args.overrides)
     if args.show:
-        from generators.config import to_dict
+        from star.generators.config import to_dict
 
         print(json.dumps(to_dict(config), indent=1))
         return 0
@@ -82,8 +98,8 @@ def configure(network: str, preset: str, overrides: Sequence[str] = ()) -> Any:
         raise InputError(f"there is no preset {preset!r} of {network}, expected one of {', '.join(known)}: choose one")
     import tyro
 
-    from generators import ranges
-    from generators.config import to_dict
+    from star.generators.config import to_dict
+    from star.generators.training import ranges
 
     config = known[preset]
     assert dataclasses.is_dataclass(config)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data.captions import captions_of, text_mended
-from data.check import check
-from data.pipeline import DataConfig, Pipeline
-from data.tars import SampleError
+from star.data.captions import captions_of, text_mended
+from star.data.loader.pipeline import DataConfig, Pipeline
+from star.data.shards.check import check
+from star.data.shards.tar import SampleError
 
 MakeShard = Callable[..., Path]
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from data.decoding import decode_noting
-from data.errors import InputError
-from data.images import (
+from star.data.decoding import decode_noting
+from star.data.errors import InputError
+from star.data.images import (
     decode,
     grid,
     image_to_pixels,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data import mjhq
-from data.errors import InputError
-from data.mjhq import (
+from star.data import mjhq
+from star.data.errors import InputError
+from star.data.mjhq import (
     BAD_CATEGORY,
     BAD_ID,
     BAD_TEXT,
@@ -21,7 +21,7 @@ from data.mjhq import (
     pictures_by_id,
     read_meta,
 )
-from data.sources import entries
+from star.data.packing.sources import entries
 
 GOOD = {"category": "food", "prompt": "a pie"}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from data.errors import InputError
-from data.pretrained import check_folder
-from data.text import TOWERS, TextEncoder, text_projection
-from data.tiny import tiny_text_encoder
+from star.data.errors import InputError
+from star.data.pretrained import check_folder
+from star.data.text import TOWERS, TextEncoder, text_projection
+from star.data.tiny import tiny_text_encoder
 
 
 @pytest.fixture(scope="module")

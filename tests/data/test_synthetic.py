@@ -7,10 +7,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from data.check import check
-from data.errors import InputError
-from data.pipeline import DataConfig, Pipeline
-from data.synthetic import COLOURS, SHAPES, STYLES, Scene, Thing, describe, draw, sample, write
+from star.data.errors import InputError
+from star.data.loader.pipeline import DataConfig, Pipeline
+from star.data.shards.check import check
+from star.data.synthetic import COLOURS, SHAPES, STYLES, Scene, Thing, describe, draw, sample, write
 
 
 def test_both_splits_are_sound_and_as_large_as_asked(tmp_path: Path) -> None:

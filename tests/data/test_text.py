@@ -22,8 +22,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from data.errors import InputError
-from data.text import TextEncoder, TextFeatures
+from star.data.errors import InputError
+from star.data.text import TextEncoder, TextFeatures
 
 BYTES = sorted(ByteLevel.alphabet())
 MERGES = [("c", "a"), ("ca", "t</w>"), ("r", "e"), ("re", "d</w>")]
@@ -162,7 +162,7 @@ def test_a_long_prompt_is_cut_and_keeps_its_end(caplog: pytest.LogCaptureFixture
     encoder = clip_encoder()
     long = "cat " * 2500
     assert encoder.truncated([long, "cat"]) == [2502 - LENGTH, 0]
-    with caplog.at_level(logging.WARNING, logger="data.text"):
+    with caplog.at_level(logging.WARNING, logger="star.data.text"):
         ids_BT, mask_BT = encoder.tokenize([long])
     assert ids_BT[0, -1] == EOS
     assert mask_BT.all()

@@ -8,13 +8,13 @@ from pathlib import Path
 import fsspec  # type: ignore[import-untyped]
 import pytest
 
-from data.check import check
-from data.errors import InputError
-from data.listing import list_shards, pipes_allowed
-from data.pipeline import DataConfig, Pipeline
-from data.splits import training_shards
-from data.untrusted import JSON_DEPTH, parse_json
 from star.cli import main
+from star.data.errors import InputError
+from star.data.loader.pipeline import DataConfig, Pipeline
+from star.data.shards.check import check
+from star.data.shards.listing import list_shards, pipes_allowed
+from star.data.shards.splits import training_shards
+from star.data.untrusted import JSON_DEPTH, parse_json
 
 MakeShard = Callable[..., Path]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.check import check
-from data.errors import InputError
-from data.images import decode, upright_size
-from data.whole import PIXELS, ends_early
+from star.data.errors import InputError
+from star.data.images import decode, upright_size
+from star.data.shards.check import check
+from star.data.whole import PIXELS, ends_early
 
 MakeShard = Callable[..., Path]
 FORMATS: dict[str, dict[str, Any]] = {
@@ -93,7 +93,7 @@ def test_pictures_that_swell_are_refused_by_their_header() -> None:
 
 
 def test_a_jpeg_of_endless_scans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.whole.SCAN_PIXELS", 10**6)
+    monkeypatch.setattr("star.data.whole.SCAN_PIXELS", 10**6)
     data = encoded((200, 160), format="JPEG", progressive=True)
     last = data.rfind(b"\xff\xda")
     bomb = data[:-2] + data[last:-2] * 1000 + data[-2:]

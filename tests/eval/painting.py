@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.images import save_png
-from eval.features import Extractor
-from generators import registry
-from generators.protocol import Conditioning, SampleOptions, check_request
+from star.data.images import save_png
+from star.eval.extractors.extractor import Extractor
+from star.generators import registry
+from star.generators.protocol import Conditioning, SampleOptions, check_request
 
 SIDE = 16
 CATEGORIES = ("animals", "food", "logo")
@@ -103,8 +103,8 @@ FAMILY = ("painter", "tests.eval.painting:Painter")
 
 
 def main(benchmark: str, out: str, seconds: str) -> None:
-    from eval.benchmark import Asked, evaluate
-    from eval.processes import join, leave
+    from star.eval.run.benchmark import Asked, evaluate
+    from star.eval.run.processes import join, leave
 
     Painter.seconds = float(seconds)
     registry.register_family(*FAMILY)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from data.images import save_png
-from eval.record import Estimate, Measured, Picture, Protocol, Record, Speed, write, write_pictures
+from star.data.images import save_png
+from star.eval.run.record import Estimate, Measured, Picture, Protocol, Record, Speed, write, write_pictures
 
 CATEGORIES = ("animals", "food", "logo")
 SCORE = "clip_score/clip-emoji"

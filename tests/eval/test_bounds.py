@@ -16,21 +16,23 @@ import pytest
 import torch
 from PIL import Image
 
-from data.errors import InputError
-from data.images import save_png
-from eval import gallery, pictures, rows
-from eval.bounded import RefusedFileError, take, understand
-from eval.compare import gather
-from eval.drawing import MANIFEST, is_whole, manifest_of
-from eval.elsewhere import link
-from eval.inspection import inspect
-from eval.judge_network import JudgeConfig
-from eval.layout import read_layout, survey
-from eval.processes import Processes
-from eval.record import Picture, read, read_pictures, write_pictures
-from eval.report import write_report
-from eval.rows import open_rows
-from eval.sheet import write_sheet
+from star.data.errors import InputError
+from star.data.images import save_png
+from star.eval.bounded import RefusedFileError, take, understand
+from star.eval.extractors.classifier import JudgeConfig
+from star.eval.report import gallery
+from star.eval.report.comparison import gather
+from star.eval.report.grid import write_sheet
+from star.eval.report.report import write_report
+from star.eval.run import feature_cache as rows
+from star.eval.run import pictures
+from star.eval.run.audit import inspect
+from star.eval.run.external_images import link
+from star.eval.run.feature_cache import open_rows
+from star.eval.run.generation import MANIFEST, is_whole, manifest_of
+from star.eval.run.layout import read_layout, survey
+from star.eval.run.processes import Processes
+from star.eval.run.record import Picture, read, read_pictures, write_pictures
 from tests.eval.painting import make_benchmark, painted
 from tests.eval.records import record, save
 
@@ -194,7 +196,7 @@ def test_a_damaged_name_inside_a_zip_is_told(tmp_path: Path, name: str) -> None:
 
 
 def test_a_zip_with_an_endless_list_of_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.layout.MAX_DIRECTORY", 10_000)
+    monkeypatch.setattr("star.eval.run.layout.MAX_DIRECTORY", 10_000)
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as whole:
         for number in range(300):
             whole.writestr(f"food/{number}.png", b"")
@@ -214,7 +216,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatc
 
 
 def test_a_large_sheet_is_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.sheet.MAX_PIXELS", 2 * 4 * 8 * 8)
+    monkeypatch.setattr("star.eval.report.grid.MAX_PIXELS", 2 * 4 * 8 * 8)
     items = read_layout(make_benchmark(tmp_path / "made", 4))
     write_sheet([(item, item.picture) for item in items], tmp_path / "sheet.png", None, "lanczos-antialias")
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -364,7 +366,7 @@ def test_records_and_layouts_are_the_same_in_every_locale(tmp_path: Path) -> Non
     (tmp_path / "made/meta_data.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
     (path,) = save(tmp_path / "records", record("modèle"), prompts={"0": "красный 🐟"})
     code = (
-        "import sys; from eval.layout import survey; from eval.record import read, read_pictures;"
+        "import sys; from star.eval.run.layout import survey; from star.eval.run.record import read, read_pictures;"
         "layout = survey(sys.argv[1]); data = layout.items[0].picture.read_bytes();"
         "print(layout.prompts, ascii(layout.items[0].place), len(data));"
         "print(ascii(read(sys.argv[2])), ascii(read_pictures(sys.argv[2])))"

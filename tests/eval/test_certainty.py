@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.errors import InputError
-from data.images import save_png
-from eval import tables
-from eval.benchmark import Asked, evaluate
-from eval.compare import gather
-from eval.estimates import estimates, mean
-from eval.features import Extractor
-from eval.layout import JOINED
-from eval.metrics import alignment, score
-from eval.processes import Processes
-from eval.record import OVERALL, read, read_pictures
-from eval.resampling import FEWEST, wilson
-from generators import registry
 from star.cli import main
+from star.data.errors import InputError
+from star.data.images import save_png
+from star.eval.extractors.extractor import Extractor
+from star.eval.metrics.estimates import estimates, mean
+from star.eval.metrics.registry import alignment, score
+from star.eval.metrics.resampling import FEWEST, wilson
+from star.eval.report import tables
+from star.eval.report.comparison import gather
+from star.eval.run.benchmark import Asked, evaluate
+from star.eval.run.layout import JOINED
+from star.eval.run.processes import Processes
+from star.eval.run.record import OVERALL, read, read_pictures
+from star.generators import registry
 from tests.eval.painting import FAMILY, METRICS, Painter, Tiny, load, make_benchmark, painted
 from tests.eval.records import SCORE, estimate, record, save
 
@@ -102,7 +102,7 @@ def test_tables_say_that_there_is_no_interval_and_rank_nothing_there(tmp_path: P
 def test_a_category_of_one_picture_is_no_axis_of_a_radar(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from eval import plots
+    from star.eval.report import plots
 
     one, other = record("one"), record("other", fd=90)
     assert len(plots.radars(gather(save(tmp_path / "a", one, other)))) == 2

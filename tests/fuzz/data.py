@@ -23,16 +23,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.captions import captions_of, text_mended
-from data.check import check
-from data.errors import InputError
-from data.images import decode, upright_size
-from data.listing import list_shards
-from data.pipeline import DataConfig, Pipeline
-from data.remote import read_json
-from data.tars import Fault, SampleError, fetch, index_shard, is_seekable, read_shard
-from data.whole import ends_early
-from data.writing import read_index
+from star.data.captions import captions_of, text_mended
+from star.data.errors import InputError
+from star.data.images import decode, upright_size
+from star.data.loader.pipeline import DataConfig, Pipeline
+from star.data.shards.check import check
+from star.data.shards.listing import list_shards
+from star.data.shards.remote import read_json
+from star.data.shards.tar import Fault, SampleError, fetch, index_shard, is_seekable, read_shard
+from star.data.shards.write import read_index
+from star.data.whole import ends_early
 from tests.fuzz.harness import Failure, run
 
 PER_TURN = 20  # mutations of one kind, in one process

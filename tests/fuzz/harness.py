@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-from data.errors import InputError
+from star.data.errors import InputError
 
 Reader = Callable[[Path], object]
 START = 120.0  # seconds that a child may take to start

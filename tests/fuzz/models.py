@@ -23,18 +23,18 @@ from typing import Any
 
 import torch
 
-from data.text import TextEncoder
-from data.tiny import tiny_text_encoder
-from eval.judge_network import JudgeConfig, JudgeNetwork, read_judge
-from generators.checkpoint import write
-from generators.config import to_dict
-from generators.persistent import Saved, read_pickle
-from generators.projected import FrozenFeatures
-from generators.registry import build
-from generators.restricted import CheckpointFile
-from generators.snapshots import Snapshot
+from star.data.text import TextEncoder
+from star.data.tiny import tiny_text_encoder
+from star.eval.extractors.classifier import JudgeConfig, JudgeNetwork, read_judge
+from star.generators.config import to_dict
+from star.generators.gan.discriminators.projected import FrozenFeatures
+from star.generators.gan.snapshot_pickles import Saved, read_pickle
+from star.generators.pickle_loader import CheckpointFile
+from star.generators.pretrained import write
+from star.generators.registry import build
+from star.generators.training.checkpoint import Snapshot
+from star.tokenizer.tokenizer import MultiScaleTokenizer
 from tests.fuzz.harness import Failure, Reader, run
-from tokenizer.tokenizer import MultiScaleTokenizer
 
 PER_TURN = 10  # mutations of one kind, in one process
 Mutation = Callable[[bytes, random.Random], bytes]

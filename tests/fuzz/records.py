@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
-from eval.compare import gather
-from eval.drawing import manifest_of
-from eval.inception import _tensors
-from eval.inspection import inspect
-from eval.judge import save_judge
-from eval.judge_network import JudgeConfig, JudgeNetwork, read_judge
-from eval.layout import survey
-from eval.processes import Processes
-from eval.record import folder_of
-from eval.report import html, markdown
-from eval.rows import Rows
+from star.data.errors import InputError
+from star.eval.extractors.classifier import JudgeConfig, JudgeNetwork, read_judge
+from star.eval.extractors.inception import _tensors
+from star.eval.extractors.train_classifier import save_judge
+from star.eval.report.comparison import gather
+from star.eval.report.report import html, markdown
+from star.eval.run.audit import inspect
+from star.eval.run.feature_cache import Rows
+from star.eval.run.generation import manifest_of
+from star.eval.run.layout import survey
+from star.eval.run.processes import Processes
+from star.eval.run.record import folder_of
 from tests.eval.painting import make_benchmark
 from tests.eval.records import record, save
 from tests.fuzz.harness import Reader, run

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from data.decoding import decode_noting, upright_size
-from data.errors import InputError
-from data.formats import FORMATS
-from data.shards import check, pack
+from star.data.decoding import decode_noting, upright_size
+from star.data.errors import InputError
+from star.data.formats import FORMATS
+from star.data.packing.pack import check, pack
 from tests.fuzz.harness import Reader, run
 
 PER_TURN = 20  # changes of one kind, in one process

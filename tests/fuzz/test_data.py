@@ -2,8 +2,8 @@
 
 import pytest
 
-from data.errors import InputError
-from data.tars import SampleError
+from star.data.errors import InputError
+from star.data.shards.tar import SampleError
 from tests.fuzz.data import READERS, fuzz, seeds
 from tests.fuzz.harness import run
 

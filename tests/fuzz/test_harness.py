@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import InputError
+from star.data.errors import InputError
 from tests.fuzz.harness import run
 
 

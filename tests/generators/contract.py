@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from data.errors import InputError
-from generators.protocol import Family, Generator, SampleOptions
-from tests.generators.lessons import lesson
+from star.data.errors import InputError
+from star.generators.protocol import Family, Generator, SampleOptions
+from tests.generators.gan.lessons import lesson
 
 PROMPTS = ["a red circle", "a blue square", "", "ein grüner Kreis 🟢", "a red circle", "مربع أزرق", "a b c d e f g"]
 SEEDS = [0, 1, 2, 3, 7, 2**63 - 1, 0]

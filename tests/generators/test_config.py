@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from data.errors import InputError
-from generators.config import differences, from_dict, to_dict
+from star.data.errors import InputError
+from star.generators.config import differences, from_dict, to_dict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

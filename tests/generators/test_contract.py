@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from generators import registry
-from generators.protocol import Family, SampleOptions
+from star.generators import registry
+from star.generators.protocol import Family, SampleOptions
 from tests.generators import contract
-from tests.generators.toy import ToyGenerator
+from tests.generators.training.toy import ToyGenerator
 
 Law = Callable[[type[Family]], None]
 LAWS: list[Law] = [

@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.errors import InputError
-from generators import pickles
-from generators.checkpoint import ModelDirectory
-from generators.persistent import Saved, read_pickle
-from generators.restricted import CheckpointFile, check_pieces
-from generators.snapshots import Snapshot
+from star.data.errors import InputError
+from star.generators import pickle_machine as pickles
+from star.generators.gan.snapshot_pickles import Saved, read_pickle
+from star.generators.pickle_loader import CheckpointFile, check_pieces
+from star.generators.pretrained import ModelDirectory
+from star.generators.training.checkpoint import Snapshot
 
 MEBIBYTE = 2**20
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.weight": torch.ones(4)}

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from generators.precision import allow_tf32, full_float32
-from star.presets import PRESETS as STARS
+from star.generators.precision import allow_tf32, full_float32
 from star.tiny import tiny_tokenizer
-from tokenizer.presets import PRESETS as TOKENIZERS
+from star.tokenizer.presets import PRESETS as TOKENIZERS
+from star.training.presets import PRESETS as STARS
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import InputError
-from generators import registry
-from generators.registry import Entry, Registry, Weights
-from tests.generators.toy import ToyGenerator
+from star.data.errors import InputError
+from star.generators import registry
+from star.generators.registry import Entry, Registry, Weights
+from tests.generators.training.toy import ToyGenerator
 
 TOY = "tests.generators.toy:ToyGenerator"
 
@@ -101,7 +101,7 @@ def test_entry_is_told_by_its_directory(toys: Registry, tmp_path: Path, monkeypa
 
 def test_listing_imports_no_torch_and_no_family() -> None:
     program = (
-        "import sys; from generators import registry; registry.families(); "
+        "import sys; from star.generators import registry; registry.families(); "
         "[entry.about() for entry in registry.entries().values()]; "
         "assert 'star' not in sys.modules and 'torch' not in sys.modules"
     )

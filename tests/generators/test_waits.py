@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from data.synthetic import write
-from generators.averaging import MovingAverage
-from generators.gan_presets import STYLEFORMER, STYLEGAN_T
-from generators.run import Run, RunConfig
+from star.data.synthetic import write
+from star.generators.gan.presets import STYLEFORMER, STYLEGAN_T
+from star.generators.training.ema import MovingAverage
+from star.generators.training.run import Run, RunConfig
 from tests.generators.waits import Waits
 
 STEPS = 4
@@ -59,8 +59,8 @@ def assert_nothing_waits(found: list[Counter[str]]) -> None:
 
 
 def test_a_star_step_never_waits(shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from star.presets import PRESETS
-    from star.train import train
+    from star.training.presets import PRESETS
+    from star.training.train import train
 
     config = replace(
         PRESETS["test"], run=run_config(), validate_every=100, sample_prompts=(), code_noise=0.0, held_out=0.0
@@ -72,8 +72,8 @@ def test_a_star_step_never_waits(shards: list[str], tmp_path: Path, monkeypatch:
 def test_an_adversarial_step_never_waits(
     preset: object, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from generators.gan_config import GanTrainConfig
-    from generators.train import train
+    from star.generators.gan.config import GanTrainConfig
+    from star.generators.gan.train import train
 
     assert isinstance(preset, GanTrainConfig)
     config = replace(preset, run=run_config(), sample_prompts=(), augment=(), caption_dropout=0.0)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from star.released import rename
-from star.transformer import TransformerConfig
+from star.convert.names import rename
+from star.model.transformer import TransformerConfig
 from tests.golden.cases import discover, kind
 
 # Kinds that test_star.py and test_star_sampler.py compare; test_tokenizer.py takes whatever begins with "tokenizer".

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from generators import registry
-from generators.restricted import Shapes
-from star.catalogue import RELEASED, Released
-from star.convert import network_of
-from star.refiner import Refiner
-from star.transformer import NextScaleTransformer
+from star.convert.convert import network_of
+from star.convert.published import RELEASED, Released
+from star.generators import registry
+from star.generators.pickle_loader import Shapes
+from star.model.refiner import Refiner
+from star.model.transformer import NextScaleTransformer
+from star.tokenizer.convert import config_of
+from star.tokenizer.convert import our_key as our_tokenizer_key
+from star.tokenizer.tokenizer import MultiScaleTokenizer
 from tests.golden.cases import SHIPPED
-from tokenizer.released import config_of
-from tokenizer.released import our_key as our_tokenizer_key
-from tokenizer.tokenizer import MultiScaleTokenizer
 
 KNOWN: dict[str, dict[str, Any]] = json.loads((SHIPPED / "star" / "checkpoint_keys.json").read_text())
 

@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.text import TextFeatures
-from generators.protocol import SampleOptions
-from star.block import Block
-from star.released import rename
-from star.rope import Rotation, rotate, scale_rotation
-from star.sampler import draw_codes, draw_pass, filter_logits, join
-from star.transformer import NextScaleTransformer, TransformerConfig
+from star.convert.names import rename
+from star.data.text import TextFeatures
+from star.generators.protocol import SampleOptions
+from star.model.block import Block
+from star.model.rope import Rotation, rotate, scale_rotation
+from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.sampling.sampler import draw_codes, draw_pass, filter_logits, join
+from star.tokenizer.convert import config_of
+from star.tokenizer.convert import rename as rename_tokenizer
+from star.tokenizer.tokenizer import MultiScaleTokenizer
 from tests.golden.cases import Case, cases, close
-from tokenizer.released import config_of
-from tokenizer.released import rename as rename_tokenizer
-from tokenizer.tokenizer import MultiScaleTokenizer
 
 
 def text_rows(case: Case, *rows: int) -> TextFeatures:

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.text import TextFeatures
-from generators.protocol import SampleOptions
-from star.refiner import Refiner, RefinerConfig, ScalePlan, masked_loss
-from star.released import REFINER, rename
-from star.sampler import Dice, draw_pass, join
-from star.stable_sampler import Canvas, StableSampler, reveal_counts
-from star.transformer import NextScaleTransformer
+from star.convert.names import REFINER, rename
+from star.data.text import TextFeatures
+from star.generators.protocol import SampleOptions
+from star.model.refiner import Refiner, RefinerConfig, ScalePlan, masked_loss
+from star.model.transformer import NextScaleTransformer
+from star.sampling.masked_decoding import Canvas, StableSampler, reveal_counts
+from star.sampling.sampler import Dice, draw_pass, join
+from star.tokenizer.quantizer import Quantizer
 from tests.golden.cases import Case, cases, close
 from tests.golden.test_star import batch_source, text_rows, tokenizer, transformer_config
-from tokenizer.quantizer import Quantizer
 
 
 def refiner_config(case: Case) -> RefinerConfig:

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generators.ada import AdaptiveAugment
-from generators.ada_images import low_pass
-from generators.losses import PathLength, path_lengths, r1_penalty
-from generators.released_styleformer import config_of
-from generators.styleformer import Styleformer
-from generators.styleformer_layers import Block, StyleAttention
-from generators.styleformer_names import discriminator_keys, layers_of, rename
-from generators.stylegan2_discriminator import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
+from star.generators.gan.augment.ada import AdaptiveAugment
+from star.generators.gan.augment.ada_images import low_pass
+from star.generators.gan.discriminators.stylegan2 import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
+from star.generators.gan.losses import PathLength, path_lengths, r1_penalty
+from star.generators.styleformer.convert import config_of
+from star.generators.styleformer.layers import Block, StyleAttention
+from star.generators.styleformer.model import Styleformer
+from star.generators.styleformer.names import discriminator_keys, layers_of, rename
 from tests.golden.generator_cases import GanCase, gan_cases
 
 GENERATORS = gan_cases("Styleformer generator")

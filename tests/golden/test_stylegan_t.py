@@ -11,20 +11,13 @@ import torch
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
-from generators.diffaugment import AugmentDraws, augment
-from generators.guidance import (
-    blur,
-    blur_sigma,
-    hinge_fake,
-    hinge_generator,
-    hinge_real,
-    squared_angles,
-)
-from generators.projected import FrozenFeatures, Head, ProjectedConfig, ProjectedDiscriminator
-from generators.released_stylegan_t import config_of_arguments, rename_discriminator, rename_generator, rename_head
-from generators.stylegan_t import StyleGanT
-from generators.stylegan_t_layers import Block
-from generators.towers import Preprocessing
+from star.generators.gan.augment.diffaugment import AugmentDraws, augment
+from star.generators.gan.backbones import Preprocessing
+from star.generators.gan.clip_guidance import blur, blur_sigma, hinge_fake, hinge_generator, hinge_real, squared_angles
+from star.generators.gan.discriminators.projected import FrozenFeatures, Head, ProjectedConfig, ProjectedDiscriminator
+from star.generators.stylegan_t.layers import Block
+from star.generators.stylegan_t.model import StyleGanT
+from star.generators.stylegan_t.names import config_of_arguments, rename_discriminator, rename_generator, rename_head
 from tests.golden.generator_cases import GanCase, gan_cases
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

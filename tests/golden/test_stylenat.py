@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from generators.consistency import augment, consistency_loss
-from generators.diffaugment import AugmentDraws
-from generators.layers import downsample, fir_kernel, upsample
-from generators.losses import logistic_discriminator, logistic_generator, r1_penalty
-from generators.neighborhood import partitioned_attention, split_heads, window_logits
-from generators.released_stylenat import AVERAGE, config_of
-from generators.stylenat import StyleNatNetwork
-from generators.stylenat_layers import Block
-from generators.stylenat_names import discriminator_keys, rename
-from generators.wavelet import WaveletConfig, WaveletDiscriminator, haar
+from star.generators.gan.augment.diffaugment import AugmentDraws
+from star.generators.gan.consistency import augment, consistency_loss
+from star.generators.gan.discriminators.wavelet import WaveletConfig, WaveletDiscriminator, haar
+from star.generators.gan.layers import downsample, fir_kernel, upsample
+from star.generators.gan.losses import logistic_discriminator, logistic_generator, r1_penalty
+from star.generators.stylenat.convert import AVERAGE, config_of
+from star.generators.stylenat.layers import Block
+from star.generators.stylenat.model import StyleNatNetwork
+from star.generators.stylenat.names import discriminator_keys, rename
+from star.generators.stylenat.neighborhood import partitioned_attention, split_heads, window_logits
 from tests.golden.generator_cases import GanCase, gan_cases
 
 GENERATORS = gan_cases("StyleNAT generator")

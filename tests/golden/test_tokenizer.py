@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from star.tokenizer.convert import config_of, our_key, released_usage, rename
+from star.tokenizer.losses import quantisation_loss, straight_through
+from star.tokenizer.tokenizer import MultiScaleTokenizer
 from tests.golden.cases import Case, cases, close, discover, kind
-from tokenizer.losses import quantisation_loss, straight_through
-from tokenizer.released import config_of, our_key, released_usage, rename
-from tokenizer.tokenizer import MultiScaleTokenizer
 
 TOKENIZER_KINDS = sorted({kind(path.stem) for path in discover("star") if path.stem.startswith("tokenizer")})
 CASES = [case for name in TOKENIZER_KINDS or ["tokenizer"] for case in cases("star", name)]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from data.errors import InputError
-from generators.protocol import SampleOptions
 from star.class_generator import VarGenerator
+from star.data.errors import InputError
+from star.generators.protocol import SampleOptions
 from star.tiny import tiny_tokenizer, tiny_transformer
 
 

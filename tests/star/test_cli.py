@@ -12,10 +12,10 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from data.images import read_png
 from star.cli import main
 from star.commands import sample, shards
 from star.commands.train import TRAINERS, configure
+from star.data.images import read_png
 
 MODEL = ("--model", "star-test")
 
@@ -203,8 +203,8 @@ def test_data_commands(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_choices_are_those_of_the_data_room() -> None:
-    from data.shards import ImageFormat
-    from data.sources import Kind
+    from star.data.packing.pack import ImageFormat
+    from star.data.packing.sources import Kind
 
     assert get_args(Kind) == shards.KINDS
     assert get_args(ImageFormat) == shards.FORMATS

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from data.images import CROPS
-from data.synthetic import write
-from data.tiny import tiny_text_encoder
 from star.cli import main
 from star.commands import encode
+from star.data.images import CROPS
+from star.data.synthetic import write
+from star.data.tiny import tiny_text_encoder
 from star.generator import StarGenerator
 from star.tiny import tiny_tokenizer, tiny_transformer
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data.images import read_png
-from generators.checkpoint import ModelDirectory
 from star.cli import main
+from star.data.images import read_png
+from star.generators.pretrained import ModelDirectory
 
 
 def star(*arguments: object) -> None:

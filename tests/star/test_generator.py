@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import InputError
-from data.tiny import tiny_text_encoder
-from generators.checkpoint import ModelDirectory
-from generators.protocol import SampleOptions
-from generators.registry import build
+from star.data.errors import InputError
+from star.data.tiny import tiny_text_encoder
 from star.generator import StarGenerator
+from star.generators.pretrained import ModelDirectory
+from star.generators.protocol import SampleOptions
+from star.generators.registry import build
 from star.tiny import tiny_tokenizer, tiny_transformer
 
 

@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 import torch
 
-from data.errors import InputError
-from eval.judge_network import JudgeConfig
-from generators.checkpoint import ModelDirectory
-from generators.config import from_dict, to_dict
-from generators.projected import ProjectedConfig
-from generators.registry import build
-from generators.styleformer import StyleformerConfig
-from generators.stylegan2_discriminator import StyleGan2DiscriminatorConfig
-from generators.stylegan_t import StyleGanTConfig
-from generators.stylenat import StyleNatConfig
-from generators.wavelet import WaveletConfig
-from star.clip_network import ClipConfig
-from star.refiner import RefinerConfig
-from star.transformer import TransformerConfig
-from tokenizer.autoencoder import AutoencoderConfig
-from tokenizer.quantizer import QuantizerConfig
+from star.clip.network import ClipConfig
+from star.data.errors import InputError
+from star.eval.extractors.classifier import JudgeConfig
+from star.generators.config import from_dict, to_dict
+from star.generators.gan.discriminators.projected import ProjectedConfig
+from star.generators.gan.discriminators.stylegan2 import StyleGan2DiscriminatorConfig
+from star.generators.gan.discriminators.wavelet import WaveletConfig
+from star.generators.pretrained import ModelDirectory
+from star.generators.registry import build
+from star.generators.styleformer.model import StyleformerConfig
+from star.generators.stylegan_t.model import StyleGanTConfig
+from star.generators.stylenat.model import StyleNatConfig
+from star.model.refiner import RefinerConfig
+from star.model.transformer import TransformerConfig
+from star.tokenizer.autoencoder import AutoencoderConfig
+from star.tokenizer.quantizer import QuantizerConfig
 
 CONFIGS = (
     *(TransformerConfig, RefinerConfig, AutoencoderConfig, QuantizerConfig, ClipConfig, JudgeConfig, StyleGanTConfig),
@@ -129,7 +129,7 @@ def test_what_the_weights_do_not_hold_is_never_built(
 def test_a_model_with_values_that_are_no_numbers(saved: dict[str, Path]) -> None:
     from safetensors.torch import load_file, save_file
 
-    from generators.checkpoint import sha256
+    from star.generators.pretrained import sha256
 
     place = saved["stylenat"]
     tensors = load_file(place / "model.safetensors")

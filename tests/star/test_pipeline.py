@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 import star
-from data.errors import InputError
-from generators.protocol import SampleOptions
-from generators.registry import build
+from star.data.errors import InputError
 from star.editing import encode_picture, given_coarse, given_outside, scales_of, to_pixels
 from star.generator import StarGenerator
+from star.generators.protocol import SampleOptions
+from star.generators.registry import build
 from star.pipeline import Pipeline
 
 OPTIONS = SampleOptions(guidance=1.0, top_p=0.9)

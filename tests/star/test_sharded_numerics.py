@@ -15,15 +15,15 @@ import torch.multiprocessing
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from data.batch import Batch
-from data.text import TextFeatures
-from data.tiny import tiny_text_encoder
-from generators.run import RunConfig
-from star.encoded import Encoder
-from star.teaching import token_losses
+from star.data.loader.batch import Batch
+from star.data.text import TextFeatures
+from star.data.tiny import tiny_text_encoder
+from star.generators.training.run import RunConfig
+from star.model.transformer import NextScaleTransformer
 from star.tiny import CODE_WIDTH, VOCABULARY, tiny_tokenizer, tiny_transformer
-from star.transformer import NextScaleTransformer
-from star.validation import Measured
+from star.training.inputs import Encoder
+from star.training.targets import token_losses
+from star.training.validation import Measured
 
 BATCH, WORDS, WORLD, STEPS, PICTURES = 8, 6, 2, 4, 5
 CHANGES: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ def network(changes: dict[str, Any]) -> NextScaleTransformer:
 
 def learn(model: NextScaleTransformer, rank: int, world: int) -> dict[str, Any]:
     """Some steps; the states of every block, logits and gradients of the first, and the losses of all."""
-    from generators.sharding import whole, whole_state
+    from star.generators.training.fsdp import whole, whole_state
 
     states: list[Tensor] = []
     for block in model.blocks:
@@ -79,7 +79,7 @@ def learn(model: NextScaleTransformer, rank: int, world: int) -> dict[str, Any]:
 
 
 def process(rank: int, folder: str, changes: dict[str, Any]) -> None:
-    from generators.sharding import shard
+    from star.generators.training.fsdp import shard
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     model = network(changes)

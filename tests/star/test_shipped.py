@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import star
-from generators.registry import build, recommended
+from star.generators.registry import build, recommended
 
 WEIGHTS = Path(star.__path__[0]) / "weights"
 RIVALS = ("stylegan-t-emoji", "stylenat-emoji", "styleformer-emoji")

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.disk import check_writable, refusal, write_text, writing
-from data.errors import DivergenceError, InputError
-from generators.devices import usable
-from generators.protocol import SampleOptions
-from generators.registry import place_of
 from star.cli import main
 from star.commands import sample
 from star.commands.train import configure
+from star.data.disk import check_writable, refusal, write_text, writing
+from star.data.errors import DivergenceError, InputError
+from star.generators.devices import usable
+from star.generators.protocol import SampleOptions
+from star.generators.registry import place_of
 
 ROOT = Path(__file__).parents[2]
 MODEL = ("--model", "star-test")
@@ -78,10 +78,10 @@ def test_names_are_taken_where_there_are_no_links(tmp_path: Path, monkeypatch: p
 
 
 def test_a_run_has_its_folder_for_itself(tmp_path: Path) -> None:
-    from generators.run import Run, RunConfig
+    from star.generators.training.run import Run, RunConfig
 
     program = (
-        "import sys\nfrom pathlib import Path\nfrom generators.folders import Claim\n"
+        "import sys\nfrom pathlib import Path\nfrom star.generators.training.folder_lock import Claim\n"
         "claim = Claim.of(Path(sys.argv[1]))\nassert claim\nprint('mine', flush=True)\nsys.stdin.read()"
     )
     other = subprocess.Popen(
@@ -197,7 +197,7 @@ def small_files() -> Iterator[None]:
 
 
 def test_no_room_for_a_model_directory(tmp_path: Path) -> None:
-    from generators.checkpoint import write
+    from star.generators.pretrained import write
 
     place = tmp_path / "model"
     with small_files(), pytest.raises(InputError, match=r"model could not be written \(File too large\): make room$"):
@@ -206,7 +206,7 @@ def test_no_room_for_a_model_directory(tmp_path: Path) -> None:
 
 
 def test_no_room_for_a_checkpoint(tmp_path: Path) -> None:
-    from generators import snapshots
+    from star.generators.training import checkpoint as snapshots
 
     with (
         small_files(),
@@ -300,7 +300,7 @@ def test_huge_numbers_are_refused(option: str, value: int, capsys: pytest.Captur
 
 
 def test_the_ends_of_the_ranges_draw(tmp_path: Path) -> None:
-    from generators.registry import build
+    from star.generators.registry import build
 
     generator = build("star-test")
     for options in (SampleOptions(guidance=1e4, temperature=1e-6), SampleOptions(temperature=1e6, top_p=1e-9)):
@@ -366,8 +366,8 @@ def test_shipped_weights_are_found_from_anywhere(tmp_path: Path, monkeypatch: py
 
 
 def test_a_preset_trains_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data.synthetic import write
-    from generators.registry import build
+    from star.data.synthetic import write
+    from star.generators.registry import build
 
     write(tmp_path / "s", count=8, size=16, test=0)
     monkeypatch.chdir(tmp_path)

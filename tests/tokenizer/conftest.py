@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.synthetic import write
+from star.data.synthetic import write
 
 
 @pytest.fixture(scope="session")

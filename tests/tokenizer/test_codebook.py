@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenizer.codebook import CodebookConfig, CodebookTrainer, Usage, count_codes, usage_from_counts
-from tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
+from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, Usage, count_codes, usage_from_counts
+from star.tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
 
 SIZES, VOCABULARY = (1, 2, 4), 8
 CALM = CodebookConfig(decay=0.75, reborn_below=0.0, scale_floor=0.0)  # nothing is reborn

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import InputError
-from tokenizer.losses import (
+from star.data.errors import InputError
+from star.tokenizer.losses import (
     FeatureDistance,
     PatchDiscriminator,
     adaptive_weight,

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from data.errors import InputError
-from generators.run import RunConfig
-from generators.stylegan2_discriminator import StyleGan2DiscriminatorConfig
 from star.cli import main
-from tokenizer.losses import FeatureDistance, perceptual_distance, picture_scale
-from tokenizer.lpips import PLACES, STAGES, Lpips, convert_lpips
-from tokenizer.presets import PRESETS
-from tokenizer.train import TokenizerTrainConfig, make_discriminator, train
+from star.data.errors import InputError
+from star.generators.gan.discriminators.stylegan2 import StyleGan2DiscriminatorConfig
+from star.generators.training.run import RunConfig
+from star.tokenizer.losses import FeatureDistance, perceptual_distance, picture_scale
+from star.tokenizer.lpips import PLACES, STAGES, Lpips, convert_lpips
+from star.tokenizer.presets import PRESETS
+from star.tokenizer.train import TokenizerTrainConfig, make_discriminator, train
 
 # Of VGG16's thirty-one layers: where torchvision has its convolutions, and after which LPIPS reads.
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -203,7 +203,7 @@ def config(**changes: object) -> TokenizerTrainConfig:
 def test_a_tokenizer_learns_against_an_augmented_discriminator(
     adversary: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tokenizer.train as module
+    import star.tokenizer.train as module
 
     seen: list[tuple[int, str]] = []
 

@@ -6,10 +6,10 @@ B batch, E code width, V codebook, h w latent grid, l tokens of one scale, K sca
 import pytest
 import torch
 
-from tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
-from tokenizer.losses import straight_through
-from tokenizer.quantizer import Quantizer, QuantizerConfig, phi_index
-from tokenizer.scales import ScaleSchedule
+from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
+from star.tokenizer.losses import straight_through
+from star.tokenizer.quantizer import Quantizer, QuantizerConfig, phi_index
+from star.tokenizer.scales import ScaleSchedule
 
 RELEASED = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.errors import InputError
-from data.pipeline import Batch, DataConfig, Pipeline
-from generators.run import RunConfig
-from tokenizer.autoencoder import DetailConfig
-from tokenizer.losses import FeatureDistance
-from tokenizer.measure import measure, psnr_B
-from tokenizer.presets import PRESETS
-from tokenizer.tokenizer import MultiScaleTokenizer
-from tokenizer.train import TokenizerTrainConfig, _initial, jittered, train
+from star.data.errors import InputError
+from star.data.loader.pipeline import Batch, DataConfig, Pipeline
+from star.generators.training.run import RunConfig
+from star.tokenizer.autoencoder import DetailConfig
+from star.tokenizer.losses import FeatureDistance
+from star.tokenizer.metrics import measure, psnr_B
+from star.tokenizer.presets import PRESETS
+from star.tokenizer.tokenizer import MultiScaleTokenizer
+from star.tokenizer.train import TokenizerTrainConfig, _initial, jittered, train
 
 
 def config(**changes: object) -> TokenizerTrainConfig:
@@ -37,7 +37,7 @@ def test_ten_steps_equal_five_a_stop_and_five(shards: Path, tmp_path: Path, monk
     options = config(adversary_weight=0.1, adversary_start=3, cut=0.3)
     whole = train(options, data=[str(shards / "train"), str(shards / "test")], out=tmp_path / "whole", resume=False)
 
-    import tokenizer.train as module
+    import star.tokenizer.train as module
 
     real = module.reconstruction_loss
     calls = 0

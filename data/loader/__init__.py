@@ -1,0 +1,1 @@
+"""From shards to batches: order, workers, weights of sources, aspect buckets, and a report of what was skipped."""

@@ -1,0 +1,116 @@
+"""Batches of one size each from pictures of many aspects: a lane's samples queue up by bucket, a full queue is a batch.
+
+Nothing is lost: a queue that is not full at the end of an epoch is filled in the next one. A queue grows by what the
+pictures' headers say, whether or not a picture turns out to be broken later. So the queues at any batch can be found
+again without decoding what came before: the order is walked through, and each shard is read once for its headers.
+"""
+
+from collections.abc import Iterator
+
+from star.data.errors import InputError
+from star.data.images import upright_size
+from star.data.loader.aspect import nearest
+from star.data.loader.positions import Ref
+from star.data.loader.virtual_workers import Lane, Sample
+from star.data.shards.tar import Fault, Group, SampleError, captions_of, fetch, image_bytes
+
+
+class BucketedLane:
+    """The chunks of exactly `batch_size` of a lane, each of one bucket."""
+
+    def __init__(self, lane: Lane, batch_size: int, start: int) -> None:
+        """start: the number of the first chunk that will be asked for."""
+        self.lane, self.batch_size = lane, batch_size
+        self._queues = enumerate(_full_queues(lane, batch_size, start), start)
+        self._held: dict[int, list[Ref]] = {}  # looked at for a chunk before them
+
+    def samples(self, number: int) -> list[Sample]:
+        """Chunk `number`; the numbers asked for must grow. A broken picture's place is taken by the next usable one of
+        its chunk, a chunk of broken ones by the chunk after it. Raises InputError if not one sample can be used.
+        """
+        place = number
+        while True:
+            samples = [self.lane.decode(ref) for ref in self._full(place)]
+            if any(sample is not None for sample in samples):
+                break
+            self.lane.stop_if_nothing_usable()
+            place += 1
+        self._held = {later: refs for later, refs in self._held.items() if later > number}
+        return [_from(samples, place) for place in range(self.batch_size)]
+
+    def _full(self, number: int) -> list[Ref]:
+        while number not in self._held:
+            place, refs = next(self._queues)
+            if place >= number:
+                self._held[place] = refs
+        return self._held[number]
+
+
+def _from(samples: list[Sample | None], place: int) -> Sample:
+    """The sample at this place, or the next one behind it, round the end."""
+    return next(sample for sample in samples[place:] + samples[:place] if sample is not None)
+
+
+def _full_queues(lane: Lane, batch_size: int, start: int) -> Iterator[list[Ref]]:
+    queues: list[list[Ref]] = [[] for _ in lane.settings.buckets]
+    headers = _Headers(lane)
+    full = 0
+    lost_since: int | None = None  # the epoch in which the present run of samples without a bucket began
+    _count_only(lane, start > 0)
+    while True:
+        ref = lane.next_ref()
+        place = headers.bucket(ref)
+        if place is None:
+            lost_since = ref.epoch if lost_since is None else lost_since
+            if ref.epoch >= lost_since + 2:
+                lane.stop_if_nothing_usable()
+                lost_since = ref.epoch
+            continue
+        lost_since = None
+        queues[place].append(ref)
+        if len(queues[place]) < batch_size:
+            continue
+        refs, queues[place] = queues[place], []
+        if full >= start:
+            yield refs
+        full += 1
+        _count_only(lane, full < start)
+
+
+def _count_only(lane: Lane, counting: bool) -> None:
+    for order in lane.orders:
+        order.counting = counting
+
+
+class _Headers:
+    """The bucket of every sample, remembered by shard where the order is only walked through."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self._known: dict[str, list[int | None]] = {}
+
+    def bucket(self, ref: Ref) -> int | None:
+        """None, and a fault told, for a sample without a picture or a caption."""
+        if ref.group is None:
+            if ref.shard not in self._known:
+                self._known[ref.shard] = [self._look(ref.shard, group) for _, group in ref.order.read(ref.shard)]
+            known = self._known[ref.shard]
+            return known[ref.place] if ref.place < len(known) else None
+        try:
+            ref.group = fetch(ref.shard, ref.group)  # kept until it is decoded
+        except SampleError as error:
+            self.lane.faults.append(Fault(ref.shard, error.reason, ref.name, error.detail))
+            return None
+        return self._look(ref.shard, ref.group)
+
+    def _look(self, shard: str, group: Group) -> int | None:
+        try:
+            members = fetch(shard, group).members
+            captions_of(members)
+            _, data = image_bytes(members)
+            return nearest(upright_size(data), self.lane.settings.buckets)
+        except InputError as error:
+            self.lane.faults.append(Fault(shard, "broken picture", group.key, str(error)))
+        except SampleError as error:
+            self.lane.faults.append(Fault(shard, error.reason, group.key, error.detail))
+        return None

@@ -1,0 +1,57 @@
+"""Rows of parquet files; pyarrow, which reads them, is an optional package."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from star.data.errors import InputError
+from star.data.packing.tables import Row, check_columns
+from star.data.shards.faults import SampleError
+
+BATCH = 64  # rows that are in memory at a time; each may hold a picture
+
+
+def parquet_rows(path: Path, image_column: str, caption_column: str) -> Iterator[Row]:
+    """Rows in their order; a group of rows that cannot be read is told once, with the rows it costs.
+
+    Raises InputError if pyarrow is missing, the file is no parquet file, or it lacks these columns.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise InputError(
+            f"Reading {path} needs pyarrow, which is not installed; run `pip install pyarrow`, or give CSV or JSONL."
+        ) from error
+    errors = (OSError, ValueError, OverflowError, MemoryError, ArrowException)
+    try:
+        table = ParquetFile(path)
+        groups = [(index, table.metadata.row_group(index).num_rows) for index in range(table.num_row_groups)]
+    except errors as error:
+        raise InputError(f"Cannot read the table {path} ({error}); give a whole parquet file.") from error
+    with table:
+        check_columns(path, table.schema_arrow.names, image_column, caption_column)
+        first = 1
+        for group, length in groups:
+            done = 0
+            try:
+                for batch in table.iter_batches(batch_size=BATCH, row_groups=[group]):
+                    names = batch.schema.names
+                    for cells in zip(*(_values(column) for column in batch.columns), strict=True):
+                        yield Row(f"row {first + done}", dict(zip(names, cells, strict=True)))
+                        done += 1
+            except errors as error:
+                where = f"rows {first + done} to {first + length - 1}"
+                yield Row(where, {}, SampleError("broken row", str(error)))
+            first += length
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python's values; times and numbers that Python has no type for as text."""
+    import pyarrow
+
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        values = column.cast(pyarrow.string()).to_pylist()
+    return values

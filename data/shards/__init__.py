@@ -1,0 +1,1 @@
+"""Shards of captioned pictures: packing, reading, checking, listing, near or far."""

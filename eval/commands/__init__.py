@@ -1,0 +1,1 @@
+"""The subcommands `star eval`, `star bench` and `star compare`."""

@@ -1,0 +1,123 @@
+"""The network of judge-emoji: a small residual classifier, whose pooled last layer is what the metrics look at.
+
+Convolutions where clip-emoji has attention, labels where it has captions: what it finds alike owes nothing to the
+teacher of the models that it judges. It is never used in a training loss. Pictures are image_B3HW in [-1, 1].
+Shapes: B pictures, C channels, D features, H W pixels, 3 RGB.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star.data.errors import InputError
+from star.generators.config import check_ranges, from_dict
+from star.generators.pretrained import ModelDirectory, load_into
+
+FAMILY = "judge"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeConfig:
+    """Sizes, and the labels that the heads tell apart."""
+
+    image_size: int = 64
+    widths: tuple[int, ...] = (32, 64, 128, 256)  # channels of each stage; the last is the width of the features
+    blocks: tuple[int, ...] = (1, 1, 2, 1)  # residual blocks of each stage
+    subjects: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()  # of which a picture may have several
+
+    def __post_init__(self) -> None:
+        check_ranges(self, image_size=(1, 2**12), widths=(-math.inf, 2**13), blocks=(-math.inf, 128))
+        if len(self.widths) != len(self.blocks) or not self.widths or min(*self.widths, *self.blocks) < 1:
+            raise InputError(f"The widths are {self.widths} and the blocks {self.blocks}; give as many of both.")
+        if self.image_size < 2 ** len(self.widths):
+            raise InputError(
+                f"A picture of {self.image_size} pixels cannot be halved {len(self.widths)} times; give a larger one."
+            )
+
+    @property
+    def heads(self) -> dict[str, tuple[str, ...]]:
+        """Labels by the name of their head."""
+        return {"subject": self.subjects, "style": self.styles, "category": self.categories, "tags": self.tags}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions and a way around them (He et al. 2016); `stride` 2 halves the sides."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(after)
+        self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(after)
+        # Averages before it projects: a strided 1 x 1 convolution would look at a quarter of the pixels only.
+        self.around = (
+            nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
+            if (before, stride) != (after, 1)
+            else nn.Identity()
+        )
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        inner_BCHW = F.relu(self.first_norm(self.first(hidden_BCHW)))
+        return F.relu(self.second_norm(self.second(inner_BCHW)) + self.around(hidden_BCHW))
+
+
+class JudgeNetwork(nn.Module):
+    """Stem, stages at half the size each, mean over the places; one linear head per kind of label."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = nn.Conv2d(3, config.widths[0], 3, stride=2, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(config.widths[0])
+        layers: list[nn.Module] = []
+        before = config.widths[0]
+        for stage, (width, blocks) in enumerate(zip(config.widths, config.blocks, strict=True)):
+            for block in range(blocks):
+                layers.append(ResidualBlock(before, width, 2 if stage > 0 and block == 0 else 1))
+                before = width
+        self.stages = nn.Sequential(*layers)
+        self.heads = nn.ModuleDict({name: nn.Linear(before, len(labels)) for name, labels in config.heads.items()})
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Convolutions N(0, 2 / fan out); blocks start as the way around them, heads near zero, tags as seldom true."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.second_norm.weight)
+        nn.init.constant_(self.heads["tags"].bias, -5.0)  # type: ignore[arg-type]
+
+    def features(self, image_B3HW: Tensor) -> Tensor:
+        """features_BD, not negative."""
+        hidden_BCHW = F.relu(self.stem_norm(self.stem(image_B3HW.contiguous(memory_format=torch.channels_last))))
+        return self.stages(hidden_BCHW).mean(dim=(2, 3))
+
+    def forward(self, image_B3HW: Tensor) -> dict[str, Tensor]:
+        """Logits by head: subject, style, category (B, labels), and one for every tag."""
+        features_BD = self.features(image_B3HW)
+        return {name: head(features_BD) for name, head in self.heads.items()}
+
+
+def read_judge(path: str | Path) -> tuple[JudgeNetwork, ModelDirectory]:
+    """A frozen float32 network and the directory it came from. Raises InputError if that is none, or is damaged."""
+    directory = ModelDirectory.read(path, FAMILY)
+    config = from_dict(JudgeConfig, directory.config, str(path))
+    directory.check_fits(lambda: JudgeNetwork(config))
+    network = JudgeNetwork(config)
+    tensors = {
+        name: value.float() if value.is_floating_point() else value for name, value in directory.tensors().items()
+    }
+    load_into(network, tensors, path)
+    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False), directory  # type: ignore[call-overload]

@@ -1,0 +1,160 @@
+"""Does a picture show what its prompt says? Scores of CLIP models, computed from transformers' CLIPModel directly.
+
+A score is a product of a picture's row and its prompt's row, so both are computed once and kept:
+
+    scorer = ClipScorer("openai/clip-vit-large-patch14")
+    image_ND, text_ND = scorer.images(pixels_N3HW), scorer.texts(prompts)
+    cosine_N = products(image_ND, text_ND)          # CLIP score; 100 times that by the other convention
+
+PickScore (Kirstain et al. 2023) and HPS v2 (Wu et al. 2023) are CLIPs tuned on people's choices. PickScore's product
+carries the model's temperature, `tempered`; HPS v2 sees the whole picture, `whole`.
+N B pictures, D embedding width, H W pixels, 3 RGB.
+"""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+from star.data.images import pixels_to_pil
+from star.data.pretrained import CLIP_FILES, SAFE, SAFE_MODEL, check_folder, check_size, folder_of, loading
+from star.data.text import quiet_transformers
+from star.eval.metrics.feature_table import Table
+from star.generators.pretrained import digest
+
+ROWS = 2048  # at a time
+
+
+class ClipScorer:
+    """A frozen CLIP that owns resize, range and tokenisation. pixels uint8 -> unit vectors, prompts -> unit vectors."""
+
+    def __init__(
+        self, name: str | Path, device: str | torch.device = "cpu", *, tempered: bool = False, whole: bool = False
+    ) -> None:
+        """name: a folder or hub id in transformers' CLIP format. Raises InputError if it is neither.
+
+        tempered: prompts' vectors are as long as the model's temperature, so that a product is PickScore. whole: the
+        longer side of a picture fills the model's square, on black, instead of the shorter one, as HPS v2 has it.
+        """
+        folder = folder_of(name, CLIP_FILES, "a CLIP")
+        with quiet_transformers(), loading(name, "a CLIP"):
+            check_folder(folder, ("clip",))
+            config = CLIPConfig.from_pretrained(folder, **SAFE)
+            check_size(folder, lambda: CLIPModel(config))
+            self.model = CLIPModel.from_pretrained(folder, **SAFE_MODEL).float().eval().requires_grad_(False)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
+            self.processor = CLIPImageProcessorPil.from_pretrained(folder, **SAFE)
+        self.model.to(device)
+        self.device = torch.device(device)
+        self.name = str(name)
+        self.length = float(self.model.logit_scale.exp()) if tempered else 1.0
+        self.whole = whole
+        self.width: int = self.model.config.projection_dim
+
+    @property
+    def resize(self) -> str:
+        """How a picture reaches the model."""
+        side = self.processor.crop_size["height"]
+        kernel = Image.Resampling(self.processor.resample).name.lower()
+        return f"{kernel}-antialias {side}x{side} {'padded' if self.whole else 'cut'}"
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the weights in float32 and of what happens before them: part of a protocol's name."""
+        before = {
+            "resize": self.resize,
+            "mean": list(self.processor.image_mean),
+            "std": list(self.processor.image_std),
+            "tempered": self.length != 1.0,
+        }
+        return digest(before, self.model.state_dict())
+
+    def __call__(self, pixels_B3HW: Tensor) -> Tensor:
+        """As `images`: what an extractor of features is."""
+        return self.images(pixels_B3HW)
+
+    @torch.no_grad()
+    def images(self, pixels_B3HW: Tensor, chunk: int = 64) -> Tensor:
+        """image_BD float32 of unit length."""
+        parts = []
+        for part in pixels_B3HW.split(chunk):
+            pictures = [self._fitted(pixels_to_pil(pixels)) for pixels in part]
+            inputs = self.processor(pictures, return_tensors="pt")
+            parts.append(_embedding(self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.device))))
+        return torch.cat(parts).cpu()
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str], chunk: int = 256) -> Tensor:
+        """text_BD float32 of unit length (times the temperature); a prompt longer than the model reads is cut."""
+        limit = self.model.config.text_config.max_position_embeddings
+        parts = []
+        for first in range(0, len(prompts), chunk):
+            inputs = self.tokenizer(
+                [self._cleaned(prompt) for prompt in prompts[first : first + chunk]],
+                padding=True,
+                truncation=True,
+                max_length=limit,
+                return_tensors="pt",
+            ).to(self.device)
+            parts.append(
+                _embedding(
+                    self.model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+                )
+            )
+        return torch.cat(parts).cpu() * self.length
+
+    def _fitted(self, picture: Image.Image) -> Image.Image:
+        if not self.whole or picture.width == picture.height:
+            return picture
+        side = self.processor.crop_size["height"]
+        return ImageOps.pad(picture, (side, side), Image.Resampling(self.processor.resample), color=(0, 0, 0))
+
+    def _cleaned(self, prompt: str) -> str:
+        """HPS v2 reads prompts through open_clip, which undoes HTML's entities, even doubled ones."""
+        return html.unescape(html.unescape(prompt)).strip() if self.whole else prompt
+
+
+def _embedding(output: object) -> Tensor:
+    # transformers 4 returns the tensor, transformers 5 an object that holds it
+    tensor = output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
+    return F.normalize(tensor.float(), dim=-1)
+
+
+def products(image_ND: Table, text_ND: Table) -> Tensor:
+    """Each picture's row times its prompt's row; (N,)."""
+    parts = [slice(top, top + ROWS) for top in range(0, len(image_ND), ROWS)]
+    return torch.cat([(image_ND[part] * text_ND[part]).sum(dim=1) for part in parts or [slice(0)]])
+
+
+def prompt_ranks(image_BD: Table, text_BD: Table, prompts: Sequence[str], candidates: int, seed: int = 0) -> Tensor:
+    """int64 (B,): place of each picture's own prompt among `candidates`, 0 the best.
+
+    The other candidates are drawn without repeats from the prompts of the other pictures that read differently. A tie
+    counts against the picture. Raises ValueError if there are not enough different prompts.
+    """
+    if len(set(prompts)) < candidates:
+        raise ValueError(f"{len(set(prompts))} different prompts given, {candidates} candidates need as many")
+    generator = np.random.default_rng(seed)
+    first = {prompt: index for index, prompt in reversed(list(enumerate(prompts)))}
+    distinct = np.array(sorted(first.values()))
+    ranks = []
+    for index, prompt in enumerate(prompts):
+        others = generator.choice(distinct[distinct != first[prompt]], candidates - 1, replace=False)
+        scores = (text_BD[torch.from_numpy(np.append(others, index))] * image_BD[index : index + 1]).sum(dim=1)
+        ranks.append(int((scores[:-1] >= scores[-1]).sum()))
+    return torch.tensor(ranks)
+
+
+def bootstrap_interval(values_B: Tensor, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean (Efron 1979)."""
+    generator = np.random.default_rng(seed)
+    values = values_B.double().numpy()
+    means = values[generator.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

@@ -1,0 +1,79 @@
+"""Retrieval: of all real pictures of a style, is the one that a prompt belongs to the nearest to the drawn one?
+
+The measure for models that learn a known set of pictures: 1 of n by chance, and a blot in the right colours finds no
+more than a few. By any extractor's features; `Thumbnail` needs no network, so nothing that was trained judges.
+The style is what a prompt says behind its last comma; prompts without one are all of one style.
+
+N pictures, D feature width, B batch, 3 RGB, S pixels a side.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from star.eval.metrics.feature_table import Table, pick
+from star.generators.pretrained import digest
+
+SIDE = 16  # of a thumbnail, pixels
+BLOCK = 256  # drawn pictures compared at once
+FIRST = {"retrieval_1": 1, "retrieval_5": 5}  # kind of metric -> among how many nearest the true one must be
+
+
+class Thumbnail:
+    """Colours of a 16 x 16 thumbnail and their differences to the right and downwards, an extractor of
+    star.eval.extractors.extractor.
+
+    uint8 (B, 3, H, W) -> float32 (B, 2208): means over equal areas in 0..1, and gradients of these.
+    """
+
+    name = "thumbnail"
+    width = 3 * SIDE * SIDE + 2 * 3 * SIDE * (SIDE - 1)
+    resize = f"area {SIDE}x{SIDE}"
+
+    @property
+    def digest(self) -> str:
+        return digest({"resize": self.resize, "features": "colours and gradients"}, {})
+
+    @torch.no_grad()
+    def __call__(self, pixels_B3HW: Tensor) -> Tensor:
+        small_B3SS = F.adaptive_avg_pool2d(pixels_B3HW.float() / 255, SIDE)
+        across, down = small_B3SS.diff(dim=3), small_B3SS.diff(dim=2)
+        return torch.cat([part.flatten(1) for part in (small_B3SS, down, across)], dim=1).cpu()
+
+
+def style_of(prompt: str) -> str:
+    """What a prompt says behind its last comma, "" if it has none."""
+    return prompt.rpartition(",")[2].strip() if "," in prompt else ""
+
+
+def rivals(prompts: Sequence[str]) -> Tensor:
+    """How many other pictures each has to be told from, those of its style; int64 (N,)."""
+    styles = Counter(map(style_of, prompts))
+    return torch.tensor([styles[style_of(prompt)] - 1 for prompt in prompts], dtype=torch.int64)
+
+
+def retrieval_ranks(drawn: Table, real: Table, prompts: Sequence[str]) -> Tensor:
+    """How many real pictures of the same style are nearer to a drawn one than its own, int64 (N,); 0 is the best.
+
+    drawn, real: (N, D), rows of the same items; Euclidean distance. Ties count as nearer, half of them rounded down, so
+    that features which tell nothing reach chance and no more.
+    """
+    ranks_N = torch.zeros(len(prompts), dtype=torch.int64)
+    styles: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        styles.setdefault(style_of(prompt), []).append(row)
+    for rows in styles.values():
+        real_nD = pick(real, np.array(rows))[:].double()
+        for first in range(0, len(rows), BLOCK):
+            own = rows[first : first + BLOCK]
+            distance_bn = torch.cdist(
+                pick(drawn, np.array(own))[:].double(), real_nD, compute_mode="donot_use_mm_for_euclid_dist"
+            )
+            mine_b1 = distance_bn.diagonal(first).unsqueeze(1)
+            nearer_b, tied_b = (distance_bn < mine_b1).sum(dim=1), (distance_bn == mine_b1).sum(dim=1) - 1
+            ranks_N[own] = nearer_b + tied_b // 2
+    return ranks_N

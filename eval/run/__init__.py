@@ -1,0 +1,1 @@
+"""One evaluation, from a benchmark to a record."""

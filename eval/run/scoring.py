@@ -1,0 +1,230 @@
+"""From files to estimates: every network of a protocol sees every picture once, and what it said stays on the disk.
+
+Features lie in `features/` beside the record, one row for each picture, and are read where they are needed: the run may
+be killed and continued, shared by processes, and scored again without a network. N pictures, D feature width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from star.data.errors import InputError
+from star.data.mjhq import READ_ERRORS
+from star.eval.extractors.extractor import Extractor, TextExtractor, extractor
+from star.eval.metrics.feature_table import Table, chunks
+from star.eval.metrics.registry import alignment, metric, needs, score
+from star.eval.run.feature_cache import Filling, Rows, fill, open_rows
+from star.eval.run.layout import Item, prompts_digest
+from star.eval.run.pictures import read_pixels
+from star.eval.run.processes import Processes
+from star.eval.run.protocols import Rules, resized
+from star.eval.run.record import Estimate
+
+AT_ONCE = 2**25  # pixels that a network is given: a block of 1024 x 1024
+ROWS = 2048  # at a time
+SEED = 0  # of resampling and of the prompts that compete in a rank
+
+Load = Callable[[str, str], Extractor]
+Groups = dict[str, dict[str, Estimate]]
+
+
+class Networks:
+    """All that a protocol's metrics need, loaded before anything is drawn: what cannot be had is told at once."""
+
+    def __init__(self, wanted: Sequence[str], device: str, load: Load = extractor) -> None:
+        """load: the extractor of a name. Raises InputError for unknown metrics and missing weights."""
+        self.plan = needs(wanted)
+        names = dict.fromkeys((*self.plan.features, *self.plan.references, *self.plan.texts))
+        self.extractors: dict[str, Extractor] = {name: load(name, device) for name in names}
+        self.rewards: dict[str, Any] = {}
+        if self.plan.rewards:
+            from star.eval.extractors.reward import reward
+
+            self.rewards = {name: reward(name, device) for name in self.plan.rewards}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """name -> digest, of all."""
+        return {name: network.digest for name, network in {**self.extractors, **self.rewards}.items()}
+
+    def texts(self, name: str) -> TextExtractor:
+        """Raises InputError if an extractor knows nothing of prompts."""
+        network = self.extractors[name]
+        if not isinstance(network, TextExtractor):
+            raise InputError(f"{name} has no rows for prompts, expected a CLIP: take another extractor for this metric")
+        return network
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """One side of a comparison: files in the order of the items, and a digest of what they are made from."""
+
+    title: str
+    files: Sequence[Traversable]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """metrics: group -> metric -> estimate; references: the same of the real pictures, for metrics that judge single
+    ones; values: metric -> one number for each drawn picture."""
+
+    metrics: Groups
+    references: Groups
+    values: dict[str, Tensor]
+
+
+class Scoring:
+    """The features of one evaluation: made where they are missing, and turned into estimates."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        rules: Rules,
+        size: tuple[int, int] | None,
+        networks: Networks,
+        processes: Processes,
+        folder: Path,
+        cache: Path | None = None,
+    ) -> None:
+        """size: (H, W) that networks see. folder: where features lie; cache: where those of the references do, for
+        other evaluations of the same benchmark."""
+        self.items, self.rules, self.size = items, rules, size
+        self.networks, self.processes = networks, processes
+        self.folder, self.cache = folder, cache or folder
+        self.prompts = [item.prompt for item in items]
+
+    def run(self, drawn: Pictures, references: Pictures) -> Scores | None:
+        """Makes all features, shared among processes, and the estimates on the main one (None on the others).
+
+        Raises InputError for a picture that can no longer be read.
+        """
+        plan = self.networks.plan
+        marked = tuple(dict.fromkeys((*plan.references, *plan.texts)))
+        drawn_rows = self._pictures(drawn, self.folder, plan.features, plan.rewards)
+        reference_rows = self._pictures(references, self.cache, marked, ())
+        text_rows = self._texts()
+        if not self.processes.is_main:
+            return None
+        features, texts = _tables(drawn_rows, plan.features), _tables(text_rows, plan.texts)
+        real = _tables(reference_rows, marked)
+        rewards = {name: rows[:].squeeze(1) for name, rows in _tables(drawn_rows, plan.rewards).items()}
+        judged = [name for name in self.rules.metrics if name.partition("/")[2] in real and metric(name).per_picture]
+        values = alignment(self.rules.metrics, self.prompts, features, texts, rewards, real=real, seed=SEED)
+        marks = alignment(judged, self.prompts, real, texts, {}, real=real, seed=SEED)
+        return Scores(
+            metrics=self._estimates(self.rules.metrics, real, features, values),
+            references=self._estimates(judged, {}, {}, marks) if judged else {},
+            values=values,
+        )
+
+    def _estimates(
+        self,
+        wanted: Sequence[str],
+        real: Mapping[str, Table],
+        drawn: Mapping[str, Table],
+        values: Mapping[str, Tensor],
+    ) -> Groups:
+        categories = [item.category for item in self.items]
+        return score(real, drawn, categories, wanted, values=values, bootstrap=self.rules.bootstrap, seed=SEED)
+
+    def _pictures(
+        self, side: Pictures, place: Path, extractors: Sequence[str], rewards: Sequence[str]
+    ) -> dict[str, Rows]:
+        """The rows of one side, by the name of their network."""
+        fillings = {}
+        for name in extractors:
+            network = self.networks.extractors[name]
+            rows = self._open(side.title, name, network.width, place, pictures=side.digest)
+            fillings[name] = Filling(rows, _seen_by(network))
+        for name in rewards:
+            rows = self._open(side.title, name, 1, place, pictures=side.digest)
+            fillings[name] = Filling(rows, _judged_by(self.networks.rewards[name], self.prompts))
+
+        def load(row: int) -> Tensor:
+            return resized(_pixels(side.files[row]), self.size, self.rules.resize)
+
+        fill(list(fillings.values()), load, self.processes, title=f"score {side.title}", unit="pictures")
+        return {name: filling.rows for name, filling in fillings.items()}
+
+    def _texts(self) -> dict[str, Rows]:
+        fillings = {}
+        for name in self.networks.plan.texts:
+            network = self.networks.texts(name)
+            rows = self._open("prompts", name, self.networks.extractors[name].width, self.folder, pictures="")
+            fillings[name] = Filling(rows, _read_by(network))
+        fill(list(fillings.values()), self.prompts.__getitem__, self.processes, title="score prompts", unit="prompts")
+        return {name: filling.rows for name, filling in fillings.items()}
+
+    def _open(self, title: str, name: str, width: int, place: Path, *, pictures: str) -> Rows:
+        identity = {
+            "network": self.networks.digests[name],
+            "pictures": pictures,
+            "prompts": prompts_digest(self.items),
+            "size": self.size,
+            "resize": self.rules.resize if self.size else "",
+        }
+        shape = (len(self.items), width)
+        return open_rows(place, f"{title}-{name}", identity, shape=shape, processes=self.processes)
+
+
+def _seen_by(network: Extractor) -> Callable[[slice, list[Tensor]], NDArray[Any]]:
+    return lambda block, loaded: _by_shape(loaded, lambda pixels_B3HW, chosen: network(pixels_B3HW), network.width)
+
+
+def _judged_by(network: Any, prompts: Sequence[str]) -> Callable[[slice, list[Tensor]], NDArray[Any]]:
+    def compute(block: slice, loaded: list[Tensor]) -> NDArray[Any]:
+        own = prompts[block]
+        return _by_shape(
+            loaded,
+            lambda pixels_B3HW, chosen: network(pixels_B3HW, [own[i] for i in chosen]).reshape(-1, 1),
+            1,
+        )
+
+    return compute
+
+
+def _read_by(network: TextExtractor) -> Callable[[slice, list[str]], NDArray[Any]]:
+    return lambda block, prompts: network.texts(prompts).numpy()
+
+
+def _by_shape(
+    loaded: Sequence[Tensor], network: Callable[[Tensor, list[int]], Tensor], width: int
+) -> NDArray[np.float32]:
+    """Rows of pictures that may differ in size: a network sees those of one size together."""
+    rows = np.empty((len(loaded), width), np.float32)
+    shapes: dict[torch.Size, list[int]] = {}
+    for index, pixels in enumerate(loaded):
+        shapes.setdefault(pixels.shape, []).append(index)
+    for shape, alike in shapes.items():
+        most = max(1, AT_ONCE // (shape[-2] * shape[-1]))
+        for chosen in (alike[first : first + most] for first in range(0, len(alike), most)):
+            rows[chosen] = network(torch.stack([loaded[index] for index in chosen]), chosen).cpu().numpy()
+    return rows
+
+
+def _pixels(file: Traversable) -> Tensor:
+    try:
+        return read_pixels(file)
+    except (InputError, *READ_ERRORS) as error:
+        raise InputError(f"{file} can no longer be read ({error}): remove or restore it, and run again") from error
+
+
+def _tables(rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, Table]:
+    """Features that stay in their files. Raises InputError for those that are no numbers."""
+    tables: dict[str, Table] = {}
+    for name in names:
+        tables[name] = table = rows[name].table()
+        if not all(bool(part.isfinite().all()) for part in chunks(table, ROWS)):
+            raise InputError(
+                f"{name} gave NaN or infinite values for some pictures or prompts: its weights are broken, give "
+                f"others, or where they were mended remove {rows[name].folder}"
+            )
+    return tables

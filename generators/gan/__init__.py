@@ -1,0 +1,1 @@
+"""What the style-based GANs share: trainer, losses, augmentation, conditioning, discriminators."""

@@ -1,0 +1,1 @@
+"""The discriminators: projected (StyleGAN-T), StyleGAN2's, and of wavelets (StyleNAT)."""

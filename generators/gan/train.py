@@ -1,0 +1,100 @@
+"""Adversarial training of the three style-based GANs: one program, in which a preset says which terms are on.
+
+    star train styleformer --preset emoji-cpu --data SHARDS --out RUN
+
+One step: the discriminator learns on a batch of real and drawn pictures, every `r1.every` steps from the R1 penalty as
+well; then the generator learns on the same captions with fresh latents, every `path_length.every` steps from the path
+length too; then the averaged weights follow. The turns are in `game.py`, the presets in `gan_presets.py`.
+
+Gradients are averaged by hand, not by DDP: R1 and path length differentiate twice, which DDP does not support.
+
+B batch, 3 RGB, H W pixels.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from star.data.images import grid
+from star.data.loader.pipeline import Batch
+from star.data.shards.splits import training_sources
+from star.generators.config import to_dict
+from star.generators.gan.config import GanTrainConfig
+from star.generators.gan.trainer import Game, Lesson
+from star.generators.pretrained import reference
+from star.generators.training.data_feed import Feed
+from star.generators.training.run import Run
+from star.generators.training.sample_rng import Draws
+
+
+def train(config: GanTrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
+    """Trains on the training shards among `data` and returns the model directory written at the end, `out/model`.
+
+    Raises InputError for anything wrong with data, config or folder, and DivergenceError when a loss or a gradient is
+    no longer finite, or the discriminator has made no mistake for too long: nothing is repaired in silence.
+    """
+    out = Path(out)
+    feed = Feed(
+        config, training_sources(data, config.weights), out, resume=resume, resolution=config.network.resolution
+    )
+    config = feed.config
+    run = Run(out, config.run, to_dict(config) | feed.names, resume)
+    game = Game(config, run)
+    run.track(**game.state())
+    run.restore()
+    pipeline = feed.pipeline(run)
+    batches = feed.batches(run, pipeline)
+    for step in run.steps():
+        draws = Draws(config.run.seed, step, run.rank, run.world)
+        lessons = [_lesson(game, next(batches), draws, micro) for micro in range(config.run.accumulate)]
+        game.discriminator_turn(step, lessons, draws)
+        game.generator_turn(step, lessons, draws)
+        game.finish_step()
+        if run.sample_due(step) and run.is_main and config.sample_prompts:
+            prompts = config.sample_prompts
+            pixels_B3HW = game.trained().generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
+            run.picture("samples", grid(pixels_B3HW, columns=8), step)
+    if run.is_main:
+        save(config, game, out / "model", card(game))
+        run.say(pipeline.report.text())
+    return out / "model"
+
+
+def _lesson(game: Game, batch: Batch, draws: Draws, micro: int) -> Lesson:
+    """A batch as the networks see it: some captions left out, some pictures mirrored where the config asks for it."""
+    config = game.config
+    dropped = draws.flags(f"caption {micro}", len(batch), config.caption_dropout).tolist()
+    prompts = ["" if drop else prompt for prompt, drop in zip(batch.prompts, dropped, strict=True)]
+    image_B3HW = batch.image_B3HW
+    if config.flips:
+        mirrored = draws.flags(f"flip {micro}", len(batch), 0.5)[:, None, None, None]
+        image_B3HW = torch.where(mirrored, image_B3HW.flip(3), image_B3HW)
+    raw_B3HW = game.learner.network.normalise(image_B3HW.to(game.run.device))
+    return Lesson(raw_B3HW, prompts, game.conditions.of(prompts, batch.info))
+
+
+def save(config: GanTrainConfig, game: Game, path: Path, text: str) -> None:
+    """Writes the averaged generator as the config asks for it, with the options of drawing that it was shown with."""
+    shared = config.clip and not config.bring_along and config.phase != "text_encoder"
+    game.trained().save_pretrained(
+        path,
+        card=text,
+        about={"options": to_dict(config.sample_options), "licence": config.licence},
+        references={"text_encoder": reference(path, config.clip)} if shared else None,
+        dtype=getattr(torch, config.dtype),
+    )
+
+
+def card(game: Game) -> str:
+    """The model card that a run writes: what learnt, from how much, and the whole recipe."""
+    config, run = game.config, game.run
+    side = " x ".join(str(size) for size in game.learner.network.resolution)
+    name = type(config.network).__name__.removesuffix("Config")
+    recipe = json.dumps(to_dict(replace(config, sample_prompts=())), indent=1)
+    return (
+        f"# A {name} generator\n\n{side} px, conditioning {config.network.conditioning}. Trained for {run.step} steps "
+        f"on {run.images} pictures (seed {config.run.seed}).\n\nRecipe:\n\n```json\n{recipe}\n```\n"
+    )

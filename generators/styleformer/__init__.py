@@ -1,0 +1,1 @@
+"""Styleformer (Park and Kim 2022)."""

@@ -1,0 +1,1 @@
+"""StyleNAT (Walton et al. 2022)."""

@@ -1,0 +1,1 @@
+"""What every trained network shares: a run with exact resume, checkpoints, meters, sharding, optimisers."""

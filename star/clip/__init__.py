@@ -1,0 +1,1 @@
+"""clip-emoji: a small CLIP, whose text tower reads the prompts."""

@@ -1,0 +1,202 @@
+"""Training of clip-emoji: captioned shards to a directory in transformers' CLIP format.
+
+    star train clip --preset emoji-cpu --data SHARDS --out RUN      # writes RUN/model
+    star.data.text.TextEncoder.from_pretrained("RUN/model")              # its text tower, as STAR is fed by it
+
+Every step: a batch of pictures, one caption variant of each (`star.clip.captions`), a symmetric contrastive loss in
+which pairs that happen to be true do not count. With several processes each contrasts within its own part of a batch.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import CLIPModel, CLIPTokenizer
+
+from star.clip.captions import CaptionConfig, PictureText, false_negatives
+from star.clip.metrics import retrieval
+from star.clip.network import (
+    ClipConfig,
+    ClipPair,
+    augment,
+    build_clip,
+    contrastive_loss,
+    drop_patches,
+    image_processor,
+    parameter_groups,
+)
+from star.data.clip_tokenizer import learn_tokenizer
+from star.data.errors import InputError
+from star.data.loader.capacity import decide
+from star.data.loader.pipeline import Batch, DataConfig, Pipeline
+from star.data.pretrained import SAFE, check_files, loading
+from star.data.shards.splits import held_out_shards, training_sources
+from star.generators.config import to_dict
+from star.generators.staging import staged
+from star.generators.training.data_feed import CachedFeedConfig, Feed
+from star.generators.training.run import Run, RunConfig
+from star.generators.training.schedule import lr_at, set_lr
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipTrainConfig(CachedFeedConfig):
+    """A whole training of a CLIP; the shards to learn from and the folder are given beside it."""
+
+    network: ClipConfig = field(default_factory=ClipConfig)
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    learning_rate: float = 1e-3
+    warmup: int = 50  # steps
+    weight_decay: float = 0.1
+    beta2: float = 0.98
+    kept_patches: float = 0.5  # share of the patches a picture is seen through,
+    whole_pictures: float = 0.1  # until this last share of the steps, which see all of them
+    shift: float = 0.06  # of the side
+    zoom: float = 0.1
+    validation: tuple[str, ...] = ()  # shards to measure on; if none, those of the data that are named as held out
+
+    def __post_init__(self) -> None:
+        for name in ("kept_patches", "whole_pictures", "shift", "zoom"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give a share between 0 and 1.")
+        if self.run.batch_size // self.run.accumulate < 2:
+            raise InputError("A contrastive batch needs at least 2 pictures; give a larger batch_size.")
+
+
+CLIP_PRESETS: dict[str, ClipTrainConfig] = {
+    "emoji-cpu": ClipTrainConfig(
+        run=RunConfig(
+            steps=1200, batch_size=256, precision="bf16", log_every=20, sample_every=400, checkpoint_every=100
+        )
+    ),
+    "emoji": ClipTrainConfig(
+        run=RunConfig(steps=3000, batch_size=1024, precision="bf16", sample_every=500),
+        network=ClipConfig(image_size=128, patch_size=16, vision_width=256, vision_layers=6, vision_mlp=512),
+        warmup=100,
+        workers=8,
+    ),
+    "test": ClipTrainConfig(
+        run=RunConfig(steps=8, batch_size=8, log_every=1, sample_every=4, checkpoint_every=4),
+        network=ClipConfig(
+            image_size=16,
+            vision_width=32,
+            vision_layers=1,
+            vision_mlp=32,
+            text_width=32,
+            text_layers=1,
+            text_mlp=32,
+            vocabulary=600,
+            projection=16,
+            head_width=16,
+        ),
+        warmup=2,
+    ),
+}
+
+
+def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
+    """Trains on the training shards among `data` and returns the model's directory, `out/model`.
+
+    What is held out is measured every `run.sample_every` steps, and never learnt from. Raises InputError for shards
+    without usable pictures or an unusable folder, and Stopped where a signal ended the run early.
+    """
+    out = Path(out)
+    feed = Feed(
+        config, training_sources(data, config.weights), out, resume=resume, resolution=config.network.image_size
+    )
+    config = feed.config
+    run = Run(out, config.run, to_dict(config) | feed.names, resume)
+    pipeline = feed.pipeline(run)
+    tokenizer = _tokenizer(out / "tokenizer", pipeline, config.network, run, resume)
+    measured = _measured(config.validation or held_out_shards(data), config)
+
+    model = build_clip(config.network, tokenizer)
+    # At these lengths SDPA's backward pass on the CPU is several times slower than plain products.
+    model.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
+    pair = run.prepare(ClipPair(model))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(pair, config.weight_decay), betas=(0.9, config.beta2), eps=1e-6, fused=True
+    )
+    run.track(pair=pair, optimizer=optimizer)
+    run.restore()
+    batches = feed.batches(run, pipeline)
+    for step in run.steps():
+        rate = lr_at(step, peak=config.learning_rate, steps=run.horizon, warmup=config.warmup)
+        set_lr(optimizer, rate)
+        for _ in run.micro_steps(pair):
+            loss, values = _loss(pair, next(batches), tokenizer, config, run, step)
+            run.backward(loss)
+            run.log(values, images=run.micro_batch_size)
+        run.log({"grad_norm": run.clip(pair.parameters()), "lr": rate})
+        optimizer.step()
+        optimizer.zero_grad()
+        if measured is not None and run.sample_due(step):
+            with run.autocast():
+                scores = retrieval(run.unwrap(pair).model, tokenizer, measured)
+            run.log({f"validation/{name}": value for name, value in scores.items()})
+    if run.is_main:
+        save_clip(out / "model", run.unwrap(pair).model, tokenizer, config.network)
+        run.say(f"wrote {out / 'model'}")
+    return out / "model"
+
+
+def _loss(
+    pair: torch.nn.Module, batch: Batch, tokenizer: CLIPTokenizer, config: ClipTrainConfig, run: Run, step: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    rng = random.Random(random.getrandbits(64))  # seeded by the run in every step
+    pictures = [PictureText(*both) for both in zip(batch.captions, batch.info, strict=True)]
+    texts, claims = zip(*(picture.draw(config.captions, rng) for picture in pictures), strict=True)
+    excluded_BB = false_negatives(claims, pictures).to(run.device)
+    ids_BT = token_ids(tokenizer, texts, config.network.max_tokens).to(run.device)
+
+    patches = config.network.patches
+    whole = step >= run.horizon * (1 - config.whole_pictures)
+    kept = patches if whole else max(1, round(patches * config.kept_patches))
+    keep_BP = None if kept == patches else drop_patches(len(batch), patches, kept).to(run.device)
+    image_B3HW = augment(batch.image_B3HW.to(run.device), config.shift, config.zoom)
+
+    with run.autocast():
+        text_BD, image_BD, scale = pair(image_B3HW, keep_BP, ids_BT)
+    loss, found = contrastive_loss(text_BD, image_BD, scale, excluded_BB)
+    return loss, {"loss": loss, "found": found, "scale": scale}
+
+
+def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], max_tokens: int) -> torch.Tensor:
+    """ids_BT int64 as long as the longest text, padded with EOS, cut at max_tokens."""
+    return tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt").input_ids
+
+
+def save_clip(path: Path, model: CLIPModel, tokenizer: CLIPTokenizer, config: ClipConfig) -> None:
+    """Writes weights (bfloat16), tokenizer and image processor in transformers' format; leaves the model as it is.
+
+    Raises InputError if the disk refuses.
+    """
+    half = build_clip(config, tokenizer)
+    half.load_state_dict(model.state_dict())
+    with staged(path) as staging:
+        half.to(torch.bfloat16).save_pretrained(staging)  # type: ignore[arg-type]
+        tokenizer.save_pretrained(staging)
+        image_processor(config).save_pretrained(staging)
+
+
+def _tokenizer(path: Path, pipeline: Pipeline, config: ClipConfig, run: Run, resume: bool) -> CLIPTokenizer:
+    """Learned from the training captions, every process alike; a continued run reads what it wrote."""
+    if resume and (path / "tokenizer.json").is_file():
+        check_files(path)
+        with loading(path, "the tokenizer of a CLIP"):
+            return CLIPTokenizer.from_pretrained(path, **SAFE)
+    captions = [caption for several, _ in pipeline.records() for caption in several]
+    tokenizer = learn_tokenizer(captions, config.vocabulary, config.max_tokens)
+    if run.is_main:
+        with staged(path) as staging:
+            tokenizer.save_pretrained(staging)
+    return tokenizer
+
+
+def _measured(shards: Sequence[str], config: ClipTrainConfig) -> Pipeline | None:
+    if not shards:
+        return None
+    settings = DataConfig(shards=tuple(shards), resolution=config.network.image_size, crop=config.crop)
+    settings = replace(settings, cache=decide(shards, 3 * config.network.image_size**2).keep)
+    return Pipeline(settings, batch_size=256)

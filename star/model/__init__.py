@@ -1,0 +1,1 @@
+"""The next-scale transformer: embed, blocks, head."""

@@ -1,0 +1,140 @@
+"""Attention of the next-scale transformer: tokens to tokens of scales so far, and tokens to text.
+
+B batch, l tokens of the queries, L of all keys, T text tokens, D text width, C model width, N heads, d = C / N.
+Queries and keys may be normalised to unit length, with a learned temperature per head (Tian et al. 2024, released
+configuration); with that, logits stay bounded whatever the depth. Biases exist on queries and values; the keys' is a
+buffer of zeros that the released checkpoints carry along.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star.model.attention_backends import BACKENDS, ScaleCausality, attend
+from star.model.rope import Rotation, rotate, rotate_to_unit
+
+MAX_LOG_SCALE = math.log(100.0)
+
+
+class KeyValueCache:
+    """Keys and values of the scales drawn so far, in memory set aside once for all L tokens."""
+
+    def __init__(self, keys_BNLd: Tensor, values_BNLd: Tensor, length: int = 0) -> None:
+        self.keys_BNLd, self.values_BNLd, self.length = keys_BNLd, values_BNLd, length
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> "KeyValueCache":
+        """Room for (B, N, L, d)."""
+        return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+
+    def append(self, keys_BNld: Tensor, values_BNld: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores one scale behind the others and returns all so far."""
+        start, self.length = self.length, self.length + keys_BNld.shape[2]
+        if self.length > self.keys_BNLd.shape[2]:
+            raise ValueError(f"the cache holds {self.keys_BNLd.shape[2]} tokens, {self.length} are to be stored")
+        self.keys_BNLd[:, :, start : self.length] = keys_BNld
+        self.values_BNLd[:, :, start : self.length] = values_BNld
+        return self.keys_BNLd[:, :, : self.length], self.values_BNLd[:, :, : self.length]
+
+    def rows(self, span: slice) -> "KeyValueCache":
+        """A view of some rows of the batch."""
+        return KeyValueCache(self.keys_BNLd[span], self.values_BNLd[span], self.length)
+
+
+class _Heads(nn.Module):
+    """What both kinds of attention share: heads, biases, normalisation and the projection back."""
+
+    key_bias: Tensor
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool, backend: str) -> None:
+        super().__init__()
+        if backend not in BACKENDS:
+            raise ValueError(f"unknown attention backend '{backend}'; choose one of {', '.join(BACKENDS)}")
+        self.heads, self.backend = heads, backend
+        head_width = width // heads
+        # 0.25 / sqrt(d) without normalisation, as released; with it, log_scale takes this place.
+        self.scale = 1.0 if qk_norm else 0.25 / math.sqrt(head_width)
+        self.log_scale = nn.Parameter(torch.empty(1, heads, 1, 1)) if qk_norm else None
+        self.query_bias = nn.Parameter(torch.empty(width))
+        self.value_bias = nn.Parameter(torch.empty(width))
+        self.register_buffer("key_bias", torch.zeros(width))
+        self.output = nn.Linear(width, width)
+
+    def split(self, x_BlC: Tensor) -> Tensor:
+        """(B, l, C) -> (B, N, l, d)."""
+        return x_BlC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def merge(self, x_BNld: Tensor) -> Tensor:
+        """(B, N, l, d) -> (B, l, C), through the output projection."""
+        return self.output(x_BNld.transpose(1, 2).flatten(2))
+
+    def shape_queries(self, queries: Tensor, rotation: Rotation | None) -> Tensor:
+        """Rotation, normalisation and temperature; computed in float32, returned in the type given."""
+        if self.log_scale is None:
+            return queries if rotation is None else rotate(queries, rotation).to(queries.dtype)
+        temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
+        return (rotate_to_unit(queries, rotation) * temperature).to(queries.dtype)
+
+    def shape_keys(self, keys: Tensor, rotation: Rotation | None) -> Tensor:
+        """Rotation and normalisation; computed in float32, returned in the type given."""
+        if self.log_scale is None:
+            return keys if rotation is None else rotate(keys, rotation).to(keys.dtype)
+        return rotate_to_unit(keys, rotation).to(keys.dtype)
+
+
+def project(layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer without bias of its own, plus one; a layer that an adapter stands around computes by itself."""
+    return F.linear(x, layer.weight, bias) if type(layer) is nn.Linear else layer(x) + bias
+
+
+class SelfAttention(_Heads):
+    """Tokens attend to tokens: to scales so far while training, to everything in the cache while drawing."""
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = True, backend: str = "sdpa") -> None:
+        super().__init__(width, heads, qk_norm=qk_norm, backend=backend)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+
+    def forward(
+        self,
+        x_BlC: Tensor,
+        rotation: Rotation | None = None,
+        sight: ScaleCausality | Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """(B, l, C) -> (B, l, C). Cached keys are already rotated and normalised.
+
+        sight: what a token may look at, all if None; a Tensor is an additive mask (l, L).
+        """
+        bias = torch.cat((self.query_bias, self.key_bias, self.value_bias))
+        fused = project(self.query_key_value, x_BlC, bias)
+        queries, keys, values = (self.split(part) for part in fused.chunk(3, dim=-1))  # each (B, N, l, d)
+        queries, keys = self.shape_queries(queries, rotation), self.shape_keys(keys, rotation)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        if isinstance(sight, ScaleCausality):
+            return self.merge(sight.attend(queries, keys, values, self.scale))
+        return self.merge(attend(queries, keys, values, sight, self.scale, self.backend))
+
+
+class CrossAttention(_Heads):
+    """Tokens attend to the words of their own prompt, whose keys and values are computed once."""
+
+    def __init__(self, width: int, heads: int, text_width: int, *, qk_norm: bool = True, backend: str = "sdpa") -> None:
+        super().__init__(width, heads, qk_norm=qk_norm, backend=backend)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(text_width, 2 * width, bias=False)
+
+    def encode_text(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, N, T, d) of the text."""
+        fused = project(self.key_value, tokens_BTD, torch.cat((self.key_bias, self.value_bias)))
+        keys, values = (self.split(part) for part in fused.chunk(2, dim=-1))
+        return self.shape_keys(keys, None), values
+
+    def forward(self, x_BlC: Tensor, keys_BNTd: Tensor, values_BNTd: Tensor, mask_B11T: Tensor) -> Tensor:
+        """(B, l, C) -> (B, l, C)."""
+        queries = self.split(project(self.query, x_BlC, self.query_bias))
+        return self.merge(
+            attend(self.shape_queries(queries, None), keys_BNTd, values_BNTd, mask_B11T, self.scale, self.backend)
+        )

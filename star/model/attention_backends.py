@@ -1,0 +1,105 @@
+"""Attention in several ways that give the same numbers: softmax(q k) v, plain or causal over scales.
+
+B batch, N heads, l tokens of the queries, L of the keys, d channels of a head.
+
+While all scales are taught at once, a token sees its own scale and the coarser ones. Four ways to have that:
+
+| backend   | how                                                                       | scores computed | trains on |
+|-----------|---------------------------------------------------------------------------|-----------------|-----------|
+| eager     | products and softmax written out, under a mask                            | L x L           | anything  |
+| sdpa      | torch's fused kernel, under a mask                                        | L x L           | anything  |
+| scalewise | the fused kernel once for each scale, whose keys are all so far: no mask  | those seen      | anything  |
+| flex      | FlexAttention: blocks of 128 x 128 scores that nobody sees are skipped    | few more        | GPU       |
+
+More than a third of L x L is never seen. Elsewhere (drawing, words) nothing is causal, and all but eager are the fused
+kernel.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from star.data.errors import InputError
+
+BACKENDS = ("sdpa", "eager", "scalewise", "flex")
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, backend: str) -> Tensor:
+    """softmax(scale * q k + mask) v for (B, N, l, d) tensors; mask is additive in the queries' type."""
+    if backend != "eager":
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+    scores = queries @ keys.transpose(-2, -1) * scale
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1) @ values
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask (True: may look) as 0 and -inf."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+class ScaleCausality:
+    """Who sees whom among the tokens of all scales, prepared for one backend; the same for every block and batch."""
+
+    def __init__(self, lengths: tuple[int, ...], backend: str, dtype: torch.dtype, device: torch.device) -> None:
+        """lengths: tokens of each scale, coarse to fine. dtype, device: what the queries will have."""
+        self.lengths, self.backend = lengths, backend
+        level_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+        self._mask_LL: Tensor | None = None
+        self._blocks: Any = None
+        if backend == "flex":
+            self._blocks = _block_mask(level_L)
+        elif backend != "scalewise":
+            self._mask_LL = additive(level_L[:, None] >= level_L[None, :], dtype)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """(B, N, L, d) tensors; every token of a scale reads its own scale and the coarser ones."""
+        if self.backend == "flex":
+            if queries.requires_grad:
+                refuse_untrainable(self.backend, queries.device)
+            return _flex(queries, keys, values, self._blocks, scale)
+        if self.backend != "scalewise":
+            return attend(queries, keys, values, self._mask_LL, scale, self.backend)
+        parts, stop = [], 0
+        for queries_BNld in queries.split(self.lengths, dim=2):
+            stop += queries_BNld.shape[2]
+            parts.append(attend(queries_BNld, keys[:, :, :stop], values[:, :, :stop], None, scale, self.backend))
+        return torch.cat(parts, dim=2)
+
+
+def refuse_untrainable(backend: str, device: torch.device) -> None:
+    """Raises InputError for a backend that has no gradient on this device."""
+    if backend == "flex" and device.type == "cpu":
+        raise InputError(
+            "attention is flex, which has no gradient on a CPU, expected sdpa, eager or scalewise there: choose one, "
+            "or train on a GPU"
+        )
+
+
+def _block_mask(level_L: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return level_L[query] >= level_L[key]
+
+    length = len(level_L)
+    return create_block_mask(seen, None, None, length, length, device=level_L.device)
+
+
+def _flex(queries: Tensor, keys: Tensor, values: Tensor, blocks: Any, scale: float) -> Tensor:
+    """FlexAttention, one kernel once compiled: with the block around it, or else alone. A CPU is spared that."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    plain = queries.device.type == "cpu" or torch.compiler.is_compiling()
+    function: Any = flex_attention if plain else _compiled(flex_attention)
+    return function(queries, keys, values, block_mask=blocks, scale=scale)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=False)

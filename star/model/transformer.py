@@ -1,0 +1,399 @@
+"""The next-scale transformer: from the scales drawn so far to the codes of the next one.
+
+B batch, T text tokens, D text width, L tokens of all scales, l of one scale, C model width, N heads, V codebook,
+E code width, K number of scales, k scale index.
+One network covers STAR (text; rotary positions; cross-attention in every block) and the class-conditional VAR
+(AdaLN, own or shared; absolute positions). It is handed embeddings and returns logits; it never sees the tokenizer.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from star.generators.config import check_ranges
+from star.model.attention import KeyValueCache
+from star.model.attention_backends import ScaleCausality, additive
+from star.model.block import Block, draw_paths
+from star.model.rope import pyramid_rotation
+from star.tokenizer.scales import ScaleSchedule
+from star.training.targets import token_losses, tokens_at_once
+
+if TYPE_CHECKING:
+    from star.data.text import TextFeatures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerConfig:
+    """Shape of the network; the defaults are the released STAR d16 at 256 pixels."""
+
+    sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    depth: int = 16
+    width: int = 1024
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    vocabulary: int = 4096
+    code_width: int = 32
+    conditioning: Literal["text", "class"] = "text"
+    text_width: int = 1024
+    classes: int = 1000  # for conditioning "class"; label number `classes` means unconditional
+    modulation: Literal["none", "adaln", "shared-adaln"] = "none"
+    positions: Literal["rope", "absolute"] = "rope"
+    cross_attention: bool = True
+    qk_norm: bool = True
+    logit_norm: bool = True
+    rope_theta: float = 10000.0
+    rope_norm: float = 64.0
+    norm_eps: float = 1e-6
+    dropout: float = 0.0  # on what every branch adds; ours, for small data
+    drop_path: float = 0.0  # of the last block, rising linearly from 0 (Huang et al. 2016); not on cross-attention
+    attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see star/model/attention_backends.py
+    checkpointing: bool = (
+        False  # training keeps each block's input alone and computes the rest twice (Chen et al. 2016)
+    )
+    head_float32: bool = True  # False lets autocast lower the precision of the last matrix product
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            depth=(1, 512),
+            width=(1, 2**14),
+            heads=(1, 1024),
+            mlp_ratio=(1e-3, 64),
+            vocabulary=(1, 2**20),
+            code_width=(1, 2**12),
+            text_width=(1, 2**14),
+            classes=(0, 2**20),
+            rope_theta=(1e-3, 1e12),
+            rope_norm=(0, 1e6),
+            norm_eps=(0, 1),
+            dropout=(0, 1),
+            drop_path=(0, 1),
+        )
+        ScaleSchedule(self.sizes)  # refuses sizes that are none
+        choices = {
+            "conditioning": ("text", "class"),
+            "modulation": ("none", "adaln", "shared-adaln"),
+            "positions": ("rope", "absolute"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(allowed)}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; change either")
+        if self.positions == "rope" and self.head_width % 4:
+            raise ValueError(f"rotary positions need width / heads to be a multiple of 4, got {self.head_width}")
+        if self.conditioning == "class" and self.cross_attention:
+            raise ValueError("a class has no words to attend to; set cross_attention=False")
+        if self.modulation != "none" and (self.conditioning != "class" or not self.logit_norm):
+            raise ValueError("modulation needs conditioning='class' and logit_norm=True, as in VAR")
+
+    @property
+    def head_width(self) -> int:
+        """Channels d of one head."""
+        return self.width // self.heads
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The pyramid of token grids."""
+        return ScaleSchedule(self.sizes)
+
+
+@dataclass(slots=True)
+class TextKeys:
+    """What the blocks look at: keys and values of the text for each block, and which tokens are words.
+
+    source_B, where given, names for every row the row whose cross-attention output it receives (sampler.py says why).
+    """
+
+    keys_values: list[tuple[Tensor, Tensor]]  # (B, N, T, d) each; none while training: blocks make their own
+    tokens_BTD: Tensor
+    mask_B11T: Tensor
+    source_B: Tensor | None = None
+
+    def of_block(self, i: int) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor | None]:
+        """What block i is given, see Block.forward."""
+        return (self.keys_values[i] if self.keys_values else self.tokens_BTD, self.mask_B11T, self.source_B)
+
+
+@dataclass(slots=True)
+class DrawingState:
+    """All that is carried from scale to scale while codes are drawn."""
+
+    start_BlC: Tensor
+    condition_BC: Tensor | None
+    text: TextKeys | None
+    caches: list[KeyValueCache]
+
+    def rows(self, span: slice) -> "DrawingState":
+        """The same state for some rows of the batch only."""
+        text = self.text and TextKeys(
+            [(keys[span], values[span]) for keys, values in self.text.keys_values],
+            self.text.tokens_BTD[span],
+            self.text.mask_B11T[span],
+            None if self.text.source_B is None else self.text.source_B[span],
+        )
+        condition = None if self.condition_BC is None else self.condition_BC[span]
+        return DrawingState(self.start_BlC[span], condition, text, [cache.rows(span) for cache in self.caches])
+
+
+class NextScaleTransformer(nn.Module):
+    """Predicts every token of a scale at once from the coarser scales and the prompt. Tian et al. 2024, §3."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config, self.schedule = config, config.schedule
+        width, first = config.width, self.schedule.lengths[0]
+        if config.conditioning == "text":
+            self.text_projection = nn.Linear(config.text_width, width)
+        else:
+            self.class_embedding = nn.Embedding(config.classes + 1, width)
+        self.start_position = nn.Parameter(torch.empty(1, first, width))
+        self.input_projection = nn.Linear(config.code_width, width)
+        self.level_embedding = nn.Embedding(self.schedule.count, width)
+        self.position_embedding = (
+            nn.Parameter(torch.empty(1, self.schedule.length, width)) if config.positions == "absolute" else None
+        )
+        self.shared_modulation = nn.Linear(width, 6 * width) if config.modulation == "shared-adaln" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_modulation = nn.Linear(width, 2 * width) if config.modulation != "none" else None
+        self.head = nn.Linear(width, config.vocabulary)
+        # Tables, not state: kept out of the module's buffers, so that .to(dtype) leaves the angles in float32.
+        self._rotation = (
+            pyramid_rotation(config.sizes, config.head_width, theta=config.rope_theta, norm=config.rope_norm)
+            if config.positions == "rope"
+            else None
+        )
+        with torch.device("cpu"):  # also where the network itself is being built on the meta device
+            self._levels_L = self.schedule.level_ids_L()
+        self._causality: dict[tuple[tuple[int, ...], torch.dtype, torch.device], ScaleCausality] = {}
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Everything random starts here.
+
+        | parameter                                       | start                                              |
+        |-------------------------------------------------|----------------------------------------------------|
+        | linear layers, embeddings, positions            | normal, std 1/sqrt(3 C), cut at 2; biases 0        |
+        | head                                            | the same times 0.02                                |
+        | self-attention output, second layer of the MLP  | the same over sqrt(2 depth); not cross-attention   |
+        | log_scale (temperature of the heads)            | log 4                                              |
+        | AdaLN: gains; scales and shifts; head           | times 1e-5; 0.5; 0.5 (offsets from 1/sqrt(C))      |
+        """
+        std = math.sqrt(1 / (3 * self.config.width))
+        for name, parameter in self.named_parameters():
+            if name.endswith("log_scale"):
+                parameter.fill_(math.log(4.0))
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                nn.init.trunc_normal_(parameter, std=std)
+        self.head.weight.mul_(0.02)
+        for block in self._blocks():
+            for linear in (block.attention.output, block.mlp.down):
+                linear.weight.div_(math.sqrt(2 * self.config.depth))
+            if block.modulation is not None:
+                block.modulation.weight[: 2 * self.config.width].mul_(1e-5)
+                block.modulation.weight[2 * self.config.width :].mul_(0.5)
+            if block.modulation_offset is not None:
+                block.modulation_offset.normal_(std=self.config.width**-0.5)
+                block.modulation_offset[:, :, :2].mul_(1e-5)
+                block.modulation_offset[:, :, 2:].mul_(0.5)
+        if self.head_modulation is not None:
+            self.head_modulation.weight.mul_(0.5)
+
+    def forward(
+        self,
+        teacher_input_BlE: Tensor,
+        text: "TextFeatures | Tensor",
+        source_B: Tensor | None = None,
+        taught_L: Tensor | None = None,
+        codes_BL: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Logits of all scales at once, each scale seeing only coarser ones (teacher forcing); or their losses.
+
+        teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives; L may end after any scale. text:
+        TextFeatures, or class labels (B,) int64 for conditioning "class". source_B: see TextKeys; rows of other
+        samples, so only the golden tests pass it here. taught_L: the tokens that take part, see teaching.draw_taught;
+        all if None. Returns float32 (B, L, V), with as many L as take part; where codes_BL, the right answers of these,
+        are given, the cross-entropy of every token in nats instead, float32 (B, L), without ever holding all logits.
+        """
+        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B, taught_L)
+        if codes_BL is None:
+            return self.logits(hidden_BLC, condition_BC)
+        return self.losses(hidden_BLC, condition_BC, codes_BL, label_smoothing)
+
+    def hidden(
+        self,
+        teacher_input_BlE: Tensor,
+        text: "TextFeatures | Tensor",
+        source_B: Tensor | None = None,
+        taught_L: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Before the classifier: states (B, L, C), not yet normalised, and the vector that modulates; see `forward`."""
+        first, (rows, length, width) = self.schedule.lengths[0], teacher_input_BlE.shape
+        if first + length not in self.schedule.offsets[1:] or width != self.config.code_width:
+            raise ValueError(
+                f"teacher input is (B, L - l_0, E) = (B, {self.schedule.length - first}, {self.config.code_width}), "
+                f"or ends after a coarser scale, got {(rows, length, width)}; does the tokenizer have the same scales?"
+            )
+        condition_BC, start_BlC = self.encode_condition(text)
+        if taught_L is not None:
+            teacher_input_BlE = teacher_input_BlE[:, taught_L[first:] - first]
+        tokens_BlC = self.input_projection(teacher_input_BlE)
+        x_BLC = torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1)
+        # A block in pieces (FSDP2) is whole only while it computes, so here each reads the words by itself.
+        words, sight = self.encode_text(text, source_B, beforehand=False), self.causality(x_BLC)
+        span = slice(0, first + length) if taught_L is None else taught_L
+        return self.run_blocks(x_BLC, span, condition_BC, words, sight, None), condition_BC
+
+    def begin(self, text: "TextFeatures | Tensor", source_B: Tensor | None = None) -> DrawingState:
+        """Everything that depends on the prompts alone, and empty caches for all L tokens."""
+        condition_BC, start_BlC = self.encode_condition(text)
+        rows, config = len(start_BlC), self.config
+        shape = (rows, config.heads, self.schedule.length, config.head_width)
+        dtype = self._compute_dtype()
+        caches = [KeyValueCache.empty(shape, dtype, start_BlC.device) for _ in self.blocks]
+        return DrawingState(start_BlC, condition_BC, self.encode_text(text, source_B), caches)
+
+    def step(self, input_BlE: Tensor | None, k: int, state: DrawingState) -> Tensor:
+        """One scale through all blocks, after the scales before it: hidden states (B, l, C), not yet normalised.
+
+        input_BlE: what the tokenizer's `accumulate` returned for scale k; None for scale 0, which starts from the text.
+        """
+        if (input_BlE is None) != (k == 0):
+            raise ValueError(f"scale 0 takes no input and every other needs one; got k = {k}")
+        if input_BlE is None:
+            x_BlC = state.start_BlC
+        else:  # the latent is float32 whatever the network computes in
+            x_BlC = self.input_projection(input_BlE.to(self.input_projection.weight.dtype))
+        return self.run_blocks(x_BlC, self.schedule.slices[k], state.condition_BC, state.text, None, state.caches)
+
+    def encode_condition(self, text: "TextFeatures | Tensor") -> tuple[Tensor | None, Tensor]:
+        """The vector that modulates (None for text), and the start tokens (B, l_0, C) of the coarsest scale."""
+        if self.config.conditioning == "text":
+            if isinstance(text, Tensor):
+                raise ValueError("this network is conditioned on text: give TextFeatures, not class labels")
+            pooled_BC = self.text_projection(text.pooled_BD)
+            return None, pooled_BC.unsqueeze(1) + self.start_position
+        if not isinstance(text, Tensor):
+            raise ValueError("this network is conditioned on classes: give labels (B,), not text")
+        condition_BC = self.class_embedding(text)
+        return condition_BC, condition_BC.unsqueeze(1) + self.start_position
+
+    def encode_text(
+        self, text: "TextFeatures | Tensor", source_B: Tensor | None = None, *, beforehand: bool = True
+    ) -> TextKeys | None:
+        """Keys and values of the words for every block, once per prompt; or only the words, see TextKeys."""
+        if not self.config.cross_attention or isinstance(text, Tensor):
+            return None
+        pairs = [
+            block.cross_attention.encode_text(text.tokens_BTD)
+            for block in self._blocks()
+            if block.cross_attention and beforehand
+        ]
+        mask = additive(text.mask_BT[:, None, None, :].bool(), self._compute_dtype())
+        return TextKeys(pairs, text.tokens_BTD, mask, source_B)
+
+    def run_blocks(
+        self,
+        x_BlC: Tensor,
+        span: slice | Tensor,
+        condition_BC: Tensor | None,
+        text: TextKeys | None,
+        sight: ScaleCausality | None,
+        caches: list[KeyValueCache] | None,
+    ) -> Tensor:
+        """Adds what tells tokens apart (scale, place) and passes them through all blocks."""
+        device = x_BlC.device
+        x_BlC = x_BlC + self.level_embedding(self._on(device, "_levels_L")[span])
+        if self.position_embedding is not None:
+            x_BlC = x_BlC + self.position_embedding[:, span]
+        rotation = None if self._rotation is None else self._on(device, "_rotation").part(span)
+        shared_B6C = None
+        if self.shared_modulation is not None and condition_BC is not None:
+            shared_B6C = self.shared_modulation(F.silu(condition_BC)).unflatten(-1, (6, -1))
+        paths = None
+        if self.training and self.config.drop_path:
+            paths = draw_paths(self.config.depth, self.config.drop_path, len(x_BlC), device)
+        for i, block in enumerate(self._blocks()):
+            words = None if text is None else text.of_block(i)
+            cache, path = None if caches is None else caches[i], None if paths is None else paths[i]
+            given = (x_BlC, block.gains(condition_BC, shared_B6C), rotation, sight, words, cache, path)
+            if self.config.checkpointing and self.training and torch.is_grad_enabled():
+                x_BlC = checkpoint(block, *given, use_reentrant=False)
+            else:
+                x_BlC = block(*given)
+        return x_BlC
+
+    def logits(self, hidden_BlC: Tensor, condition_BC: Tensor | None = None) -> Tensor:
+        """Normalisation and classifier: float32 (B, l, V)."""
+        kind = hidden_BlC.device.type
+        lowered = torch.is_autocast_enabled(kind) and not self.config.head_float32
+        with torch.autocast(kind, enabled=lowered):
+            if self.config.head_float32:
+                hidden_BlC = hidden_BlC.to(self.head.weight.dtype)
+            if self.config.logit_norm:
+                hidden_BlC = F.layer_norm(hidden_BlC, hidden_BlC.shape[-1:], eps=self.config.norm_eps)
+            if self.head_modulation is not None and condition_BC is not None:
+                scale, shift = self.head_modulation(F.silu(condition_BC)).unflatten(-1, (2, 1, -1)).unbind(1)
+                hidden_BlC = hidden_BlC * (1 + scale) + shift
+            return self.head(hidden_BlC).float()
+
+    def losses(
+        self, hidden_BlC: Tensor, condition_BC: Tensor | None, codes_Bl: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Nats of every token, float32 (B, l): some tokens' logits at a time, made again in the backward pass."""
+
+        def part(hidden: Tensor, codes: Tensor) -> Tensor:
+            return token_losses(self.logits(hidden, condition_BC), codes, label_smoothing)
+
+        length = max(1, tokens_at_once(self.config.vocabulary) // max(1, len(codes_Bl)))
+        if codes_Bl.shape[1] <= length:
+            return part(hidden_BlC, codes_Bl)
+        pairs = zip(hidden_BlC.split(length, dim=1), codes_Bl.split(length, dim=1), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([part(*pair) for pair in pairs], dim=1)
+        return torch.cat([checkpoint(part, *pair, use_reentrant=False) for pair in pairs], dim=1)
+
+    def causality(self, x_BLC: Tensor) -> ScaleCausality:
+        """Who sees whom: a token its own scale and coarser ones. Kept between calls.
+
+        Where tokens are missing they are of the finest scales, and which ones makes no difference to what is seen.
+        """
+        given = x_BLC.shape[1]
+        ends = [min(end, given) for end in self.schedule.offsets]
+        lengths = tuple(end - start for start, end in pairwise(ends) if end > start)
+        key = (lengths, self._compute_dtype(), x_BLC.device)
+        if key not in self._causality:
+            self._causality[key] = ScaleCausality(lengths, self.config.attention, *key[1:])
+        return self._causality[key]
+
+    def _compute_dtype(self) -> torch.dtype:
+        """The type that matrix products run in: autocast's, or that of the weights."""
+        weight = self.input_projection.weight
+        kind = weight.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+    def _blocks(self) -> Iterator[Block]:
+        """The blocks, with their type."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
+    def _on(self, device: torch.device, name: str) -> Any:
+        """One of the tables, moved to where it is needed on first use."""
+        table = getattr(self, name)
+        place = table.device if isinstance(table, Tensor) else table.cos_lP.device
+        if place != device:
+            table = table.to(device)
+            setattr(self, name, table)
+        return table

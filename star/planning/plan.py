@@ -1,0 +1,215 @@
+"""What a training needs before it is begun: parameters, memory of a device, arithmetic, days and stored bytes.
+
+    plan(PRESETS["star-d30-512"], shapes, gpus=64, gpu="h100", images=100_000_000)
+
+Nothing is allocated or read. Pictures are taken to be encoded beforehand (`star data encode`), so that no tokenizer and
+no text encoder computes beside the training.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from star.data.errors import InputError
+from star.generators.config import from_dict
+from star.generators.pretrained import ModelDirectory
+from star.generators.registry import place_of
+from star.model.transformer import TransformerConfig
+from star.planning.flops import Work, mean
+from star.planning.flops import work as work_of
+from star.planning.memory import Memory, Parameters, looking, memory
+from star.tokenizer.autoencoder import AutoencoderConfig
+from star.tokenizer.portions import at_once, map_bytes
+from star.tokenizer.tokenizer import TokenizerConfig
+from star.training.presets import CURRICULUM_SIZES
+from star.training.train import TrainConfig
+
+GB = 10**9
+USABLE = 0.9  # of a device's memory; the rest goes to the driver, communication and the allocator's waste
+TEXT_TOKENS = 77
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """Of one device: memory in bytes, and the highest FLOP/s that its maker states, without sparsity."""
+
+    memory: int
+    half: float  # bfloat16
+    full: float  # TF32, in which training multiplies float32 (generators/precision.py)
+
+
+GPUS = {
+    "a100-40": Gpu(memory=40 * GB, half=312e12, full=156e12),
+    "a100": Gpu(memory=80 * GB, half=312e12, full=156e12),
+    "h100": Gpu(memory=80 * GB, half=989e12, full=494e12),
+    "h200": Gpu(memory=141 * GB, half=989e12, full=494e12),
+    "l40s": Gpu(memory=48 * GB, half=362e12, full=183e12),
+    "rtx4090": Gpu(memory=24 * GB, half=165e12, full=82.6e12),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shapes:
+    """What the frozen networks prescribe to a transformer."""
+
+    sizes: tuple[int, ...]
+    vocabulary: int = 4096
+    code_width: int = 32
+    text_width: int = 1024
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Shapes":
+        """As the preset's directories say; the curriculum's need not be here. Raises InputError for others missing."""
+        if config.tokenizer in CURRICULUM_SIZES and not Path(config.tokenizer).is_dir():
+            return cls(sizes=CURRICULUM_SIZES[config.tokenizer])
+        from star.data.text import TextEncoder
+
+        tokenizer = from_dict(TokenizerConfig, ModelDirectory.read(place_of(config.tokenizer)).config)
+        return cls(
+            sizes=tokenizer.quantizer.sizes,
+            vocabulary=tokenizer.quantizer.vocabulary,
+            code_width=tokenizer.quantizer.code_width,
+            autoencoder=tokenizer.autoencoder,
+            text_width=TextEncoder.from_pretrained(place_of(config.text_encoder)).width,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What was asked, and what it comes to."""
+
+    network: TransformerConfig
+    parameters: int
+    tokens: int  # of a picture that take part in a step, at most
+    gpus: int
+    gpu: str
+    per_device: int  # pictures at once
+    images: int
+    utilisation: float
+    memory: Memory
+    work: Work
+    images_per_second: float
+    checkpoint_bytes: int
+    kept_checkpoints: int
+    model_bytes: int
+    encoded_bytes: int  # of one picture, at most
+    looked: tuple[int, int]  # held-out pictures at once on a device, and the bytes that their losses take
+    mapped: tuple[int, int]  # pictures that `star data encode` computes at once, and the bytes of their maps
+
+    @property
+    def days(self) -> float:
+        """Of computing, without loading, pictures to look at, and failures."""
+        return self.images / self.images_per_second / 86400
+
+    def text(self) -> str:
+        """For people."""
+        work = self.work
+        kinds = "".join(f"  {name:<12}{_size(count):>10}\n" for name, count in self.memory.kinds().items())
+        usable = GPUS[self.gpu].memory * USABLE
+        stored = self.kept_checkpoints * self.checkpoint_bytes + self.model_bytes
+        return (
+            f"parameters      {self.parameters:,}\n"
+            f"tokens          {self.tokens} of a picture in a step, scales {' '.join(map(str, self.network.sizes))}\n"
+            f"devices         {self.gpus} x {self.gpu}, {self.per_device} pictures at once on each\n"
+            f"memory          {_size(self.memory.peak)} at the peak, of {_size(usable)} usable on a device\n{kinds}"
+            f"held out        {self.looked[0]} pictures at once on each, {_size(self.looked[1])} beside what is kept\n"
+            f"encoding        {self.mapped[0]} pictures at once on each, {_size(self.mapped[1])} of maps beforehand\n"
+            f"work            {work.total / 1e12:.3f} TFLOP for a picture: {work.forward / 1e12:.3f} forward, "
+            f"{work.backward / 1e12:.3f} backward, {work.again / 1e12:.3f} computed again\n"
+            f"speed           {self.images_per_second:,.1f} images/s at {self.utilisation:.0%} of the stated FLOP/s\n"
+            f"time            {self.days:,.2f} days for {self.images:,} images\n"
+            f"stored          {_size(stored)}: {self.kept_checkpoints} checkpoints of {_size(self.checkpoint_bytes)}, "
+            f"a model of {_size(self.model_bytes)}; and up to {_size(self.encoded_bytes)} for each encoded picture"
+        )
+
+
+def plan(
+    config: TrainConfig, shapes: Shapes, *, gpus: int, gpu: str, images: int = 0, utilisation: float = 0.4
+) -> Plan:
+    """What training comes to on so many devices. images: seen in all; 0: as many as the preset's steps.
+
+    Raises InputError for what cannot be: an unknown device, a batch that does not divide, more memory than there is.
+    """
+    _check(config, gpus, gpu, images, utilisation)
+    device = GPUS[gpu]
+    network = config.fresh_network(
+        sizes=shapes.sizes, vocabulary=shapes.vocabulary, code_width=shapes.code_width, text_width=shapes.text_width
+    )
+    shares = config.syllabus(network.schedule).shares()
+    lengths = max((part.lengths for part in shares), key=sum)
+    per_device = config.run.batch_size // (gpus * config.run.accumulate)
+    half = config.run.precision == "bf16"
+    pieces = gpus if config.run.sharding == "fsdp2" else 1
+    needed = memory(network, lengths, TEXT_TOKENS, batch=per_device, half=half, pieces=pieces)
+    looked = looking(network, half=half, pieces=pieces)
+    kept = needed.weights + needed.moments + needed.averaged
+    needed = replace(needed, peak=max(needed.peak, kept + looked[1]))
+    if needed.peak > device.memory * USABLE:
+        raise InputError(_too_much(config, needed, gpu, per_device, pieces))
+    maps = map_bytes(shapes.autoencoder, max(shapes.sizes) * shapes.autoencoder.downsampling)
+    if at_once(maps) * maps > device.memory * USABLE:
+        raise InputError(
+            f"encoding one picture takes {_size(maps)} of maps, expected at most {_size(device.memory * USABLE)} on a "
+            f"{gpu}: take a larger device"
+        )
+    done = mean((work_of(network, part.lengths, TEXT_TOKENS), share) for part, share in shares.items())
+    count = Parameters.of(network).total
+    return Plan(
+        network=network,
+        parameters=count,
+        tokens=sum(lengths),
+        gpus=gpus,
+        gpu=gpu,
+        per_device=per_device,
+        images=images or config.run.steps * config.run.batch_size,
+        utilisation=utilisation,
+        memory=needed,
+        work=done,
+        images_per_second=gpus * utilisation * (device.half if half else device.full) / done.total,
+        checkpoint_bytes=16 * count,  # weights, two moments and the average, float32
+        kept_checkpoints=config.run.keep,
+        model_bytes=count * (2 if config.dtype == "bfloat16" else 4),
+        looked=looked,
+        mapped=(at_once(maps), at_once(maps) * maps),
+        encoded_bytes=2 * network.schedule.length + 2 * (TEXT_TOKENS + 1) * shapes.text_width,
+    )
+
+
+def _check(config: TrainConfig, gpus: int, gpu: str, images: int, utilisation: float) -> None:
+    if gpu not in GPUS:
+        raise InputError(f"there is no GPU {gpu!r} in the table, expected one of {', '.join(GPUS)}: choose the nearest")
+    if gpus < 1 or images < 0:
+        raise InputError(f"{gpus} devices and {images} images were given, expected at least 1 of each: correct them")
+    if not 0 < utilisation <= 1:
+        raise InputError(f"utilisation is {utilisation}, expected a share above 0 and up to 1: 0.4 is usual")
+    parts = gpus * config.run.accumulate
+    if config.run.batch_size % parts:
+        raise InputError(
+            f"run.batch_size is {config.run.batch_size}, expected a multiple of {parts} ({gpus} devices x "
+            f"{config.run.accumulate} accumulated micro-batches): change one of them"
+        )
+
+
+def _too_much(config: TrainConfig, needed: Memory, gpu: str, per_device: int, pieces: int) -> str:
+    """Why it does not fit, and what would help most."""
+    kinds = needed.kinds()
+    largest = max(kinds, key=lambda name: kinds[name])
+    advice = "take larger or more devices"
+    if largest in ("activations", "logits"):
+        if not config.checkpointing and largest == "activations":
+            advice = "set --checkpointing=true"
+        elif per_device > 1:
+            advice = f"set --run.accumulate={config.run.accumulate * per_device}, for fewer pictures at once"
+    elif pieces == 1:
+        advice = "set --run.sharding=fsdp2 and take more devices"
+    return (
+        f"a step with {per_device} pictures at once needs {_size(needed.peak)} of a {gpu}, expected at most "
+        f"{_size(GPUS[gpu].memory * USABLE)}, most of it {largest} ({_size(kinds[largest])}): {advice}"
+    )
+
+
+def _size(count: float) -> str:
+    for unit, size in (("TB", 10**12), ("GB", GB), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1000:.1f} kB"

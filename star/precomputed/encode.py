@@ -1,0 +1,237 @@
+"""Shards of pictures to shards of codes and text features, so that training needs neither network any more.
+
+Each shard becomes one of the same name, written whole or not at all; a call that was interrupted goes on where it
+stopped when it is repeated, and several processes share the shards. `encoding.py` says what is in them.
+
+B batch, L tokens of all scales, E code width, h w finest latent grid, N captions, T text tokens, D text width.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save
+from torch import Tensor
+
+from star.data.disk import writing
+from star.data.errors import InputError
+from star.data.images import Crop
+from star.data.loader.pipeline import Batch, DataConfig, Pipeline
+from star.data.loader.report import SkipReport
+from star.data.progress import Progress
+from star.data.shards.listing import list_shards
+from star.data.shards.tar import index_shard
+from star.data.shards.write import entry_of, read_index, write_index, write_shard
+from star.data.tensor_cache import TensorCache
+from star.data.text import TextEncoder, TextFeatures
+from star.generators.registry import place_of
+from star.generators.training.folder_lock import Claim
+from star.precomputed.format import NAME, TEXT_DTYPES, Encoding
+from star.tokenizer.portions import loaded_at_once
+from star.tokenizer.tokenizer import MultiScaleTokenizer
+from star.training.inputs import Encoder, each_caption_unmentioned
+
+KEPT = 2**30  # bytes of captions' features in memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeReport:
+    """What one process did.
+
+    cut: captions of those written that are longer than the text encoder reads. finished: all shards are there, of this
+    and of all other processes.
+    """
+
+    out: Path
+    samples: int
+    written: int
+    kept: int
+    cut: int
+    finished: bool
+    skipped: SkipReport
+
+    def text(self) -> str:
+        kept = f", {self.kept} were there already" if self.kept else ""
+        missing = "" if self.finished else "; other shards are still missing"
+        lines = [f"{self.samples} samples in {self.written} shards written to {self.out}{kept}{missing}"]
+        if self.cut:
+            lines.append(f"{self.cut} captions are longer than the text encoder reads and lost their end")
+        return "\n".join([*lines, self.skipped.text()])
+
+
+def encode(
+    data: Sequence[str],
+    out: str | Path,
+    *,
+    tokenizer: str | Path,
+    text_encoder: str | Path,
+    crop: Crop = "center",
+    latents: bool = False,
+    batch_size: int = 64,
+    workers: int = 0,
+    half: bool = False,
+    progress: bool = False,
+) -> EncodeReport:
+    """Encodes every shard, held-out ones included, into `out`.
+
+    tokenizer, text_encoder: as in a training. latents: also what the tokenizer makes of a picture before quantisation,
+    which training with code noise needs. half: the tokenizer computes under bfloat16 autocast. batch_size: pictures
+    at once, fewer where they are too large for that, see `star.tokenizer.portions`.
+    Raises InputError if nothing is there, two shards would get one name, `out` cannot be written, or it holds shards of
+    another encoding.
+    """
+    shards = dict(zip(names := _names(list_shards(data)), list_shards(data), strict=True))
+    if len(shards) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"Two of the shards would be written as {twice}; encode them into folders of their own.")
+    state = Accelerator()
+    networks = (
+        MultiScaleTokenizer.from_directory(place_of(tokenizer), device=state.device),
+        TextEncoder.from_pretrained(place_of(text_encoder), device=state.device),
+    )
+    writer = _Writer(*networks, crop=crop, latents=latents, half=half, device=state.device)
+    out = Path(out)
+    report = SkipReport()
+    mine = list(shards.items())[state.process_index :: state.num_processes]
+    samples = written = 0
+    with writing(out), Progress(len(mine), unit="shards", rate_unit="images", title="encode", enabled=progress) as bar:
+        out.mkdir(parents=True, exist_ok=True)
+        claim = Claim.of(out) if state.process_index == 0 else None  # for all processes of this call
+        _prepare(out, writer.encoding)
+        for name, shard in mine:
+            if (out / name).is_file():
+                bar.update(done=0)
+                continue
+            settings = DataConfig(
+                shards=(shard,), resolution=networks[0].resolution, crop=crop, shuffle=False, workers=workers
+            )
+            pipeline = Pipeline(settings, batch_size=loaded_at_once(networks[0].resolution, most=batch_size))
+            count = _write(out / name, writer.samples(_usable(pipeline)))
+            report.add(pipeline.report.named)
+            samples, written = samples + count, written + 1
+            bar.update(done=count)
+        finished = _finish(out, tuple(shards))
+        del claim
+    return EncodeReport(
+        out=out,
+        samples=samples,
+        written=written,
+        kept=len(mine) - written,
+        cut=writer.cut,
+        finished=finished,
+        skipped=report,
+    )
+
+
+class _Writer:
+    """Makes members of samples; a caption of a shard is encoded once, unless `KEPT` bytes of others came between."""
+
+    def __init__(
+        self,
+        tokenizer: MultiScaleTokenizer,
+        text_encoder: TextEncoder,
+        *,
+        crop: Crop,
+        latents: bool,
+        half: bool,
+        device: torch.device,
+    ) -> None:
+        self.encoder = Encoder(tokenizer, text_encoder, device, half=half)
+        self.encoding = Encoding.by(tokenizer, text_encoder, crop=crop, latents=latents)
+        self.cut = 0
+        self.code_dtype = torch.int16 if tokenizer.vocabulary <= 2**15 else torch.int32
+
+    def samples(self, batches: Iterator[Batch]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+        """Key and members of every sample."""
+        kept = TensorCache(KEPT)  # of each caption its states without padding, and the pooled one
+        for batch in batches:
+            known = kept.of([caption for several in batch.captions for caption in several], self._text)
+            latent_BEhw = self.encoder.latents(batch)
+            codes_BL = torch.cat(self.encoder.tokenizer.quantizer.encode(latent_BEhw).codes, dim=1)
+            codes_BL, latent_BEhw = codes_BL.to("cpu", self.code_dtype), latent_BEhw.cpu().contiguous()
+            for row, key in enumerate(batch.keys):
+                captions = batch.captions[row]
+                tensors = {
+                    "codes_L": codes_BL[row].clone(),
+                    "tokens_nD": torch.cat([known[caption][0] for caption in captions]),
+                    "lengths_N": torch.tensor([len(known[caption][0]) for caption in captions], dtype=torch.int32),
+                    "pooled_ND": torch.stack([known[caption][1] for caption in captions]),
+                }
+                if self.encoding.config.latents:
+                    tensors["latent_Ehw"] = latent_BEhw[row].clone()
+                record = {**batch.info[row], "caption": captions[0], "captions": list(captions)}
+                yield (
+                    key,
+                    {
+                        "json": json.dumps(record, ensure_ascii=False).encode(),
+                        "safetensors": save(tensors, {"encoding": self.encoding.config.mark}),
+                    },
+                )
+
+    def _text(self, captions: list[str]) -> list[tuple[Tensor, ...]]:
+        self.cut += sum(lost > 0 for lost in self.encoder.text_encoder.truncated(captions))
+        with each_caption_unmentioned():
+            text: TextFeatures = self.encoder.text(captions).to("cpu", TEXT_DTYPES[self.encoding.config.text_dtype])
+        return [
+            (tokens_TD[mask_T], pooled_D)
+            for tokens_TD, mask_T, pooled_D in zip(text.tokens_BTD, text.mask_BT, text.pooled_BD, strict=True)
+        ]
+
+
+def _write(path: Path, samples: Iterator[tuple[str, Mapping[str, bytes]]]) -> int:
+    """write_shard, which leaves nothing behind when it is interrupted or the disk is full."""
+    try:
+        return write_shard(path, samples)
+    except BaseException:
+        for partial in path.parent.glob(f".{path.name}*.part"):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _names(shards: Sequence[str]) -> list[str]:
+    """A file name for each: its own, which tells training from held-out shards; a command has none."""
+    return [
+        f"shard-{number:05d}.tar"
+        if shard.startswith("pipe:")
+        else re.sub(r"\.(tar|tgz|tar\.\w+)$", "", shard.partition("?")[0].rpartition("/")[2], flags=re.I) + ".tar"
+        for number, shard in enumerate(shards)
+    ]
+
+
+def _prepare(out: Path, encoding: Encoding) -> None:
+    """Describes the folder; one that is described must be of the same encoding."""
+    if (out / NAME).is_file():
+        there = Encoding.parse((out / NAME).read_bytes(), str(out / NAME))
+        there.check(encoding.config, str(out), "choose another folder, or encode with the networks it was begun with")
+        return
+    if any(out.iterdir()):
+        raise InputError(f"{out} holds files that are no encoded shards; give an empty folder.")
+    encoding.write(out)
+
+
+def _usable(pipeline: Pipeline) -> Iterator[Batch]:
+    """All batches of a shard; none, and no error, where it holds nothing usable: that is told in the report."""
+    try:
+        yield from pipeline.one_pass()
+    except InputError:
+        if not pipeline.report.named:
+            raise
+
+
+def _finish(out: Path, names: Sequence[str]) -> bool:
+    """Writes the index when all shards are there; what it says of shards that did not change is kept."""
+    there = {path.name for path in out.glob("*.tar")}
+    if not there.issuperset(names):
+        return False
+    old = read_index(out) or {}
+    entries = {}
+    for name in sorted(there):
+        path = out / name
+        same = name in old and old[name]["bytes"] == path.stat().st_size
+        entries[name] = old[name] if same else entry_of(path, len(index_shard(str(path), [])))
+    write_index(out, entries)
+    return True

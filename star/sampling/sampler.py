@@ -1,0 +1,264 @@
+"""Drawing codes scale by scale: guidance, top-k then top-p, and randomness that belongs to the picture.
+
+B pictures, R rows of the transformer's batch (pictures, then their unconditional twins), l tokens of one scale,
+V codebook, E code width, h w finest latent grid, K number of scales, k scale index.
+
+Free functions, in the order they are used. A picture is a function of (network, prompt, seed, options): its uniforms
+come from its seed alone, and no row ever reads another prompt's row. Matrix products on a CPU round differently for
+different numbers of rows, so there each picture is drawn in a pass of its own, which makes pixels equal to the bit.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from star.model.transformer import NextScaleTransformer
+from star.tokenizer.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    from star.data.text import TextFeatures
+    from star.generators.protocol import SampleOptions
+    from star.sampling.masked_decoding import StableSampler
+
+CrossAttentionMode = Literal["per-sample", "released"]
+Watcher = Callable[[int, Tensor, Tensor], None]
+
+
+def guidance_at(k: int, count: int, guidance: float, unguided_last: int = 0, ramp: float = 1.0) -> float:
+    """Strength t of scale k in (1 + t) cond - t uncond: up to `guidance` at the finest.
+
+    ramp: the share of it that the coarsest lacks. 1 begins at 0, as Tian et al. 2024 do; 0 is the same for every scale.
+    The last `unguided_last` scales get 0: details are then drawn from the prompt's own distribution.
+    """
+    if k >= count - unguided_last:
+        return 0.0
+    last = max(count - 1, 1)
+    return guidance * k / last + (1 - ramp) * guidance * (last - k) / last
+
+
+def temperature_at(depth: float, temperature: float, cooling: float) -> float:
+    """A ramp from `temperature` at depth 0, the coarsest scale, to (1 - cooling) times that at depth 1, the finest.
+
+    Tokens of one scale are drawn independently of each other. Where they are many and fine, chance shows as texture.
+    """
+    return temperature * (1 - cooling * depth)
+
+
+def guide(logits_RlV: Tensor, strength: float) -> Tensor:
+    """Conditional rows first, unconditional after: their extrapolation (Ho & Salimans 2022, Eq. 6)."""
+    conditional, unconditional = logits_RlV.chunk(2)
+    return (1 + strength) * conditional - strength * unconditional
+
+
+def filter_logits(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """-inf outside the top-k, then outside the top-p of what is left.
+
+    top_k: the k-th largest value and all that equal or exceed it stay; 0 is off. top_p: the least likely are removed
+    while their summed probability is <= 1 - p; the likeliest always stays; 0 or 1 is off.
+    """
+    if 0 < top_k < logits_BlV.shape[-1]:
+        smallest = logits_BlV.topk(top_k, dim=-1).values[..., -1:]
+        logits_BlV = logits_BlV.masked_fill(logits_BlV < smallest, float("-inf"))
+    if 0 < top_p < 1:
+        ascending, order = logits_BlV.sort(dim=-1, stable=True)
+        removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        removed[..., -1] = False
+        logits_BlV = logits_BlV.masked_fill(removed.scatter(-1, order, removed), float("-inf"))
+    return logits_BlV
+
+
+def uniforms(seeds: Sequence[int], k: int | str, length: int) -> Tensor:
+    """One float64 in [0, 1) per token of scale k for every seed: (B, l), on the CPU.
+
+    Each (seed, scale) has a generator of its own, seeded with the first 8 bytes of SHA-256 of "seed/scale": the same on
+    every device, whatever the batch, and nearby seeds share nothing.
+    """
+    rows = []
+    for seed in seeds:
+        digest = hashlib.sha256(f"{seed}/{k}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        rows.append(torch.rand(length, dtype=torch.float64, generator=generator))
+    return torch.stack(rows)
+
+
+def pick(logits_BlV: Tensor, uniforms_Bl: Tensor) -> Tensor:
+    """Codes (B, l) where the cumulative distribution passes the uniforms; summed in float64."""
+    cumulative = logits_BlV.double().softmax(dim=-1).cumsum(dim=-1)
+    # u * total rather than u: rounding may leave the total a little off 1, and no code of probability 0 can be hit.
+    level = uniforms_Bl.to(cumulative.device, non_blocking=True).unsqueeze(-1) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Dice:
+    """The randomness of one pass: it comes from the seeds of its pictures alone."""
+
+    seeds: Sequence[int]
+    options: "SampleOptions"
+
+    def keep(self, logits_BlV: Tensor, depth: float = 0.0) -> Tensor:
+        """The logits to draw from: after temperature, top-k and top-p; of the likeliest alone if top_k is 1.
+
+        depth: of their scale, from 0 at the coarsest to 1 at the finest, which is the coldest (`temperature_at`).
+        """
+        if self.options.top_k == 1:
+            return filter_logits(logits_BlV, top_k=1)
+        temperature = temperature_at(depth, self.options.temperature, self.options.cooling)
+        return filter_logits(logits_BlV / temperature, self.options.top_k, self.options.top_p)
+
+    def pick(self, kept_BlV: Tensor, k: int, step: int | None = None) -> Tensor:
+        """Codes (B, l) of scale k; `step` where a scale is drawn several times."""
+        if self.options.top_k == 1:
+            return kept_BlV.argmax(dim=-1)
+        return pick(kept_BlV, uniforms(self.seeds, k if step is None else f"{k}/{step}", kept_BlV.shape[1]))
+
+    def order(self, k: int, step: int, length: int) -> Tensor:
+        """Random numbers (B, l) that say in which order tokens come."""
+        return uniforms(self.seeds, f"{k}/{step}/order", length)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenCodes:
+    """Codes that are not drawn: of a picture to be varied, or of what lies outside the mask of an inpainting.
+
+    codes: K tensors (B, l) int64. known: K tensors (B, l) bool, True where the code stays as it is.
+    """
+
+    codes: Sequence[Tensor]
+    known: Sequence[Tensor]
+
+    def rows(self, part: slice) -> "GivenCodes":
+        """Those of some of the pictures."""
+        return GivenCodes([code[part] for code in self.codes], [known[part] for known in self.known])
+
+    def put(self, codes_Bl: Tensor, k: int) -> Tensor:
+        """The codes (B, l) of scale k, with the given ones in their places."""
+        known_Bl = self.known[k].to(codes_Bl.device)
+        return torch.where(known_Bl, self.codes[k].to(codes_Bl.device), codes_Bl)
+
+
+def choose(logits_BlV: Tensor, seeds: Sequence[int], k: int, options: "SampleOptions") -> Tensor:
+    """Codes (B, l) of scale k: the likeliest if top_k is 1, else drawn after temperature, top-k and top-p."""
+    dice = Dice(seeds, options)
+    return dice.pick(dice.keep(logits_BlV), k)
+
+
+def join(text: "TextFeatures | Tensor", null_text: "TextFeatures | Tensor") -> "TextFeatures | Tensor":
+    """Conditional rows, then as many unconditional ones; null_text has one row, or one for each."""
+    count = len(text)
+    if isinstance(text, Tensor) or isinstance(null_text, Tensor):
+        if not (isinstance(text, Tensor) and isinstance(null_text, Tensor)):
+            raise ValueError("the prompts and the null prompt must both be text or both be class labels")
+        return torch.cat((text, null_text.expand(count)))
+    return type(text)(
+        tokens_BTD=torch.cat((text.tokens_BTD, null_text.tokens_BTD.expand(count, -1, -1))),
+        mask_BT=torch.cat((text.mask_BT, null_text.mask_BT.expand(count, -1))),
+        pooled_BD=torch.cat((text.pooled_BD, null_text.pooled_BD.expand(count, -1))),
+    )
+
+
+@torch.inference_mode()
+def draw_codes(
+    transformer: NextScaleTransformer,
+    quantizer: Quantizer,
+    text: "TextFeatures | Tensor",
+    null_text: "TextFeatures | Tensor",
+    *,
+    seeds: Sequence[int],
+    options: "SampleOptions",
+    cross_attention: CrossAttentionMode = "per-sample",
+    unguided_last: int = 0,
+    stable: "StableSampler | None" = None,
+    batch: int | None = None,
+    given: GivenCodes | None = None,
+    watch: Watcher | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Codes of all scales, K tensors (B, l) int64, and the latent (B, E, h, w) they describe.
+
+    text: B prompts, null_text: the empty prompt, one row, or B rows of what pictures are led away from. given: codes
+    that stay as they are. cross_attention: "per-sample" reads every row's own words;
+    "released" gives the unconditional row what the conditional row of the same prompt read, which is what the official
+    STAR code does for one prompt. stable: reveals the scales it covers step by step. batch: pictures per pass; by
+    default one on a CPU (see above) and all elsewhere.
+    watch(k, logits_BlV, codes_Bl) sees every scale of every pass.
+    """
+    if len(text) != len(seeds):
+        raise ValueError(f"{len(text)} prompts and {len(seeds)} seeds given; every picture needs one of each")
+    if cross_attention not in ("per-sample", "released"):
+        raise ValueError(f"cross-attention mode '{cross_attention}' is unknown; choose per-sample or released")
+    size = batch or (1 if quantizer.codebook.weight.device.type == "cpu" else len(seeds))
+    passes = []
+    for start in range(0, len(seeds), size):
+        part = slice(start, start + size)
+        rows = text[part]
+        guided = options.guidance != 0
+        source_B = None
+        if guided and cross_attention == "released":
+            source_B = torch.arange(len(rows), device=quantizer.codebook.weight.device).repeat(2)
+        passes.append(
+            draw_pass(
+                transformer,
+                quantizer,
+                join(rows, null_text if len(null_text) == 1 else null_text[part]) if guided else rows,
+                seeds=seeds[part],
+                options=options,
+                source_B=source_B,
+                unguided_last=unguided_last,
+                stable=stable,
+                given=None if given is None else given.rows(part),
+                watch=watch,
+            )
+        )
+    codes = [torch.cat(scale) for scale in zip(*(codes for codes, _ in passes), strict=True)]
+    return codes, torch.cat([latent for _, latent in passes])
+
+
+@torch.inference_mode()
+def draw_pass(
+    transformer: NextScaleTransformer,
+    quantizer: Quantizer,
+    rows: "TextFeatures | Tensor",
+    *,
+    seeds: Sequence[int],
+    options: "SampleOptions",
+    source_B: Tensor | None = None,
+    unguided_last: int = 0,
+    stable: "StableSampler | None" = None,
+    dice: Dice | None = None,
+    given: GivenCodes | None = None,
+    watch: Watcher | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """One pass of `draw_codes`. rows: the prompts and, unless guidance is 0, as many unconditional rows after them.
+
+    source_B chooses whose cross-attention output a row receives, dice where chance comes from; only the golden tests
+    give some of their own.
+    """
+    schedule, count = transformer.schedule, len(seeds)
+    dice = dice or Dice(seeds, options)
+    state = transformer.begin(rows, source_B)
+    latent_BEhw = quantizer.empty_latent(count)
+    input_BlE: Tensor | None = None
+    codes: list[Tensor] = []
+    for k in range(schedule.count):
+        strength = guidance_at(k, schedule.count, options.guidance, unguided_last, options.ramp)
+        if len(state.start_BlC) > count and (options.guidance == 0 or k >= schedule.count - unguided_last):
+            state = state.rows(slice(count))  # the unconditional rows are never needed again
+        twin = len(state.start_BlC) // count
+        hidden_RlC = transformer.step(None if input_BlE is None else input_BlE.repeat(twin, 1, 1), k, state)
+        logits_RlV = transformer.logits(hidden_RlC, state.condition_BC)
+        logits_BlV = guide(logits_RlV, strength) if twin == 2 else logits_RlV
+        if stable is not None and stable.covers(k):
+            codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, 0.0 if twin == 1 else options.guidance, dice)
+        else:
+            codes_Bl = dice.pick(dice.keep(logits_BlV, k / max(schedule.count - 1, 1)), k)
+        if given is not None:
+            codes_Bl = given.put(codes_Bl, k)
+        if watch is not None:
+            watch(k, logits_BlV, codes_Bl)
+        latent_BEhw, input_BlE = quantizer.accumulate(latent_BEhw, codes_Bl, k)
+        codes.append(codes_Bl)
+    return codes, latent_BEhw

@@ -1,0 +1,256 @@
+"""Fine-tuning of a STAR model on some captioned pictures: all its weights, or a small adapter beside them (LoRA).
+
+B batch, L tokens of all scales, K number of scales, 3 RGB, H W pixels.
+
+    star finetune star-emoji --data FOLDER --out RUN --lora 8
+
+The pictures are encoded once and kept in memory, so that minutes are enough. Before and after, the same prompts are
+drawn with the same seeds and the same losses are measured: RUN/before-after.png and RUN/losses.json.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from star.data.disk import write_text
+from star.data.errors import InputError
+from star.data.images import grid, image_to_pixels, save_png
+from star.data.loader.batch import Batch
+from star.data.loader.pipeline import DataConfig, Pipeline
+from star.data.packing.pack import list_shards, pack
+from star.data.packing.sources import kind_of
+from star.generator import StarGenerator
+from star.generators import registry
+from star.generators.config import to_dict
+from star.generators.pretrained import ModelDirectory
+from star.generators.protocol import SampleOptions
+from star.generators.staging import staged
+from star.generators.training.run import Run, RunConfig
+from star.generators.training.schedule import lr_at, set_lr
+from star.model.transformer import NextScaleTransformer
+from star.tokenizer.portions import loaded_at_once
+from star.training.inputs import EncodedSet, Encoder
+from star.training.lora import PREFIX, mark, write_base
+from star.training.targets import scale_weights
+from star.training.train import drop_captions, parameter_groups
+from star.training.validation import Measured
+
+# Everything a block multiplies by; attention.py lets a wrapped layer compute by itself.
+ADAPTED = r"blocks\.\d+\.((attention|cross_attention)\.(query_key_value|query|key_value|output)|mlp\.(up|down))"
+PICTURED = 8  # pictures of the sheet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig:
+    """What decides what is learnt; the defaults suit some dozens to some thousands of pictures."""
+
+    run: RunConfig
+    lora: int = 0  # rank of the adapter; 0: all weights are trained
+    lr: float = 0.0  # 0: 1e-3 for an adapter, 1e-4 for all weights
+    warmup: int = 20  # steps
+    weight_decay: float = 0.01
+    caption_dropout: float = 0.1
+    code_noise: float = 0.1  # see teaching.make_lesson
+    noise_neighbours: int = 32
+    scale_power: float = 0.75  # see teaching.scale_weights
+
+    def __post_init__(self) -> None:
+        if self.lora < 0 or self.lr < 0:
+            raise InputError(f"lora is {self.lora} and lr {self.lr}, expected neither below 0: correct them")
+
+    @property
+    def peak(self) -> float:
+        """The learning rate after the warm-up."""
+        return self.lr or (1e-3 if self.lora else 1e-4)
+
+
+def finetune(
+    model: str,
+    config: FinetuneConfig,
+    *,
+    data: Sequence[str],
+    out: str | Path,
+    validation: Sequence[str] = (),
+    resume: bool = False,
+) -> Path:
+    """Trains and returns the folder of the result: `out/adapter`, or for all weights the model directory `out/model`.
+
+    model: name, folder or hub id. data: shards, or one folder or table, which is packed into `out/shards`. validation:
+    shards of pictures that are measured only. Raises InputError for anything wrong with them.
+    """
+    out, base = Path(out), registry.locate(model)
+    directory = ModelDirectory.read(base, family="star")
+    generator = StarGenerator.from_directory(base)
+    run = Run(out, config.run, to_dict(config) | {"model": mark(directory), "data": list(data)}, resume)
+    settings = DataConfig(
+        shards=_shards(data, run, generator.resolution[0]),
+        resolution=generator.resolution[0],
+        seed=config.run.seed,
+        cache=True,
+    )
+    pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
+    networks = (generator.tokenizer.to(run.device), generator.text_encoder.to(run.device))
+    loaded = loaded_at_once(generator.resolution[0])
+    everything = list(Pipeline(settings, batch_size=loaded).one_pass())
+    encoder = EncodedSet(*networks, run.device, everything)
+    measured = {"trained": Measured(encoder, iter(everything))}
+    if validation:
+        held = DataConfig(shards=tuple(list_shards(validation)), resolution=settings.resolution, shuffle=False)
+        measured["held out"] = Measured(encoder.unprepared(), Pipeline(held, batch_size=loaded).one_pass())
+    options = registry.recommended(model)
+
+    transformer = generator.transformer.to(run.device)
+    before = {name: measure.losses(transformer, run, alone=True).cpu() for name, measure in measured.items()}
+    drawn_before = draw(generator, everything[0], options)
+    lora_config = add_lora(transformer, config.lora) if config.lora else None
+    optimizer = torch.optim.AdamW(
+        parameter_groups(transformer, config.weight_decay), lr=config.peak, betas=(0.9, 0.95), fused=True
+    )
+    run.track(learnt=Learnt(transformer), optimizer=optimizer)
+    run.restore()
+    learn(config, run, transformer, pipeline, encoder, optimizer)
+
+    result = out / ("adapter" if lora_config else "model")
+    if run.is_main:
+        after = {name: measure.losses(transformer, run, alone=True).cpu() for name, measure in measured.items()}
+        table = {
+            name: {"before": before[name].tolist(), "after": after[name].tolist(), "pictures": len(measured[name])}
+            for name in measured
+        }
+        write_text(out / "losses.json", json.dumps(table, indent=1) + "\n")
+        for name in measured:
+            run.say(f"{name}: {before[name].mean():.3f} -> {after[name].mean():.3f} nats per token")
+        _sheet(run, everything[0], drawn_before, draw(generator, everything[0], options))
+        text = card(model, config, table)
+        if lora_config is None:
+            generator.save_pretrained(result, card=text, about={"options": to_dict(options)})
+        else:
+            write_lora(transformer, lora_config, result, model=model, directory=directory, card=text)
+    return result
+
+
+def learn(
+    config: FinetuneConfig,
+    run: Run,
+    transformer: NextScaleTransformer,
+    pipeline: Pipeline,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """The loop, with the transformer back in evaluation at its end."""
+    weights_L = scale_weights(transformer.schedule.lengths, config.scale_power).to(run.device)
+    batches = pipeline.batches(start=run.first_batch)
+    network = run.prepare(transformer.train())
+    for step in run.steps():
+        lr = lr_at(step, peak=config.peak, steps=run.horizon, warmup=config.warmup, floor=0.05)
+        set_lr(optimizer, lr)
+        for _ in run.micro_steps(network):
+            batch = next(batches)
+            lesson = encoder.lesson(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
+            text = encoder.batch_text(batch, drop_captions(batch.prompts, config.caption_dropout))
+            with run.autocast():
+                loss_BL = network(lesson.teacher_input_BlE, text, codes_BL=lesson.codes_BL)
+            loss = (loss_BL.mean(dim=0) * weights_L).sum()
+            run.backward(loss)
+            run.log({"loss": loss.detach()}, images=len(batch))
+        run.log({"grad_norm": run.clip(network.parameters()), "lr": lr})
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    transformer.eval()
+
+
+class Learnt:
+    """What of a network is trained, as the state that a run keeps."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trained weights themselves, by name."""
+        return {name: weight.detach() for name, weight in self.network.named_parameters() if weight.requires_grad}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Raises RuntimeError if the names are others."""
+        own = self.state_dict()
+        if own.keys() != state_dict.keys():
+            raise RuntimeError(f"{len(state_dict)} trained tensors are stored, {len(own)} expected")
+        for name, weight in own.items():
+            weight.copy_(state_dict[name])
+
+
+def add_lora(transformer: NextScaleTransformer, rank: int) -> Any:
+    """Puts adapters of a rank around a network's layers, freezes the rest, and returns peft's config of them."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise InputError(
+            "--lora needs peft, which is not installed: install star-t2i[lora], or leave --lora out"
+        ) from error
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED)
+    inject_adapter_in_model(config, transformer)
+    return config
+
+
+def write_lora(
+    transformer: NextScaleTransformer, config: Any, path: Path, *, model: str, directory: ModelDirectory, card: str
+) -> None:
+    """Writes the adapter directory, see adapter.py."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    tensors = get_peft_model_state_dict(transformer)
+    config.base_model_name_or_path = model
+    with staged(path) as staging:
+        save_file(
+            {f"{PREFIX}{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()},
+            staging / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+        config.save_pretrained(str(staging))
+        write_base(staging, model=model, directory=directory, card=card)
+
+
+def draw(generator: StarGenerator, batch: Batch, options: SampleOptions) -> Tensor:
+    """pixels_B3HW of the first pictures' captions, each with its place as seed."""
+    prompts = [several[0] for several in batch.captions[:PICTURED]]
+    return generator.generate(prompts, seeds=range(len(prompts)), options=options)
+
+
+def card(model: str, config: FinetuneConfig, table: dict[str, dict[str, Any]]) -> str:
+    """What it was made of, and what it costs before and after."""
+    rows = "".join(
+        f"| {name} | {row['pictures']} | {_mean(row['before']):.3f} | {_mean(row['after']):.3f} |\n"
+        for name, row in table.items()
+    )
+    return (
+        f"# {model}, fine-tuned\n\n{config.run.steps} steps of {config.run.batch_size} pictures, "
+        f"{f'an adapter of rank {config.lora}' if config.lora else 'all weights'}.\n\n"
+        f"Nats per token, mean over scales:\n\n| pictures | number | before | after |\n|---|---|---|---|\n{rows}"
+    )
+
+
+def _shards(data: Sequence[str], run: Run, resolution: int) -> tuple[str, ...]:
+    """The shards that were given, or those made of the one folder or table that was."""
+    if all(kind_of(source) == "shards" for source in data):
+        return tuple(list_shards(data))
+    if len(data) > 1:
+        raise InputError(f"{len(data)} places of data were given, expected shards, or one folder or table: pack them")
+    if run.is_main:
+        run.say(pack(data[0], run.out / "shards", shorter_side=resolution, overwrite=True).text())
+    run.accelerator.wait_for_everyone()
+    return tuple(list_shards([str(run.out / "shards")]))
+
+
+def _sheet(run: Run, batch: Batch, before_B3HW: Tensor, after_B3HW: Tensor) -> None:
+    """Rows: the pictures themselves, their captions drawn before, and after."""
+    pixels_B3HW = image_to_pixels(batch.image_B3HW[: len(before_B3HW)])
+    save_png(grid(torch.cat((pixels_B3HW, before_B3HW, after_B3HW)), len(before_B3HW)), run.out / "before-after.png")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,147 @@
+"""What the transformer is taught: inputs and targets of all scales, from a picture's latent.
+
+B batch, L tokens of all scales, l of one scale, E code width, V codebook, h w finest latent grid, k scale index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from star.tokenizer.quantizer import Quantizer
+from star.tokenizer.scales import ScaleSchedule
+
+LOGITS = 2**30  # bytes: logits in float32, their log-softmax, and the gradients of both
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """teacher_input_BlE: (B, L - l_0, E) float32. codes_BL: the right answers, int64. L may end after some scales."""
+
+    teacher_input_BlE: Tensor
+    codes_BL: Tensor
+
+
+@torch.no_grad()
+def make_lesson(
+    quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None
+) -> Lesson:
+    """Quantises latents into what teacher forcing needs, if asked for with mistakes to repair.
+
+    noise: each picture draws a rate from U(0, noise), and each of its codes is replaced with that probability before
+    the following scales are computed; their right answers then describe what the mistakes left over, so
+    the network learns to repair what it will get wrong when it draws (Han et al. 2024, "bitwise self-correction").
+    neighbours: a replacement is one of so many codes nearest to the right one; 0 is any code.
+    scales: the lesson ends after so many, all if None.
+    """
+    schedule = quantizer.schedule
+    count = len(latent_BEhw)
+    if not noise:
+        return known_lesson(quantizer, quantizer.encode(latent_BEhw).codes, scales)
+    rate_B1 = torch.rand(count, 1, device=latent_BEhw.device) * noise
+    total_BEhw = quantizer.empty_latent(count)
+    inputs, answers = [], []
+    near_Vn = _nearest_codes(quantizer, neighbours) if neighbours else None
+    for k, (size, length) in enumerate(zip(schedule.sizes, schedule.lengths, strict=True)):
+        rest_BEhw = latent_BEhw - total_BEhw
+        if k < schedule.count - 1:
+            rest_BEhw = F.interpolate(rest_BEhw, size=(size, size), mode="area")
+        right_Bl = quantizer.nearest(rest_BEhw.flatten(2).transpose(1, 2))
+        answers.append(right_Bl)
+        if k + 1 == (scales or schedule.count):
+            break
+        wrong_Bl = _replacements(right_Bl, near_Vn, quantizer.config.vocabulary)
+        chosen_Bl = torch.where(torch.rand(count, length, device=latent_BEhw.device) < rate_B1, wrong_Bl, right_Bl)
+        total_BEhw, input_BlE = quantizer.accumulate(total_BEhw, chosen_Bl, k)
+        inputs.append(input_BlE)
+    known = [i for i in inputs if i is not None]
+    empty_BlE = latent_BEhw.new_zeros(count, 0, latent_BEhw.shape[1])
+    return Lesson(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1))
+
+
+def known_lesson(quantizer: Quantizer, codes: Sequence[Tensor], scales: int | None = None) -> Lesson:
+    """The lesson of codes (B, l) that are known, of the first `scales` scales; of all if None."""
+    codes = codes[:scales]
+    return Lesson(quantizer.teacher_input(codes), torch.cat(list(codes), dim=1))
+
+
+def _nearest_codes(quantizer: Quantizer, count: int) -> Tensor:
+    """The `count` other codes that are nearest to each: (V, n) int64."""
+    book_VE = quantizer.codebook.weight.float()
+    distance_VV = torch.cdist(book_VE, book_VE)
+    distance_VV.fill_diagonal_(float("inf"))
+    return distance_VV.topk(min(count, len(book_VE) - 1), largest=False).indices
+
+
+def _replacements(codes_Bl: Tensor, near_Vn: Tensor | None, vocabulary: int) -> Tensor:
+    """A wrong code for each: one of those near it, or any."""
+    if near_Vn is None:
+        return torch.randint_like(codes_Bl, vocabulary)
+    return near_Vn[codes_Bl, torch.randint_like(codes_Bl, near_Vn.shape[1])]
+
+
+def taught_lengths(schedule: ScaleSchedule, keep_last: float) -> tuple[int, ...]:
+    """Tokens of each scale that take part where a share of the finest does."""
+    *coarser, finest = schedule.lengths
+    return (*coarser, max(1, round(keep_last * finest)))
+
+
+def draw_taught(schedule: ScaleSchedule, keep_last: float) -> Tensor | None:
+    """The tokens that take part in a step, int64, ascending: all coarser scales and a random share of the finest.
+
+    None if that is all of them. Ma et al. 2024 train 1024 px so, with 3445 of the finest 4096: memory and time go with
+    the tokens. Coarser scales never see the finest, so their losses stay. A token of the finest
+    scale misses the neighbours that are left out: its loss is what a full pass would give if nobody saw those, and that
+    is the approximation. One draw serves the whole batch (torch's global generator).
+    """
+    length, kept = schedule.lengths[-1], taught_lengths(schedule, keep_last)[-1]
+    if kept == length:
+        return None
+    start = schedule.length - length
+    return torch.cat((torch.arange(start), start + torch.randperm(length)[:kept].sort().values))
+
+
+def token_losses(logits_BLV: Tensor, codes_BL: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of every token in nats, float32 (B, L)."""
+    flat = F.cross_entropy(
+        logits_BLV.flatten(0, 1).float(), codes_BL.flatten(), reduction="none", label_smoothing=label_smoothing
+    )
+    return flat.view(codes_BL.shape)
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """Tokens whose logits are computed together, so that these with all that their loss needs take 1 GiB."""
+    return max(1, LOGITS // (16 * vocabulary))
+
+
+def per_scale(loss_BL: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Mean loss (K,) of each scale of so many tokens, without gradient."""
+    return torch.stack([part.mean() for part in loss_BL.detach().split(list(lengths), dim=1)])
+
+
+def scale_weights(lengths: tuple[int, ...], power: float) -> Tensor:
+    """Weight of each token (L,), summing to 1: a scale of l tokens counts as l ** power.
+
+    1 weighs all tokens alike (released); 0 all scales alike, so that the coarse ones are not drowned by the finest.
+    """
+    total = sum(length**power for length in lengths)
+    return torch.cat([torch.full((length,), length ** (power - 1) / total) for length in lengths])
+
+
+def code_counts(codes_BL: Tensor, lengths: Sequence[int], vocabulary: int) -> Tensor:
+    """How often each code comes at each scale: int64 (K, V)."""
+    parts = codes_BL.long().split(list(lengths), dim=1)
+    return torch.stack([torch.bincount(codes_Bl.flatten(), minlength=vocabulary) for codes_Bl in parts])
+
+
+def unigram_nats(train_KV: Tensor, held_KV: Tensor) -> Tensor:
+    """Nats per token (K,) that knowing only each scale's code frequencies would cost on held-out pictures.
+
+    Cross-entropy of held-out codes under the training codes' frequencies, with one count added for every code; both
+    are given as `code_counts`.
+    """
+    counts_KV = train_KV.double() + 1
+    log_share_KV = counts_KV.log() - counts_KV.sum(dim=1, keepdim=True).log()
+    return (-(held_KV * log_share_KV).sum(dim=1) / held_KV.sum(dim=1)).float()

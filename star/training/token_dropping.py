@@ -1,0 +1,80 @@
+"""Which tokens of the pyramid a training step computes: all of them, few of the finest scale, or coarse scales alone.
+
+K number of scales, k scale index, L tokens that take part.
+A scale never sees finer ones, so the first scales of a picture are a whole lesson by themselves, and a cheap one: what
+decides the shape of a picture can be learnt from many more pictures than its edges in the same time.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from star.tokenizer.scales import ScaleSchedule
+from star.training.targets import draw_taught, taught_lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a step computes: the first `scales` scales, and of the finest of all, if it is among them, a share."""
+
+    schedule: ScaleSchedule
+    scales: int
+    keep_last: float = 1.0
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each scale that take part."""
+        return taught_lengths(self.schedule, self.keep_last)[: self.scales]
+
+    def draw(self) -> Tensor | None:
+        """Which tokens of these scales take part in one step, see teaching.draw_taught; None is all of them."""
+        return draw_taught(self.schedule, self.keep_last) if self.scales == self.schedule.count else None
+
+
+@dataclass(frozen=True, slots=True)
+class Syllabus:
+    """The parts of a run and their order.
+
+    keep_last: share of the finest scale's tokens that a step computes. whole_last: share of the steps, at the end, that
+    compute everything. coarse_scales, coarse_steps: of the steps before those, this share computes only so many scales,
+    the others spread evenly among them.
+    """
+
+    schedule: ScaleSchedule
+    keep_last: float = 1.0
+    whole_last: float = 0.0
+    coarse_scales: int = 0
+    coarse_steps: float = 0.0
+
+    def shares(self) -> dict[Part, float]:
+        """Every part that occurs, and its share of the steps."""
+        found: dict[Part, float] = {}
+        early = 1 - self.whole_last
+        for part, share in (
+            (self._coarse, early * self.coarse_steps),
+            (self._wide, early * (1 - self.coarse_steps)),
+            (self._whole, self.whole_last),
+        ):
+            if share > 0:
+                found[part] = found.get(part, 0.0) + share
+        return found
+
+    def at(self, step: int, steps: int) -> Part:
+        """What step number `step` of `steps` computes."""
+        if step >= steps * (1 - self.whole_last):
+            return self._whole
+        wide = 1 - self.coarse_steps
+        # Rounded: 1 - 0.8 is a little less than 0.2, and five times that must count as one.
+        return self._wide if round((step + 1) * wide, 9) // 1 > round(step * wide, 9) // 1 else self._coarse
+
+    @property
+    def _whole(self) -> Part:
+        return Part(self.schedule, self.schedule.count)
+
+    @property
+    def _wide(self) -> Part:
+        return Part(self.schedule, self.schedule.count, self.keep_last)
+
+    @property
+    def _coarse(self) -> Part:
+        return Part(self.schedule, self.coarse_scales)
