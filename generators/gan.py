@@ -230,7 +230,7 @@ class GanGenerator(ABC):
         labels = values.pop("labels", ())
         if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
             raise InputError(f"{path} config.labels is no list of names: correct it, or get the model directory again")
-        config = from_dict(cls.config_class, values, f"{path} config")
+        config: Any = from_dict(cls.config_class, values, f"{path} config")
         directory.check_fits(lambda: cls.network_class(config), others=[PROJECTION])
         with torch.random.fork_rng(devices=[]):  # not on the meta device: tables that are not stored are made here
             network = cls.network_class(config).to(dtype or torch.float32)
