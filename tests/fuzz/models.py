@@ -156,8 +156,8 @@ def seeds(folder: Path) -> list[tuple[str, bytes, Mutation, Reader]]:
         data = (tokenizer / name).read_bytes()
         found.append((f"tokenizer-{name}", data, mutation, partial(in_folder, tokenizer, name, read)))
     labels: dict[str, Any] = dict.fromkeys(("subjects", "styles", "categories", "tags"), ("a", "b"))
-    judge, config = folder / "judge", JudgeConfig(image_size=16, widths=(4, 8), blocks=(1, 1), **labels)
-    write(judge, family="judge", config=to_dict(config), tensors=JudgeNetwork(config).state_dict(), card="")
+    judge, sizes = folder / "judge", JudgeConfig(image_size=16, widths=(4, 8), blocks=(1, 1), **labels)
+    write(judge, family="judge", config=to_dict(sizes), tensors=JudgeNetwork(sizes).state_dict(), card="")
     data = (judge / "config.json").read_bytes()
     found.append(("judge.json", data, mutate_json, partial(in_folder, judge, "config.json", read_judge)))
     found += _towers(folder)
@@ -179,7 +179,7 @@ def _towers(folder: Path) -> list[tuple[str, bytes, Mutation, Reader]]:
 
     text, image = folder / "text", folder / "image"
     tiny_text_encoder().save_pretrained(text)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes), add_pooling_layer=False).save_pretrained(image)
     about = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (image / "preprocessor_config.json").write_text(json.dumps(about))
