@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,11 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
             continue
         key, how = rng.choice(keys), rng.random()
         if how < 0.7:
-            holder[key] = rng.choice(ODD)
+            holder[key] = deepcopy(rng.choice(ODD))
         elif how < 0.8:
             del holder[key]
         elif how < 0.9 and isinstance(holder, dict):
-            holder[rng.choice(("auto_map", "x", "depth", "model_type", ""))] = rng.choice(ODD)
+            holder[rng.choice(("auto_map", "x", "depth", "model_type", ""))] = deepcopy(rng.choice(ODD))
         elif isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
             holder[key] *= rng.choice((-1, 2, 1000, 0.5))
     text = json.dumps(values)

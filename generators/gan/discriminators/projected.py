@@ -58,7 +58,9 @@ class ProjectedConfig:
 
     def __post_init__(self) -> None:
         names = ("condition_width", "projection", "kernel", "group")
-        check_ranges(self, taps=(-math.inf, 512), crop=(0, 1), **dict.fromkeys(names, (-math.inf, 2**16)))
+        check_ranges(
+            self, taps=(-math.inf, 512), crop=(-math.inf, math.inf), **dict.fromkeys(names, (-math.inf, 2**16))
+        )
         operations(self.augment)
         for name, good, expected in (
             ("taps", len(set(self.taps)) == len(self.taps) and all(tap >= 0 for tap in self.taps), "different blocks"),

@@ -124,7 +124,7 @@ def test_a_written_judge_is_read_back_and_a_damaged_one_refused(tmp_path: Path) 
     assert not any(parameter.requires_grad for parameter in read.parameters())
     assert extractor(f"judge:{tmp_path / 'judge'}").width == 8
     (tmp_path / "judge" / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(InputError, match=r"sha256|damaged"):
+    with pytest.raises(InputError, match="no safetensors file"):
         read_judge(tmp_path / "judge")
     assert directory.family == "judge"
 
