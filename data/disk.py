@@ -86,13 +86,15 @@ def check_writable(place: str | Path) -> None:
     """
     place = Path(place)
     there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-    number = 0 if there.is_dir() else errno.ENOTDIR
-    if not number and not os.access(there, os.W_OK | os.X_OK):
-        number = errno.EACCES
-    if number:
+    if not there.is_dir():
         raise InputError(
-            f"{place} cannot be written ({os.strerror(number)}): choose another place, or permit it"
-        ) from OSError(number, os.strerror(number))
+            f"{place} cannot be written ({there} exists and is no folder): choose another place, or remove it"
+        ) from OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES)
+        raise InputError(f"{place} cannot be written ({reason}): choose another place, or permit it") from OSError(
+            errno.EACCES, reason
+        )
 
 
 def write_text(path: Path, text: str) -> None:

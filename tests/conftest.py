@@ -1,6 +1,7 @@
 """What every test shares: one thread, no network, and where the data beside the checkout lies."""
 
 import os
+import signal
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -12,6 +13,11 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A shell that starts this in the background has signals ignored that tests need to be heard.
+for signal_number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(signal_number) is signal.SIG_IGN:
+        signal.signal(signal_number, usual)
 
 import pytest  # noqa: E402
 

@@ -259,8 +259,8 @@ def test_a_full_disk_is_found_however_deep(tmp_path: Path) -> None:
 def test_a_file_where_a_folder_is_due(command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     assert run(*command, "--out", tmp_path / "file" / "below") == 2
-    assert "cannot be written (Not a directory)" in capsys.readouterr().err
-    with pytest.raises(InputError, match="Not a directory"):
+    assert "exists and is no folder)" in capsys.readouterr().err
+    with pytest.raises(InputError, match="exists and is no folder"):
         check_writable(tmp_path / "file")
 
 

@@ -17,7 +17,7 @@ from star.data.packing.pack import pack
 from star.data.shards.check import check
 from star.data.shards.write import LOCK_NAME, PACKING_MARK, ShardWriter, read_index
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Writes two shards and a half, says so, and waits.
 WAITING = """
 import sys, time

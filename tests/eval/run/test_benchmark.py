@@ -27,7 +27,7 @@ from star.eval.run.record import OVERALL, Record, read, read_pictures
 from star.generators import registry
 from tests.eval.painting import FAMILY, METRICS, SIDE, Painter, Tiny, load, make_benchmark, painted
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COUNT = 45
 MODEL = "painter-test"
 

@@ -25,7 +25,7 @@ from star.generators.gan.clip_guidance import (
     squared_angles,
 )
 
-CLIP_EMOJI = Path(__file__).parents[2] / "star" / "weights" / "clip-emoji"
+CLIP_EMOJI = Path(__file__).parents[3] / "star" / "weights" / "clip-emoji"
 SIDES = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 16}
 MEAN, DEVIATION = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 

@@ -303,7 +303,7 @@ def test_broken_file_is_refused_by_name(
         (("star", "star.pth", "out", *PRESET, "--tokenizer", "text"), "text/config.json has format None"),
         (("star", "star.pth", "out", *PRESET, "--text-encoder", "nowhere"), "'nowhere' is neither a directory"),
         (("var", "var.pth", "out", "--text-encoder", "text"), "text encoder text was given to a var"),
-        (("star", "star.pth", "var.pth", *PRESET), "var.pth exists and is no model directory"),
+        (("star", "star.pth", "var.pth", *PRESET), "var.pth exists and is no folder"),
         (("paint", "star.pth", "out"), "invalid choice: 'paint'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -18,7 +18,7 @@ from star.data.tiny import tiny_text_encoder
 from star.generator import StarGenerator
 from star.tiny import tiny_tokenizer, tiny_transformer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS, KILLS = 240, 10
 pytestmark = pytest.mark.slow
 

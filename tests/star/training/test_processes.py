@@ -14,7 +14,7 @@ from star.data.tiny import tiny_text_encoder
 from star.generator import StarGenerator
 from star.tiny import tiny_tokenizer, tiny_transformer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
 
 COMMON = ["--run.steps=20", "--run.batch_size=8", "--run.log_every=1", "--run.checkpoint_every=20"]

@@ -30,7 +30,7 @@ def test_two_processes_learn_from_every_picture_once_per_epoch(options: list[str
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "star.cli"]
         + [*command, *run, *frozen, *options],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

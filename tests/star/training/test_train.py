@@ -187,7 +187,7 @@ def test_killed_and_resumed_equals_uninterrupted(house: Path, tmp_path: Path) ->
 
     def start(out: Path, kill: int) -> int:
         command = [sys.executable, "-c", program, str(house), str(out), str(kill)]
-        root = Path(__file__).parents[2]
+        root = Path(__file__).parents[3]
         return subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False).returncode
 
     assert start(tmp_path / "whole", kill=-1) == 0

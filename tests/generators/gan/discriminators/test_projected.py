@@ -35,7 +35,7 @@ from star.generators.gan.discriminators.projected import (
     VirtualBatchNorm,
 )
 
-CLIP_EMOJI = Path(__file__).parents[2] / "star" / "weights" / "clip-emoji"
+CLIP_EMOJI = Path(__file__).parents[4] / "star" / "weights" / "clip-emoji"
 SIZES: dict[str, Any] = {
     "hidden_size": 8,
     "num_hidden_layers": 3,
