@@ -22,7 +22,7 @@ from star.generators.pretrained import ModelDirectory, Reference, load_into, wri
 from star.generators.protocol import SampleOptions, check_request
 from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
-from star.sampling.masked_decoding import StableSampler
+from star.sampling.masked_decoding import MaskedDecoder
 from star.sampling.sampler import CrossAttentionMode, GivenCodes, Watcher, draw_codes
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
@@ -132,7 +132,7 @@ class StarGenerator:
             options=options,
             cross_attention=options.cross_attention or self.cross_attention,
             unguided_last=self.unguided_last,
-            stable=StableSampler(self.refiner, self.tokenizer.quantizer) if self.refiner and options.refine else None,
+            stable=MaskedDecoder(self.refiner, self.tokenizer.quantizer) if self.refiner and options.refine else None,
             given=given,
             watch=watch,
         )

@@ -55,7 +55,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "on a CPU the other sort is stable, too",
     },
     "star/sampling/masked_decoding.py": {
-        ("canvas = Canvas(start, start - 1)", "1 to 2"): "unknown is whatever is below 0",
+        ("canvas = PartialScale(start, start - 1)", "1 to 2"): "unknown is whatever is below 0",
     },
     "eval/metrics/distances.py": {
         (

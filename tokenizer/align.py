@@ -17,7 +17,7 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.loader.batch import Batch
 from star.data.tensor_cache import TensorCache
-from star.tokenizer.tokenizer import Anchored, MultiScaleTokenizer, TokenizerConfig
+from star.tokenizer.tokenizer import AlignedTo, MultiScaleTokenizer, TokenizerConfig
 
 KEPT = 2**30  # bytes of latents
 
@@ -43,7 +43,7 @@ class Anchor:
         self._kept = TensorCache(KEPT) if keep and device.type == "cpu" else None
         codebook = self.tokenizer.quantizer.codebook.weight
         scale = float(codebook.square().mean().sqrt().clamp_min(1e-8))
-        self.mark = Anchored(digest=self.tokenizer.digest, scale=scale)
+        self.mark = AlignedTo(digest=self.tokenizer.digest, scale=scale)
 
     @torch.no_grad()
     def begin(self, tokenizer: MultiScaleTokenizer, *, fresh: bool) -> None:
@@ -74,7 +74,7 @@ class Anchor:
         return self.tokenizer.image_to_latent(image_B3HW) / self.mark.scale
 
 
-def anchor_loss(latent_BEhw: Tensor, old_BEgg: Tensor) -> Tensor:
+def alignment_loss(latent_BEhw: Tensor, old_BEgg: Tensor) -> Tensor:
     """Squared error of the averaged latent, as a share of the old latent's mean square."""
     averaged_BEgg = F.interpolate(latent_BEhw.float(), size=old_BEgg.shape[-2:], mode="area")
     return F.mse_loss(averaged_BEgg, old_BEgg) / old_BEgg.square().mean().clamp_min(1e-8)

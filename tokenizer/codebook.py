@@ -28,16 +28,16 @@ from star.tokenizer.quantizer import Pyramid, Quantizer
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodebookConfig:
     """rule: "ema" or "gradient". decay: of the running means, per step. balance: 0 counts votes equally, 1 gives every
-    scale the same weight. reborn_below: a code is dead if its share of the votes is below this part of an equal share
-    at every scale. reborn_fraction: at most this part of the codebook is reborn in one step. scale_floor: part of the
+    scale the same weight. restart_below: a code is dead if its share of the votes is below this part of an equal share
+    at every scale. restart_fraction: at most this part of the codebook is reborn in one step. scale_floor: part of the
     codebook that every scale should use; 0 asks for nothing. floor_moves: codes moved per step and starving scale.
     hold: steps before a codebook that means something already begins to move; until then latents move towards it."""
 
     rule: str = "ema"
     decay: float = 0.99
     balance: float = 0.5
-    reborn_below: float = 0.02
-    reborn_fraction: float = 0.05
+    restart_below: float = 0.02
+    restart_fraction: float = 0.05
     scale_floor: float = 0.2
     floor_moves: int = 1
     hold: int = 0
@@ -54,9 +54,9 @@ class CodebookTrainer(nn.Module):
     """
 
     hits_KV: Tensor
-    votes_V: Tensor
+    cluster_size_V: Tensor
     sums_VE: Tensor
-    grace_V: Tensor
+    cooldown_V: Tensor
     steps: Tensor
 
     def __init__(self, quantizer: Quantizer, config: CodebookConfig, *, known: bool = False) -> None:
@@ -67,9 +67,9 @@ class CodebookTrainer(nn.Module):
         V, E = quantizer.codebook.weight.shape
         self.config = config
         self.register_buffer("hits_KV", torch.zeros(quantizer.schedule.count, V))
-        self.register_buffer("votes_V", torch.zeros(V))
+        self.register_buffer("cluster_size_V", torch.zeros(V))
         self.register_buffer("sums_VE", torch.zeros(V, E))
-        self.register_buffer("grace_V", torch.zeros(V, dtype=torch.int64))  # steps until a reborn code may be moved
+        self.register_buffer("cooldown_V", torch.zeros(V, dtype=torch.int64))  # steps until a reborn code may be moved
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -84,53 +84,53 @@ class CodebookTrainer(nn.Module):
         sums_VE = torch.zeros_like(self.sums_VE)
         for codes_Bl, target_BlE, weight in zip(pyramid.codes, pyramid.targets, weights, strict=True):
             sums_VE.index_add_(0, codes_Bl.flatten(), target_BlE.flatten(0, 1).float() * weight)
-        votes_V = (counts_KV * counts_KV.new_tensor(weights)[:, None]).sum(0)
-        for statistic in (counts_KV, sums_VE, votes_V):
+        cluster_size_V = (counts_KV * counts_KV.new_tensor(weights)[:, None]).sum(0)
+        for statistic in (counts_KV, sums_VE, cluster_size_V):
             _all_reduce(statistic)
 
         begun, held = int(self.steps) > 0, self.known and int(self.steps) < self.config.hold
         first = not begun and not self.known
         if self.known and int(self.steps) == self.config.hold:
-            self.votes_V.fill_(float(votes_V.mean()))
-            self.sums_VE.copy_(self.votes_V[:, None] * quantizer.codebook.weight)
+            self.cluster_size_V.fill_(float(cluster_size_V.mean()))
+            self.sums_VE.copy_(self.cluster_size_V[:, None] * quantizer.codebook.weight)
         if not begun:
             self.hits_KV.copy_(counts_KV.mean(1, keepdim=True).expand_as(counts_KV) if self.known else counts_KV)
         self.steps += 1
-        self.grace_V.sub_(1).clamp_min_(0)
+        self.cooldown_V.sub_(1).clamp_min_(0)
         self.hits_KV.lerp_(counts_KV, 1 - self.config.decay)
         if self.config.rule == "gradient" or held:
             return 0
         decay = 0.0 if first else self.config.decay
-        self.votes_V.lerp_(votes_V, 1 - decay)
+        self.cluster_size_V.lerp_(cluster_size_V, 1 - decay)
         self.sums_VE.lerp_(sums_VE, 1 - decay)
-        means_VE = self.sums_VE / self.votes_V.clamp_min(1e-6)[:, None]
-        alive_V = self.votes_V > 1e-4
+        means_VE = self.sums_VE / self.cluster_size_V.clamp_min(1e-6)[:, None]
+        alive_V = self.cluster_size_V > 1e-4
         book_VE = quantizer.codebook.weight
         book_VE.copy_(torch.where(alive_V[:, None], means_VE.to(book_VE.dtype), book_VE))
 
         share_KV = self.hits_KV * V / self.hits_KV.sum(1, keepdim=True).clamp_min(1e-12)  # 1: an equal share
-        dead = (share_KV.amax(0) < self.config.reborn_below).nonzero()[:, 0]
+        dead = (share_KV.amax(0) < self.config.restart_below).nonzero()[:, 0]
         if not first:
-            dead = dead[torch.randperm(len(dead), device=dead.device)[: max(1, int(self.config.reborn_fraction * V))]]
+            dead = dead[torch.randperm(len(dead), device=dead.device)[: max(1, int(self.config.restart_fraction * V))]]
         scale_of = torch.randint(len(counts_KV), (len(dead),), device=dead.device)
         if not first and self.config.scale_floor > 0:
-            starving = ((share_KV > self.config.reborn_below).sum(1) < self.config.scale_floor * V).nonzero()[:, 0]
+            starving = ((share_KV > self.config.restart_below).sum(1) < self.config.scale_floor * V).nonzero()[:, 0]
             moved = self._least_used(dead, len(starving) * self.config.floor_moves)
             dead = torch.cat([dead, moved])
             scale_of = torch.cat([scale_of, starving.repeat_interleave(self.config.floor_moves)[: len(moved)]])
         if len(dead):
-            self._rebirth(quantizer, dead, scale_of, pyramid.targets)
+            self._restart_codes(quantizer, dead, scale_of, pyramid.targets)
         return len(dead)
 
     def _least_used(self, dead: Tensor, count: int) -> Tensor:
         """The `count` living codes with the fewest votes in all, among those that are old enough to be judged."""
-        votes_V = self.votes_V.clone()
-        votes_V[dead] = torch.inf
-        votes_V[self.grace_V > 0] = torch.inf
-        order = votes_V.argsort()[:count]
-        return order[votes_V[order] < torch.inf]
+        cluster_size_V = self.cluster_size_V.clone()
+        cluster_size_V[dead] = torch.inf
+        cluster_size_V[self.cooldown_V > 0] = torch.inf
+        order = cluster_size_V.argsort()[:count]
+        return order[cluster_size_V[order] < torch.inf]
 
-    def _rebirth(self, quantizer: Quantizer, dead: Tensor, scale_of: Tensor, targets: Sequence[Tensor]) -> None:
+    def _restart_codes(self, quantizer: Quantizer, dead: Tensor, scale_of: Tensor, targets: Sequence[Tensor]) -> None:
         """Moves each of the codes onto a vector of this batch, at the scale given for it."""
         new_VE = torch.empty(len(dead), self.sums_VE.shape[1], device=dead.device)
         for k, target_BlE in enumerate(targets):
@@ -141,13 +141,15 @@ class CodebookTrainer(nn.Module):
         _broadcast(scale_of)
         _broadcast(new_VE)
         quantizer.codebook.weight[dead] = new_VE.to(quantizer.codebook.weight.dtype)
-        votes = float(self.votes_V.median())
-        self.votes_V[dead] = votes
+        votes = float(self.cluster_size_V.median())
+        self.cluster_size_V[dead] = votes
         self.sums_VE[dead] = new_VE * votes
         # a fresh code counts as used a little where it was born, until its own record decides
         self.hits_KV[:, dead] = 0
-        self.hits_KV[scale_of, dead] = 4 * self.config.reborn_below * self.hits_KV.sum(1)[scale_of] / len(self.votes_V)
-        self.grace_V[dead] = round(2 / max(1 - self.config.decay, 1e-3))
+        self.hits_KV[scale_of, dead] = (
+            4 * self.config.restart_below * self.hits_KV.sum(1)[scale_of] / len(self.cluster_size_V)
+        )
+        self.cooldown_V[dead] = round(2 / max(1 - self.config.decay, 1e-3))
 
 
 @dataclass(frozen=True, slots=True)

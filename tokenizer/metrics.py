@@ -89,7 +89,7 @@ def measure(tokenizer: MultiScaleTokenizer, batches: Iterable[Batch], precision:
 
 
 @torch.no_grad()
-def cuts_sheet(tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, labels: list[str]) -> Tensor:
+def cuts_grid(tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, labels: list[str]) -> Tensor:
     """A contact sheet, pixels_3HW: each picture in a row, the original first, then decoded from 1..K scales."""
     pyramid = tokenizer.pyramid(image_B3HW)
     columns = [image_B3HW, *(tokenizer.latent_to_image(total) for total in pyramid.latents)]

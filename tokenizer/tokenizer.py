@@ -56,7 +56,7 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Anchored:
+class AlignedTo:
     """That a tokenizer's coarse codes keep the meaning of another's (anchor.py): its digest, and what its codes and
     latents were divided by."""
 
@@ -70,7 +70,7 @@ class MultiScaleTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.anchored: Anchored | None = None
+        self.anchored: AlignedTo | None = None
         width = config.quantizer.code_width
         self.encoder = Encoder(config.autoencoder)
         self.quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
@@ -169,7 +169,7 @@ class MultiScaleTokenizer(nn.Module):
         tokenizer = cls(config)
         load_into(tokenizer, directory.tensors(), path)
         if "anchored" in directory.about:
-            tokenizer.anchored = from_dict(Anchored, directory.about["anchored"], f"{path} about.anchored")
+            tokenizer.anchored = from_dict(AlignedTo, directory.about["anchored"], f"{path} about.anchored")
         return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

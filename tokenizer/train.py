@@ -31,7 +31,7 @@ from star.generators.training.data_feed import CachedFeedConfig, Feed
 from star.generators.training.ema import MovingAverage
 from star.generators.training.run import Run
 from star.generators.training.schedule import lr_at, set_lr
-from star.tokenizer.align import Anchor, anchor_loss
+from star.tokenizer.align import Anchor, alignment_loss
 from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
 from star.tokenizer.losses import (
     PatchDiscriminator,
@@ -43,7 +43,7 @@ from star.tokenizer.losses import (
     reconstruction_loss,
     straight_through,
 )
-from star.tokenizer.metrics import TokenizerScores, cuts_sheet, measure
+from star.tokenizer.metrics import TokenizerScores, cuts_grid, measure
 from star.tokenizer.plots import plot_usage
 from star.tokenizer.quantizer import Pyramid
 from star.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
@@ -146,7 +146,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
     batches = feed.batches(run, pipeline)
     for step in run.steps():
         lr = lr_at(
-            step, peak=config.lr, steps=config.lr_steps or run.horizon, warmup=config.warmup, floor=config.lr_floor
+            step, peak=config.lr, steps=config.lr_steps or run.total_steps, warmup=config.warmup, floor=config.lr_floor
         )
         set_lr(optimizer, lr)
         judged = adversary is not None and step >= config.adversary_start
@@ -182,7 +182,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
                 reconstruction = reconstruction + config.perceptual_weight * values["loss_perceptual"]
             loss = reconstruction if config.freeze_codes else reconstruction + quantisation
             if anchor is not None:
-                values["loss_anchor"] = anchor_loss(latent_BEhw, old_BEgg)
+                values["loss_anchor"] = alignment_loss(latent_BEhw, old_BEgg)
                 loss = loss + config.anchor_weight * values["loss_anchor"]
             if judged and adversary is not None:
                 adversarial, weight = adversary.judge(decoded_B3HW, reconstruction, tokenizer.decoder.last_layer)
@@ -347,7 +347,7 @@ def _show(
     batch = next(_in_order(config, shards, 8))
     tokenizer.eval()
     with run.autocast():
-        sheet = cuts_sheet(tokenizer, batch.image_B3HW.to(run.device), batch.prompts)
+        sheet = cuts_grid(tokenizer, batch.image_B3HW.to(run.device), batch.prompts)
     tokenizer.train()
     run.picture("reconstructions", sheet, step)
     if (run.out / "metrics.jsonl").exists():

@@ -1,6 +1,6 @@
 """Noticing that the device waits for data: a share of the last steps, told once for each stretch in which it is high.
 
-watch = Starvation()
+watch = StallMonitor()
 for step in run.steps():
     began = time.monotonic()
     batch = next(batches)
@@ -15,7 +15,7 @@ from collections import deque
 from star.data.errors import InputError
 
 
-class Starvation:
+class StallMonitor:
     """Keeps the seconds of the last steps."""
 
     def __init__(self, *, share: float = 0.25, steps: int = 50) -> None:

@@ -61,7 +61,7 @@ def open_stream(url: str) -> IO[bytes]:
     """The bytes behind a URL, to be read once from the front. Raises OSError if they cannot be had."""
     if url.startswith("pipe:"):
         return gopen(url)
-    return io.BufferedReader(MendedStream(lambda at: (_http if is_http(url) else _stored)(url, at)), BUFFER)
+    return io.BufferedReader(RetryingStream(lambda at: (_http if is_http(url) else _stored)(url, at)), BUFFER)
 
 
 def read_json(url: str) -> Any:
@@ -146,7 +146,7 @@ def _listed(url: str, is_shard: Callable[[str], bool]) -> list[str]:
     return [urljoin(url, quote(name)) for name in sorted(names)]
 
 
-class MendedStream(io.RawIOBase):
+class RetryingStream(io.RawIOBase):
     """A stream that is opened again where it broke off, a few times, before it gives up with an OSError."""
 
     def __init__(self, connect: Callable[[int], Opened]) -> None:

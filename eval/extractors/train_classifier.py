@@ -111,7 +111,7 @@ def train(config: JudgeTrainConfig, *, data: Sequence[str], out: str | Path, res
     run.restore()
     batches = feed.batches(run, pipeline)
     for step in run.steps():
-        rate = lr_at(step, peak=config.learning_rate, steps=run.horizon, warmup=config.warmup)
+        rate = lr_at(step, peak=config.learning_rate, steps=run.total_steps, warmup=config.warmup)
         set_lr(optimizer, rate)
         for _ in run.micro_steps(network):
             batch = next(batches)

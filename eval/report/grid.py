@@ -16,7 +16,7 @@ MAX_PIXELS = 2**26  # of a sheet; pictures are made smaller to fit
 LONGEST = 200  # characters of a prompt beside its picture
 
 
-def write_sheet(
+def write_grid(
     pairs: Sequence[tuple[Item, Traversable]], path: Path, size: tuple[int, int] | None, rule: ResizeRule
 ) -> None:
     """pairs: a prompt with its real picture, and the drawn one. size: (H, W) of all; None: that of the first drawn.

@@ -21,7 +21,7 @@ from typing import Any
 from star.data.errors import InputError
 from star.eval.extractors.extractor import extractor
 from star.eval.metrics.resampling import FEWEST
-from star.eval.report.grid import write_sheet
+from star.eval.report.grid import write_grid
 from star.eval.run import external_images as elsewhere
 from star.eval.run.audit import UNREADABLE, Seen, conversions, digest_of, inspect
 from star.eval.run.fingerprint import family_of, model_digest, parameters_of
@@ -273,7 +273,7 @@ def _write(
     if asked.sheet:
         chosen = spread(range(len(drawn.items)), asked.sheet)
         pairs = [(drawn.items[row], drawn.files[row]) for row in chosen]
-        write_sheet(pairs, folder_of(asked.out) / SHEET, size or drawn.measured.resolution, rules.resize)
+        write_grid(pairs, folder_of(asked.out) / SHEET, size or drawn.measured.resolution, rules.resize)
     write(record, asked.out)
 
 

@@ -20,8 +20,8 @@ from star.generators.registry import place_of
 KEPT = 2**28  # bytes of captions' vectors on the device: 131,072 captions at 512 numbers
 
 
-class Conditions:
-    """Conditions of batches for a network; vectors of captions are kept, in `KEPT` bytes those used last."""
+class Conditioner:
+    """Conditioner of batches for a network; vectors of captions are kept, in `KEPT` bytes those used last."""
 
     def __init__(self, network: GanNetwork, clip: str, labels: Sequence[str], device: torch.device) -> None:
         """Raises InputError if the CLIP or the labels do not fit the network."""

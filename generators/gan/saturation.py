@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from star.data.errors import DivergenceError
 
 
-class SaturationWatch(nn.Module):
+class DiscriminatorMonitor(nn.Module):
     """Counts steps in a row without one mistake; the count is a buffer, so that a run resumes with it."""
 
     streak: Tensor

@@ -23,7 +23,7 @@ from star.data.loader.pipeline import Batch
 from star.data.shards.splits import training_sources
 from star.generators.config import to_dict
 from star.generators.gan.config import GanTrainConfig
-from star.generators.gan.trainer import Game, Lesson
+from star.generators.gan.trainer import AdversarialTrainer, TrainingBatch
 from star.generators.pretrained import reference
 from star.generators.training.data_feed import Feed
 from star.generators.training.run import Run
@@ -42,16 +42,16 @@ def train(config: GanTrainConfig, *, data: Sequence[str], out: str | Path, resum
     )
     config = feed.config
     run = Run(out, config.run, to_dict(config) | feed.names, resume)
-    game = Game(config, run)
+    game = AdversarialTrainer(config, run)
     run.track(**game.state())
     run.restore()
     pipeline = feed.pipeline(run)
     batches = feed.batches(run, pipeline)
     for step in run.steps():
         draws = Draws(config.run.seed, step, run.rank, run.world)
-        lessons = [_lesson(game, next(batches), draws, micro) for micro in range(config.run.accumulate)]
-        game.discriminator_turn(step, lessons, draws)
-        game.generator_turn(step, lessons, draws)
+        lessons = [_training_batch(game, next(batches), draws, micro) for micro in range(config.run.accumulate)]
+        game.d_step(step, lessons, draws)
+        game.g_step(step, lessons, draws)
         game.finish_step()
         if run.sample_due(step) and run.is_main and config.sample_prompts:
             prompts = config.sample_prompts
@@ -63,7 +63,7 @@ def train(config: GanTrainConfig, *, data: Sequence[str], out: str | Path, resum
     return out / "model"
 
 
-def _lesson(game: Game, batch: Batch, draws: Draws, micro: int) -> Lesson:
+def _training_batch(game: AdversarialTrainer, batch: Batch, draws: Draws, micro: int) -> TrainingBatch:
     """A batch as the networks see it: some captions left out, some pictures mirrored where the config asks for it."""
     config = game.config
     dropped = draws.flags(f"caption {micro}", len(batch), config.caption_dropout).tolist()
@@ -73,10 +73,10 @@ def _lesson(game: Game, batch: Batch, draws: Draws, micro: int) -> Lesson:
         mirrored = draws.flags(f"flip {micro}", len(batch), 0.5)[:, None, None, None]
         image_B3HW = torch.where(mirrored, image_B3HW.flip(3), image_B3HW)
     raw_B3HW = game.learner.network.normalise(image_B3HW.to(game.run.device))
-    return Lesson(raw_B3HW, prompts, game.conditions.of(prompts, batch.info))
+    return TrainingBatch(raw_B3HW, prompts, game.conditions.of(prompts, batch.info))
 
 
-def save(config: GanTrainConfig, game: Game, path: Path, text: str) -> None:
+def save(config: GanTrainConfig, game: AdversarialTrainer, path: Path, text: str) -> None:
     """Writes the averaged generator as the config asks for it, with the options of drawing that it was shown with."""
     shared = config.clip and not config.bring_along and config.phase != "text_encoder"
     game.trained().save_pretrained(
@@ -88,7 +88,7 @@ def save(config: GanTrainConfig, game: Game, path: Path, text: str) -> None:
     )
 
 
-def card(game: Game) -> str:
+def card(game: AdversarialTrainer) -> str:
     """The model card that a run writes: what learnt, from how much, and the whole recipe."""
     config, run = game.config, game.run
     side = " x ".join(str(size) for size in game.learner.network.resolution)

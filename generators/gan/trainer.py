@@ -1,9 +1,9 @@
 """The two players of an adversarial training, and what each does in its turn.
 
-    game = Game(config, run)
+    game = AdversarialTrainer(config, run)
     run.track(**game.state())
-    game.discriminator_turn(step, lessons, draws)
-    game.generator_turn(step, lessons, draws)
+    game.d_step(step, lessons, draws)
+    game.g_step(step, lessons, draws)
     game.finish_step()                               # averaged weights, and what processes share
     game.trained().save_pretrained(directory)
 
@@ -28,7 +28,7 @@ from star.generators.gan.clip_guidance import (
     hinge_fake,
     hinge_generator,
 )
-from star.generators.gan.conditioning import Conditions, OwnTower
+from star.generators.gan.conditioning import Conditioner, OwnTower
 from star.generators.gan.config import GanTrainConfig
 from star.generators.gan.consistency import consistency_loss
 from star.generators.gan.families import build_discriminator, build_network, family_of, learning, start_from
@@ -40,7 +40,7 @@ from star.generators.gan.losses import (
     logistic_generator,
     r1_penalty,
 )
-from star.generators.gan.saturation import SaturationWatch
+from star.generators.gan.saturation import DiscriminatorMonitor
 from star.generators.training.ema import MovingAverage
 from star.generators.training.run import Run
 from star.generators.training.sample_rng import Draws
@@ -55,7 +55,7 @@ FAKE_LOSS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingBatch:
     """One micro-batch: real pictures in the raw range of the network, and what is told about them."""
 
     raw_B3HW: Tensor
@@ -66,7 +66,7 @@ class Lesson:
         return len(self.raw_B3HW)
 
 
-class Learner(nn.Module):
+class TrainedNetwork(nn.Module):
     """The generator's side of what is learnt and averaged: the network, and in one phase its own text tower."""
 
     def __init__(self, config: GanTrainConfig) -> None:
@@ -74,20 +74,20 @@ class Learner(nn.Module):
         self.network = build_network(config.network)
         self.tower: OwnTower | None = None
 
-    def condition(self, lesson: Lesson) -> Tensor | None:
+    def condition(self, lesson: TrainingBatch) -> Tensor | None:
         """condition_BP: the given one, or what the tower that learns makes of the prompts."""
         return lesson.condition_BP if self.tower is None else self.tower(lesson.prompts)
 
 
-class Game:
+class AdversarialTrainer:
     """Networks, optimisers and running state of one adversarial training."""
 
     def __init__(self, config: GanTrainConfig, run: Run) -> None:
         self.config, self.run = config, run
-        self.learner = Learner(config)
+        self.learner = TrainedNetwork(config)
         if config.init_from:
             run.say(start_from(self.learner.network, config.init_from))
-        self.conditions = Conditions(self.learner.network, config.clip, config.labels, run.device)
+        self.conditions = Conditioner(self.learner.network, config.clip, config.labels, run.device)
         if config.phase == "text_encoder":
             assert self.conditions.text_encoder is not None  # the config sees to it
             self.learner.tower = OwnTower(self.conditions.text_encoder, self.conditions.projection)
@@ -96,7 +96,7 @@ class Game:
         self.path_length = PathLength().to(run.device)
         self.augment = _augment(config).to(run.device) if config.augment else None
         self.guidance = ClipGuidance(config.clip).to(run.device) if config.guidance else None
-        self.watch = SaturationWatch(config.saturated_after).to(run.device)
+        self.watch = DiscriminatorMonitor(config.saturated_after).to(run.device)
         self._decay = 0.0
         self.average = MovingAverage(self.learner, lambda: self._decay)
         self.learning = learning(self.learner.network, self.learner.tower, config.phase)
@@ -136,7 +136,7 @@ class Game:
 
     # ---- the turns
 
-    def discriminator_turn(self, step: int, lessons: Sequence[Lesson], draws: Draws) -> None:
+    def d_step(self, step: int, lessons: Sequence[TrainingBatch], draws: Draws) -> None:
         """One optimiser step on the adversarial loss, then, where it is due, one on R1 (Karras et al. 2020, §B)."""
         run, config = self.run, self.config
         self._set_rates(step)
@@ -180,7 +180,7 @@ class Game:
                 run.log({"loss_r1": loss})
             self._move(self.judge_optimizer, self.judging, "r1")
 
-    def generator_turn(self, step: int, lessons: Sequence[Lesson], draws: Draws) -> None:
+    def g_step(self, step: int, lessons: Sequence[TrainingBatch], draws: Draws) -> None:
         """One optimiser step on the adversarial loss and guidance, then, where it is due, one on the path length."""
         run, config = self.run, self.config
         _let_learn(self.judging, False)
@@ -198,7 +198,7 @@ class Game:
         self._move(self.learner_optimizer, self.learning, "generator")
         if config.path_length.due(step):
             for micro, lesson in enumerate(lessons):
-                half = Lesson(
+                half = TrainingBatch(
                     lesson.raw_B3HW[: (len(lesson) + 1) // 2],
                     lesson.prompts[: (len(lesson) + 1) // 2],
                     None if lesson.condition_BP is None else lesson.condition_BP[: (len(lesson) + 1) // 2],
@@ -221,7 +221,7 @@ class Game:
 
     # ---- what the turns share
 
-    def draw(self, lesson: Lesson, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
+    def draw(self, lesson: TrainingBatch, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
         """raw_B3HW and w_BSW for the captions of a lesson, from latents of this purpose."""
         network, rows = self.learner.network, len(lesson)
         latent_BZ = draws.latents(purpose, rows, network.latent_width).to(self.run.device)
@@ -239,7 +239,7 @@ class Game:
             seen_B3HW = self.augment(seen_B3HW)
         return self.discriminator(seen_B3HW, condition_BP).float()
 
-    def _share(self, loss: Tensor, lesson: Lesson) -> Tensor:
+    def _share(self, loss: Tensor, lesson: TrainingBatch) -> Tensor:
         """As StyleGAN-T's code weighs it against the other terms, where the config asks for it."""
         return loss / len(lesson) if self.config.loss_per_picture else loss
 
@@ -256,14 +256,14 @@ class Game:
         optimizer.zero_grad(set_to_none=True)
 
     def _set_rates(self, step: int) -> None:
-        begin, steps = self.config.lr_decay_from, self.run.horizon
+        begin, steps = self.config.lr_decay_from, self.run.total_steps
         share = 1.0 if not begin or step < begin else (steps - step) / (steps - begin)
         for optimizer, rate in zip(self._optimizers, self._rates, strict=True):
             set_lr(optimizer, rate * share)
 
     def trained(self) -> GanGenerator:
         """The averaged generator as one that draws; it shares its weights with the game."""
-        learner: Learner = self.average.module  # type: ignore[assignment]
+        learner: TrainedNetwork = self.average.module  # type: ignore[assignment]
         encoder = self.conditions.text_encoder if learner.tower is None else learner.tower.encoder()
         family = family_of(self.config.network)
         return family(learner.network, encoder, self.conditions.projection, self.conditions.labels)

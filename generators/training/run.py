@@ -7,7 +7,7 @@
     run.restore()                                        # the newest checkpoint, where --resume asks for it
     batches = run.feed(pipeline.batches(start=run.first_batch))
     for step in run.steps():                             # seeds, saves, stops on signals, shows progress
-        set_lr(optimizer, lr_at(step, peak=1e-4, steps=run.horizon, warmup=100))
+        set_lr(optimizer, lr_at(step, peak=1e-4, steps=run.total_steps, warmup=100))
         for _ in run.micro_steps(model):                 # gradient accumulation
             batch = next(batches)
             with run.autocast():
@@ -48,10 +48,10 @@ from star.generators.training import checkpoint as snapshots
 from star.generators.training import ranges
 from star.generators.training.folder_lock import Claim
 from star.generators.training.meters import Means, append_line, forget_lines_after
-from star.generators.training.mfu import Pace
 from star.generators.training.signals import Stopped, StopRequest
-from star.generators.training.total_steps import Horizon
-from star.generators.training.train_state import CHECKPOINTS, Stateful, Tracked, to_continue
+from star.generators.training.throughput import Throughput
+from star.generators.training.total_steps import TotalSteps
+from star.generators.training.train_state import CHECKPOINTS, Stateful, TrainState, to_continue
 
 Item = TypeVar("Item")
 Network = TypeVar("Network", bound=nn.Module)
@@ -112,12 +112,12 @@ class Run:
         self.micro_batch_size = config.batch_size // parts  # pictures per process and forward pass: the pipeline's size
         self.step = 0  # finished steps
         self.images = 0  # pictures seen by all processes
-        self.tracked = Tracked(self.accelerator, in_pieces=config.sharding == "fsdp2" and self.world > 1)
+        self.tracked = TrainState(self.accelerator, in_pieces=config.sharding == "fsdp2" and self.world > 1)
         self._means = Means()  # of what was logged since the last line
         self._notes = Means()  # of what the main process alone knows
-        self.pace = Pace(config.peak_tflops, self.world)
+        self.throughput = Throughput(config.peak_tflops, self.world)
         self._seconds = 0.0  # of training, over all starts of this run
-        self._horizon = Horizon(config.steps, config.minutes)
+        self._total_steps = TotalSteps(config.steps, config.minutes)
         self._stop = StopRequest(self.say)
         self.progress = Progress(None, unit="steps", rate_unit="images", bar=False)  # until steps() begins
         self._resumed_from = to_continue(self.out, self.full_config, resume)
@@ -177,7 +177,7 @@ class Run:
         state = self.tracked.restore(self._resumed_from)
         self.step, self.images, self._seconds = int(state["step"]), int(state["images"]), float(state["seconds"])
         if state.get("finished"):
-            self._horizon.steps = self.step
+            self._total_steps.steps = self.step
         self._means.load_state_dict(state["means"])
         self._notes.load_state_dict(state.get("notes", {}))
         self.say(f"continued from step {self.step} in {self.out}")
@@ -189,9 +189,9 @@ class Run:
         return self.step * self.config.accumulate
 
     @property
-    def horizon(self) -> int:
+    def total_steps(self) -> int:
         """How many steps the run will have at its end, for schedules: `steps`, or what the clock leaves time for."""
-        return self._horizon.steps
+        return self._total_steps.steps
 
     def steps(self) -> Iterator[int]:
         """Steps from the restored one to the last; the body between two of them is one optimiser step.
@@ -211,9 +211,9 @@ class Run:
             with self._stop:
                 while self.step < self._look_ahead():
                     self.seed(rank=self.rank, step=self.step)
-                    self.pace.begin()
+                    self.throughput.begin()
                     yield self.step
-                    if hint := self.pace.end():
+                    if hint := self.throughput.end():
                         self.say(hint)
                     self._finish_step()
             self.say(f"{self.step} steps and {self.images} images in {clock(self._seconds)}; wrote {self.out}")
@@ -224,7 +224,7 @@ class Run:
 
     def feed(self, batches: Iterator[Item]) -> Iterator[Item]:
         """The same batches; the time spent waiting for them is logged, and told where it starves the device."""
-        return self.pace.feed(batches)
+        return self.throughput.feed(batches)
 
     def micro_steps(self, *modules: nn.Module) -> Iterator[int]:
         """The micro-batches of one optimiser step; gradients of `modules` are exchanged in the last one only."""
@@ -279,7 +279,7 @@ class Run:
 
         Raises DivergenceError where it is, and would be made with weights that are no longer finite.
         """
-        is_due = every > 0 and ((step + 1) % every == 0 or step + 1 >= self.horizon)
+        is_due = every > 0 and ((step + 1) % every == 0 or step + 1 >= self.total_steps)
         if is_due and not self.tracked.in_pieces:  # pieces are looked at where all processes meet
             self._refuse(self.tracked.not_finite(), step + 1)
         return is_due
@@ -337,7 +337,7 @@ class Run:
             "step": self.step,
             "images": self.images,
             "seconds": self._seconds,
-            "finished": self.step >= self.horizon,
+            "finished": self.step >= self.total_steps,
             "means": self._means.state_dict(),
             "notes": self._notes.state_dict(),
         }
@@ -356,7 +356,7 @@ class Run:
     def _finish_step(self) -> None:
         self.step += 1
         self._seconds = time.monotonic() - self._began_at
-        last = self.step >= self._horizon.steps
+        last = self.step >= self._total_steps.steps
         if self.step % self.config.log_every == 0 or last:
             self._write_line()
         signal_number = self._agreed_signal()
@@ -367,19 +367,19 @@ class Run:
         if signal_number and not last:
             name = signal.Signals(signal_number).name
             self.say(
-                f"stopped by {name} after step {self.step} of {self.horizon}, checkpoint in {self.out}; "
+                f"stopped by {name} after step {self.step} of {self.total_steps}, checkpoint in {self.out}; "
                 "the same command with --resume continues"
             )
             raise Stopped(128 + signal_number)
 
     def _look_ahead(self) -> int:
         """The horizon before the next step, the same in every process: the main one's clock decides."""
-        self._horizon.look(self.step, self._seconds)
+        self._total_steps.look(self.step, self._seconds)
         if self.config.minutes and self.world > 1:
-            mine = torch.tensor([self._horizon.steps if self.is_main else 0], device=self.device)
-            self._horizon.steps = int(self.accelerator.gather(mine).max())
-        self.progress.total = self._horizon.steps
-        return self._horizon.steps
+            mine = torch.tensor([self._total_steps.steps if self.is_main else 0], device=self.device)
+            self._total_steps.steps = int(self.accelerator.gather(mine).max())
+        self.progress.total = self._total_steps.steps
+        return self._total_steps.steps
 
     def _write_line(self) -> None:
         self._check_finite()
@@ -389,7 +389,7 @@ class Run:
         rate = self.progress.rate
         self.progress.values = {name: value for name, value in means.items() if "/" not in name}
         state = {"step": self.step, "images": self.images, "seconds": round(self._seconds, 3)}
-        pace = {"images_per_second": round(rate, 3), **self.pace.line(rate)}
+        pace = {"images_per_second": round(rate, 3), **self.throughput.line(rate)}
         with writing(self.out / "metrics.jsonl"):
             append_line(self.out / "metrics.jsonl", {**state, **pace, **means})
         with writing(self.out / "tensorboard"):

@@ -3,7 +3,7 @@
 WARM = 3  # steps that say nothing of the pace: they compile, allocate and fill caches
 
 
-class Horizon:
+class TotalSteps:
     """The number of the step that a run ends before, told anew before each step.
 
     With minutes it is what the mean pace since this process began would reach, and schedules that are computed from it

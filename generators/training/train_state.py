@@ -1,7 +1,7 @@
 """What a run tracks, to and from its checkpoints.
 
     snapshot = to_continue(run_folder, config, resume)               # None: a new run
-    tracked = Tracked(accelerator, in_pieces=False)
+    tracked = TrainState(accelerator, in_pieces=False)
     tracked.add(model=model, optimizer=optimizer)
     counters = tracked.restore(snapshot)                             # fills what is tracked, returns the rest
     tracked.save(checkpoints, step, counters, about, keep=2)         # by all processes together
@@ -74,7 +74,7 @@ def to_continue(out: Path, config: Mapping[str, Any], resume: bool) -> snapshots
     return newest
 
 
-class Tracked:
+class TrainState:
     """Everything that changes while training, under names that stay the same."""
 
     def __init__(self, accelerator: Accelerator, *, in_pieces: bool) -> None:

@@ -122,7 +122,7 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
     run.restore()
     batches = feed.batches(run, pipeline)
     for step in run.steps():
-        rate = lr_at(step, peak=config.learning_rate, steps=run.horizon, warmup=config.warmup)
+        rate = lr_at(step, peak=config.learning_rate, steps=run.total_steps, warmup=config.warmup)
         set_lr(optimizer, rate)
         for _ in run.micro_steps(pair):
             loss, values = _loss(pair, next(batches), tokenizer, config, run, step)
@@ -151,7 +151,7 @@ def _loss(
     ids_BT = token_ids(tokenizer, texts, config.network.max_tokens).to(run.device)
 
     patches = config.network.patches
-    whole = step >= run.horizon * (1 - config.whole_pictures)
+    whole = step >= run.total_steps * (1 - config.whole_pictures)
     kept = patches if whole else max(1, round(patches * config.kept_patches))
     keep_BP = None if kept == patches else drop_patches(len(batch), patches, kept).to(run.device)
     image_B3HW = augment(batch.image_B3HW.to(run.device), config.shift, config.zoom)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # it needs torch, and help must be instant
     from star.training.train import TrainConfig
 
 LOADER = ("workers", "pictures/s", "first batch after")
-STEP = ("trained on", "workers", "pictures/s", "waiting for data", "making lessons", "network")
+STEP = ("trained on", "workers", "pictures/s", "waiting for data", "making training_inputs", "network")
 
 
 def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -66,7 +66,7 @@ def work(args: argparse.Namespace) -> int:
             "codes" if step.codes else "pictures",
             str(step.workers),
             f"{step.per_second:.1f}",
-            *(f"{100 * share:.1f} %" for share in (step.waiting, step.lessons, step.network)),
+            *(f"{100 * share:.1f} %" for share in (step.waiting, step.training_inputs, step.network)),
         )
         for step in compare(config, args.shards, args.workers, steps=args.steps)
     ]

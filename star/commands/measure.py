@@ -35,7 +35,7 @@ def work(args: argparse.Namespace) -> int:
     from star.data.loader.pipeline import DataConfig, Pipeline
     from star.data.shards.splits import held_out_shards
     from star.generators.registry import place_of
-    from star.tokenizer.metrics import cuts_sheet, measure
+    from star.tokenizer.metrics import cuts_grid, measure
     from star.tokenizer.tokenizer import MultiScaleTokenizer
 
     tokenizer = MultiScaleTokenizer.from_directory(place_of(args.tokenizer))
@@ -44,7 +44,7 @@ def work(args: argparse.Namespace) -> int:
     pipeline = Pipeline(data, batch_size=args.batch)
     out = Path(args.out)
     first = next(iter(Pipeline(data, batch_size=PICTURED).one_pass()))
-    save_png(cuts_sheet(tokenizer, first.image_B3HW, first.prompts), out / "reconstructions.png")
+    save_png(cuts_grid(tokenizer, first.image_B3HW, first.prompts), out / "reconstructions.png")
     scores = measure(tokenizer, pipeline.one_pass())
     write_text(out / "scores.json", json.dumps(scores.as_dict(), indent=1) + "\n")
     print(f"{scores.lines()}\n{pipeline.report.text()}\n{out / 'scores.json'}\n{out / 'reconstructions.png'}")

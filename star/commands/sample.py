@@ -69,7 +69,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """One picture to draw."""
 
     prompt: str
@@ -90,19 +90,19 @@ def work(args: argparse.Namespace) -> int:
         _adapt(generator, args.model, args.adapter)
         args.model = f"{args.model} with {args.adapter}"
     prompts = [as_text(prompt) for prompt in args.prompts]
-    wishes = _wishes(prompts, generator.conditioning, range(args.seed, args.seed + args.count))
+    requests = _requests(prompts, generator.conditioning, range(args.seed, args.seed + args.count))
     out = _folder(args.out)
     paths, pictures = [], []
-    with Progress(len(wishes), unit="pictures", enabled=len(wishes) > args.batch) as progress:
-        for wish, pixels_3HW in draw(generator, wishes, options, args.batch):
-            paths.append(_save(out, wish, pixels_3HW, args.model, options))
-            if len(wishes) <= LARGEST_GRID:
+    with Progress(len(requests), unit="pictures", enabled=len(requests) > args.batch) as progress:
+        for request, pixels_3HW in draw(generator, requests, options, args.batch):
+            paths.append(_save(out, request, pixels_3HW, args.model, options))
+            if len(requests) <= LARGEST_GRID:
                 pictures.append(pixels_3HW)
             progress.update()
     if len(pictures) > 1:
         paths.append(_save_grid(out, pictures, args.count))
-    elif len(wishes) > 1:
-        print(f"star: no grid of {len(wishes)} pictures, which is made of up to {LARGEST_GRID}", file=sys.stderr)
+    elif len(requests) > 1:
+        print(f"star: no grid of {len(requests)} pictures, which is made of up to {LARGEST_GRID}", file=sys.stderr)
     print("\n".join(str(path) for path in paths))
     return 0
 
@@ -122,12 +122,12 @@ def _adapt(generator: "Generator", model: str, adapter: str) -> None:
 
 
 def draw(
-    generator: "Generator", wishes: Sequence[Wish], options: "SampleOptions", batch: int
-) -> "Iterator[tuple[Wish, Tensor]]":
-    """Each wish with its pixels_3HW, drawn `batch` at a time."""
-    for first in range(0, len(wishes), batch):
-        part = wishes[first : first + batch]
-        prompts, seeds = [wish.prompt for wish in part], [wish.seed for wish in part]
+    generator: "Generator", requests: Sequence[Request], options: "SampleOptions", batch: int
+) -> "Iterator[tuple[Request, Tensor]]":
+    """Each request with its pixels_3HW, drawn `batch` at a time."""
+    for first in range(0, len(requests), batch):
+        part = requests[first : first + batch]
+        prompts, seeds = [request.prompt for request in part], [request.seed for request in part]
         pixels_B3HW = generator.generate(prompts, seeds=seeds, options=options)
         yield from zip(part, pixels_B3HW, strict=True)
 
@@ -172,14 +172,14 @@ def _check(args: argparse.Namespace) -> None:
     check_writable(args.out)
 
 
-def _wishes(prompts: Sequence[str], conditioning: str, seeds: range) -> list[Wish]:
+def _requests(prompts: Sequence[str], conditioning: str, seeds: range) -> list[Request]:
     if not prompts:
         if conditioning != "none":
             raise InputError('no prompt was given, expected at least one: put it in quotes, or give "" to draw without')
         prompts = [""]
     elif conditioning == "text" and not all(prompt.strip() for prompt in prompts):
         print("star: an empty prompt draws without a condition", file=sys.stderr)
-    return [Wish(prompt, seed) for prompt in prompts for seed in seeds]
+    return [Request(prompt, seed) for prompt in prompts for seed in seeds]
 
 
 def _folder(path: str) -> Path:
@@ -193,10 +193,10 @@ def _folder(path: str) -> Path:
     return folder
 
 
-def _save(folder: Path, wish: Wish, pixels_3HW: "Tensor", model: str, options: "SampleOptions") -> Path:
-    made_from: dict[str, Any] = {"prompt": wish.prompt, "seed": wish.seed, "model": model}
+def _save(folder: Path, request: Request, pixels_3HW: "Tensor", model: str, options: "SampleOptions") -> Path:
+    made_from: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed, "model": model}
     text = {name: str(value) for name, value in made_from.items()} | {"options": json.dumps(asdict(options))}
-    return _save_new(pixels_3HW, folder, f"{slug(wish.prompt)}-{wish.seed}", text)
+    return _save_new(pixels_3HW, folder, f"{slug(request.prompt)}-{request.seed}", text)
 
 
 def _save_grid(folder: Path, pictures: "Sequence[Tensor]", count: int) -> Path:

@@ -214,7 +214,7 @@ class NextScaleTransformer(nn.Module):
         teacher_input_BlE: Tensor,
         text: "TextFeatures | Tensor",
         source_B: Tensor | None = None,
-        taught_L: Tensor | None = None,
+        kept_L: Tensor | None = None,
         codes_BL: Tensor | None = None,
         label_smoothing: float = 0.0,
     ) -> Tensor:
@@ -222,11 +222,11 @@ class NextScaleTransformer(nn.Module):
 
         teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives; L may end after any scale. text:
         TextFeatures, or class labels (B,) int64 for conditioning "class". source_B: see TextKeys; rows of other
-        samples, so only the golden tests pass it here. taught_L: the tokens that take part, see teaching.draw_taught;
+        samples, so only the golden tests pass it here. kept_L: the tokens that take part, see teaching.draw_kept;
         all if None. Returns float32 (B, L, V), with as many L as take part; where codes_BL, the right answers of these,
         are given, the cross-entropy of every token in nats instead, float32 (B, L), without ever holding all logits.
         """
-        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B, taught_L)
+        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B, kept_L)
         if codes_BL is None:
             return self.logits(hidden_BLC, condition_BC)
         return self.losses(hidden_BLC, condition_BC, codes_BL, label_smoothing)
@@ -236,7 +236,7 @@ class NextScaleTransformer(nn.Module):
         teacher_input_BlE: Tensor,
         text: "TextFeatures | Tensor",
         source_B: Tensor | None = None,
-        taught_L: Tensor | None = None,
+        kept_L: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Before the classifier: states (B, L, C), not yet normalised, and the vector that modulates; see `forward`."""
         first, (rows, length, width) = self.schedule.lengths[0], teacher_input_BlE.shape
@@ -246,13 +246,13 @@ class NextScaleTransformer(nn.Module):
                 f"or ends after a coarser scale, got {(rows, length, width)}; does the tokenizer have the same scales?"
             )
         condition_BC, start_BlC = self.encode_condition(text)
-        if taught_L is not None:
-            teacher_input_BlE = teacher_input_BlE[:, taught_L[first:] - first]
+        if kept_L is not None:
+            teacher_input_BlE = teacher_input_BlE[:, kept_L[first:] - first]
         tokens_BlC = self.input_projection(teacher_input_BlE)
         x_BLC = torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1)
         # A block in pieces (FSDP2) is whole only while it computes, so here each reads the words by itself.
         words, sight = self.encode_text(text, source_B, beforehand=False), self.causality(x_BLC)
-        span = slice(0, first + length) if taught_L is None else taught_L
+        span = slice(0, first + length) if kept_L is None else kept_L
         return self.run_blocks(x_BLC, span, condition_BC, words, sight, None), condition_BC
 
     def begin(self, text: "TextFeatures | Tensor", source_B: Tensor | None = None) -> DrawingState:

@@ -135,7 +135,7 @@ def plan(
     network = config.fresh_network(
         sizes=shapes.sizes, vocabulary=shapes.vocabulary, code_width=shapes.code_width, text_width=shapes.text_width
     )
-    shares = config.syllabus(network.schedule).shares()
+    shares = config.curriculum(network.schedule).shares()
     lengths = max((part.lengths for part in shares), key=sum)
     per_device = config.run.batch_size // (gpus * config.run.accumulate)
     half = config.run.precision == "bf16"

@@ -17,7 +17,7 @@ from star.data.loader.pipeline import Batch
 from star.data.shards.tar import SampleError
 from star.data.text import TextFeatures
 from star.precomputed.format import Encoding, EncodingConfig, metadata, pad
-from star.training.targets import Lesson, known_lesson, make_lesson
+from star.training.targets import Targets, make_targets, targets_of_codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class EncodedReader:
 
 
 class EncodedShards:
-    """Lessons from encoded samples (encoded.Lessons)."""
+    """TrainingInputs from encoded samples (encoded.TrainingInputs)."""
 
     def __init__(self, encoding: Encoding, device: torch.device) -> None:
         self.encoding, self.device = encoding, device
@@ -90,14 +90,14 @@ class EncodedShards:
         self.tokenizer.quantizer.to(device)
         self.null_text = encoding.null_text.to(device)
 
-    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Lesson:
-        """What is taught of a batch, see teaching.make_lesson; noise needs shards with latents."""
+    def targets(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Targets:
+        """What is taught of a batch, see teaching.make_targets; noise needs shards with latents."""
         quantizer = self.tokenizer.quantizer
         if noise:
             latent_BEhw = batch.extra["latent_Ehw"].to(self.device)
-            return make_lesson(quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
+            return make_targets(quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
         codes_BL = batch.extra["codes_L"].to(self.device, torch.int64)
-        return known_lesson(quantizer, self.tokenizer.schedule.split(codes_BL), scales)
+        return targets_of_codes(quantizer, self.tokenizer.schedule.split(codes_BL), scales)
 
     def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:
         """The features of a batch's prompts, those of the empty one where a prompt was emptied."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from star.data.text import TextFeatures
 from star.model.refiner import Refiner
-from star.sampling.sampler import Dice, guide
+from star.sampling.sampler import SampleRng, guide
 from star.tokenizer.quantizer import Quantizer
 
 
-def reveal_counts(length: int, steps: int) -> tuple[int, ...]:
+def unmask_counts(length: int, steps: int) -> tuple[int, ...]:
     """How many of `length` tokens each step reveals: few at first, more and more; rounded, and together all of them.
 
     Step s takes a share of arccos(1 - s / (steps - 1)), at least one token; the last takes what is left, if anything.
@@ -28,7 +28,7 @@ def reveal_counts(length: int, steps: int) -> tuple[int, ...]:
 
 
 @dataclass(slots=True)
-class Canvas:
+class PartialScale:
     """One scale while it is revealed: codes where `step_Bl` names the step that revealed them, -1 where none has."""
 
     codes_Bl: Tensor
@@ -47,7 +47,7 @@ class Canvas:
         self.step_Bl = self.step_Bl.masked_fill(new_Bl, step)
 
 
-class StableSampler:
+class MaskedDecoder:
     """Draws the scales that its refiner has a plan for."""
 
     def __init__(self, refiner: Refiner, quantizer: Quantizer) -> None:
@@ -64,10 +64,10 @@ class StableSampler:
         k: int,
         rows: "TextFeatures | Tensor",
         guidance: float,
-        dice: Dice,
+        rng: SampleRng,
     ) -> Tensor:
         """Codes (B, l) of scale k; see `reveal`."""
-        return self.reveal(hidden_RlC, logits_BlV, k, rows, guidance, dice).codes_Bl
+        return self.reveal(hidden_RlC, logits_BlV, k, rows, guidance, rng).codes_Bl
 
     def reveal(
         self,
@@ -76,8 +76,8 @@ class StableSampler:
         k: int,
         rows: "TextFeatures | Tensor",
         guidance: float,
-        dice: Dice,
-    ) -> Canvas:
+        rng: SampleRng,
+    ) -> PartialScale:
         """The whole scale.
 
         hidden_RlC: the transformer's hidden states; logits_BlV: its logits after guidance. rows: the text of at least
@@ -94,8 +94,8 @@ class StableSampler:
         twin = len(hidden_RlC) // B
         text_RSC = self.refiner.text_token(rows.pooled_BD[: len(hidden_RlC)])
         start = torch.zeros(B, length, dtype=torch.long, device=logits_BlV.device)
-        canvas = Canvas(start, start - 1)
-        for step, count in enumerate(reveal_counts(length, plan.steps)):
+        canvas = PartialScale(start, start - 1)
+        for step, count in enumerate(unmask_counts(length, plan.steps)):
             if step >= plan.plain:
                 known_BlE = self.quantizer.codebook(canvas.codes_Bl).to(hidden_RlC.dtype)
                 logits_RlV = self.refiner(
@@ -106,12 +106,12 @@ class StableSampler:
                     self.refiner.schedule.slices[k],
                 )
                 logits_BlV = guide(logits_RlV, guidance) if twin == 2 else logits_RlV
-            kept_BlV = dice.keep(logits_BlV, k / max(self.refiner.schedule.count - 1, 1))
-            drawn_Bl = dice.pick(kept_BlV, k, step)
+            kept_BlV = rng.keep(logits_BlV, k / max(self.refiner.schedule.count - 1, 1))
+            drawn_Bl = rng.pick(kept_BlV, k, step)
             worth_Bl = kept_BlV.softmax(dim=-1).gather(-1, drawn_Bl.unsqueeze(-1)).squeeze(-1)
             if step < plan.plain:
                 canvas.reveal(drawn_Bl, worth_Bl, count, step)
             if step < plan.shuffled:
-                worth_Bl = dice.order(k, step, length).to(worth_Bl.device, non_blocking=True)
+                worth_Bl = rng.order(k, step, length).to(worth_Bl.device, non_blocking=True)
             canvas.reveal(drawn_Bl, worth_Bl.masked_fill(canvas.known_Bl, -1.0), count, step)
         return canvas

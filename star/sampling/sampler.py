@@ -22,7 +22,7 @@ from star.tokenizer.quantizer import Quantizer
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
     from star.generators.protocol import SampleOptions
-    from star.sampling.masked_decoding import StableSampler
+    from star.sampling.masked_decoding import MaskedDecoder
 
 CrossAttentionMode = Literal["per-sample", "released"]
 Watcher = Callable[[int, Tensor, Tensor], None]
@@ -94,7 +94,7 @@ def pick(logits_BlV: Tensor, uniforms_Bl: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Dice:
+class SampleRng:
     """The randomness of one pass: it comes from the seeds of its pictures alone."""
 
     seeds: Sequence[int]
@@ -143,8 +143,8 @@ class GivenCodes:
 
 def choose(logits_BlV: Tensor, seeds: Sequence[int], k: int, options: "SampleOptions") -> Tensor:
     """Codes (B, l) of scale k: the likeliest if top_k is 1, else drawn after temperature, top-k and top-p."""
-    dice = Dice(seeds, options)
-    return dice.pick(dice.keep(logits_BlV), k)
+    rng = SampleRng(seeds, options)
+    return rng.pick(rng.keep(logits_BlV), k)
 
 
 def join(text: "TextFeatures | Tensor", null_text: "TextFeatures | Tensor") -> "TextFeatures | Tensor":
@@ -172,7 +172,7 @@ def draw_codes(
     options: "SampleOptions",
     cross_attention: CrossAttentionMode = "per-sample",
     unguided_last: int = 0,
-    stable: "StableSampler | None" = None,
+    stable: "MaskedDecoder | None" = None,
     batch: int | None = None,
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
@@ -227,18 +227,18 @@ def draw_pass(
     options: "SampleOptions",
     source_B: Tensor | None = None,
     unguided_last: int = 0,
-    stable: "StableSampler | None" = None,
-    dice: Dice | None = None,
+    stable: "MaskedDecoder | None" = None,
+    rng: SampleRng | None = None,
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """One pass of `draw_codes`. rows: the prompts and, unless guidance is 0, as many unconditional rows after them.
 
-    source_B chooses whose cross-attention output a row receives, dice where chance comes from; only the golden tests
+    source_B chooses whose cross-attention output a row receives, rng where chance comes from; only the golden tests
     give some of their own.
     """
     schedule, count = transformer.schedule, len(seeds)
-    dice = dice or Dice(seeds, options)
+    rng = rng or SampleRng(seeds, options)
     state = transformer.begin(rows, source_B)
     latent_BEhw = quantizer.empty_latent(count)
     input_BlE: Tensor | None = None
@@ -252,9 +252,9 @@ def draw_pass(
         logits_RlV = transformer.logits(hidden_RlC, state.condition_BC)
         logits_BlV = guide(logits_RlV, strength) if twin == 2 else logits_RlV
         if stable is not None and stable.covers(k):
-            codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, 0.0 if twin == 1 else options.guidance, dice)
+            codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, 0.0 if twin == 1 else options.guidance, rng)
         else:
-            codes_Bl = dice.pick(dice.keep(logits_BlV, k / max(schedule.count - 1, 1)), k)
+            codes_Bl = rng.pick(rng.keep(logits_BlV, k / max(schedule.count - 1, 1)), k)
         if given is not None:
             codes_Bl = given.put(codes_Bl, k)
         if watch is not None:

@@ -55,7 +55,7 @@ class FinetuneConfig:
     warmup: int = 20  # steps
     weight_decay: float = 0.01
     caption_dropout: float = 0.1
-    code_noise: float = 0.1  # see teaching.make_lesson
+    code_noise: float = 0.1  # see teaching.make_targets
     noise_neighbours: int = 32
     scale_power: float = 0.75  # see teaching.scale_weights
 
@@ -147,14 +147,14 @@ def learn(
     batches = pipeline.batches(start=run.first_batch)
     network = run.prepare(transformer.train())
     for step in run.steps():
-        lr = lr_at(step, peak=config.peak, steps=run.horizon, warmup=config.warmup, floor=0.05)
+        lr = lr_at(step, peak=config.peak, steps=run.total_steps, warmup=config.warmup, floor=0.05)
         set_lr(optimizer, lr)
         for _ in run.micro_steps(network):
             batch = next(batches)
-            lesson = encoder.lesson(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
+            targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
             text = encoder.batch_text(batch, drop_captions(batch.prompts, config.caption_dropout))
             with run.autocast():
-                loss_BL = network(lesson.teacher_input_BlE, text, codes_BL=lesson.codes_BL)
+                loss_BL = network(targets.teacher_input_BlE, text, codes_BL=targets.codes_BL)
             loss = (loss_BL.mean(dim=0) * weights_L).sum()
             run.backward(loss)
             run.log({"loss": loss.detach()}, images=len(batch))

@@ -16,7 +16,7 @@ from star.precomputed.format import Encoding, QuantizerOnly, TextOnly
 from star.tokenizer.tokenizer import FAMILY, MultiScaleTokenizer, TokenizerConfig, codes_digest
 
 
-class Frozen:
+class FrozenNetworks:
     """Tokenizer and text encoder as far as a training needs them."""
 
     def __init__(self, tokenizer: str, text_encoder: str, encoding: Encoding | None) -> None:

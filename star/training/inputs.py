@@ -22,29 +22,29 @@ from star.data.text import TextEncoder, TextFeatures
 from star.precomputed.format import QuantizerOnly
 from star.tokenizer.portions import at_once, map_bytes
 from star.tokenizer.tokenizer import MultiScaleTokenizer
-from star.training.frozen_networks import Frozen
-from star.training.targets import Lesson, make_lesson
+from star.training.frozen_networks import FrozenNetworks
+from star.training.targets import Targets, make_targets
 
 logger = logging.getLogger(__name__)
 
 
-class Lessons(Protocol):
-    """Where the lessons of a training come from: encoded batch by batch, beforehand, or in shards."""
+class TrainingInputs(Protocol):
+    """Where the training_inputs of a training come from: encoded batch by batch, beforehand, or in shards."""
 
     null_text: TextFeatures  # of one empty prompt, on the device
 
     @property
     def tokenizer(self) -> MultiScaleTokenizer | QuantizerOnly: ...
 
-    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Lesson:
-        """What is taught of a batch, see teaching.make_lesson."""
+    def targets(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Targets:
+        """What is taught of a batch, see teaching.make_targets."""
         ...
 
     def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:
         """The features of a batch's prompts, some of which may have been emptied."""
         ...
 
-    def unprepared(self) -> "Lessons":
+    def unprepared(self) -> "TrainingInputs":
         """One that also serves what was not prepared for training: held-out pictures and their captions."""
         ...
 
@@ -68,10 +68,10 @@ class Encoder:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             return torch.cat([self.tokenizer.image_to_latent(part.to(self.device)) for part in parts])
 
-    def lesson(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Lesson:
-        """What is taught of a batch, see teaching.make_lesson."""
+    def targets(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Targets:
+        """What is taught of a batch, see teaching.make_targets."""
         latent_BEhw = self.latents(batch)
-        return make_lesson(self.tokenizer.quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
+        return make_targets(self.tokenizer.quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
 
     def text(self, prompts: Sequence[str]) -> TextFeatures:
         """The features of prompts; an empty one is the null condition."""
@@ -146,7 +146,7 @@ class EncodedSet(Encoder):
         return self.text_N[rows].to(self.device, torch.float32)
 
 
-def encoded_bytes(frozen: Frozen, shard: str, *, looked_at: int = 64) -> int:
+def encoded_bytes(frozen: FrozenNetworks, shard: str, *, looked_at: int = 64) -> int:
     """What an `EncodedSet` takes for a sample beside its pixels, judged by the captions of a shard's first ones."""
     quantizer = frozen.tokenizer.quantizer.config
     latent = 4 * quantizer.code_width * quantizer.sizes[-1] ** 2

@@ -22,8 +22,8 @@ from star.model.transformer import NextScaleTransformer
 from star.precomputed.dataset import EncodedReader, EncodedShards
 from star.precomputed.encode import encode
 from star.precomputed.format import encoding_of
-from star.training.frozen_networks import Frozen
-from star.training.inputs import Encoder, Lessons
+from star.training.frozen_networks import FrozenNetworks
+from star.training.inputs import Encoder, TrainingInputs
 from star.training.targets import scale_weights
 from star.training.train import TrainConfig, compile_blocks, parameter_groups
 
@@ -32,21 +32,21 @@ WARM_UP = 3  # steps that are not counted: workers start, memory is allocated, b
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepShares:
-    """Pictures per second of training, and the shares of a step: waiting for batches, making lessons of them, the rest.
+    """Pictures per second of training, and the shares of a step: waiting for batches, making inputs of them, the rest.
 
-    Lessons are the work of tokenizer and text encoder, or what is left of it with codes.
+    TrainingInputs are the work of tokenizer and text encoder, or what is left of it with codes.
     """
 
     codes: bool
     workers: int
     per_second: float
     waiting: float
-    lessons: float
+    training_inputs: float
 
     @property
     def network(self) -> float:
         """Forward, backward and the optimiser."""
-        return 1 - self.waiting - self.lessons
+        return 1 - self.waiting - self.training_inputs
 
 
 def compare(
@@ -89,12 +89,12 @@ def _measure(config: TrainConfig, shards: tuple[str, ...], workers: int, steps: 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = config.run.precision == "bf16"
     encoding = encoding_of(shards)
-    frozen = Frozen(config.tokenizer, config.text_encoder, encoding)
-    lessons: Lessons
+    frozen = FrozenNetworks(config.tokenizer, config.text_encoder, encoding)
+    training_inputs: TrainingInputs
     if encoding is None:
-        lessons = Encoder(*frozen.networks(device), device, half=half)
+        training_inputs = Encoder(*frozen.networks(device), device, half=half)
     else:
-        lessons = EncodedShards(encoding, device)
+        training_inputs = EncodedShards(encoding, device)
     network = config.network(frozen)
     model = NextScaleTransformer(network).to(device).train()
     if config.compile:
@@ -111,12 +111,12 @@ def _measure(config: TrainConfig, shards: tuple[str, ...], workers: int, steps: 
         began = time.monotonic()
         batch = next(batches)
         got = time.monotonic()
-        lesson = lessons.lesson(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
-        text = lessons.batch_text(batch, batch.prompts)
-        _wait(lesson.teacher_input_BlE)
+        targets = training_inputs.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
+        text = training_inputs.batch_text(batch, batch.prompts)
+        _wait(targets.teacher_input_BlE)
         taught = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss_BL = model(lesson.teacher_input_BlE, text, codes_BL=lesson.codes_BL)
+            loss_BL = model(targets.teacher_input_BlE, text, codes_BL=targets.codes_BL)
         (loss_BL.mean(dim=0) * weights_L).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -128,7 +128,7 @@ def _measure(config: TrainConfig, shards: tuple[str, ...], workers: int, steps: 
         workers=workers,
         per_second=steps * config.run.batch_size / total,
         waiting=waiting / total,
-        lessons=teaching / total,
+        training_inputs=teaching / total,
     )
 
 

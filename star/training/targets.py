@@ -17,7 +17,7 @@ LOGITS = 2**30  # bytes: logits in float32, their log-softmax, and the gradients
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class Targets:
     """teacher_input_BlE: (B, L - l_0, E) float32. codes_BL: the right answers, int64. L may end after some scales."""
 
     teacher_input_BlE: Tensor
@@ -25,21 +25,21 @@ class Lesson:
 
 
 @torch.no_grad()
-def make_lesson(
+def make_targets(
     quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None
-) -> Lesson:
+) -> Targets:
     """Quantises latents into what teacher forcing needs, if asked for with mistakes to repair.
 
     noise: each picture draws a rate from U(0, noise), and each of its codes is replaced with that probability before
     the following scales are computed; their right answers then describe what the mistakes left over, so
     the network learns to repair what it will get wrong when it draws (Han et al. 2024, "bitwise self-correction").
     neighbours: a replacement is one of so many codes nearest to the right one; 0 is any code.
-    scales: the lesson ends after so many, all if None.
+    scales: the targets ends after so many, all if None.
     """
     schedule = quantizer.schedule
     count = len(latent_BEhw)
     if not noise:
-        return known_lesson(quantizer, quantizer.encode(latent_BEhw).codes, scales)
+        return targets_of_codes(quantizer, quantizer.encode(latent_BEhw).codes, scales)
     rate_B1 = torch.rand(count, 1, device=latent_BEhw.device) * noise
     total_BEhw = quantizer.empty_latent(count)
     inputs, answers = [], []
@@ -58,13 +58,13 @@ def make_lesson(
         inputs.append(input_BlE)
     known = [i for i in inputs if i is not None]
     empty_BlE = latent_BEhw.new_zeros(count, 0, latent_BEhw.shape[1])
-    return Lesson(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1))
+    return Targets(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1))
 
 
-def known_lesson(quantizer: Quantizer, codes: Sequence[Tensor], scales: int | None = None) -> Lesson:
-    """The lesson of codes (B, l) that are known, of the first `scales` scales; of all if None."""
+def targets_of_codes(quantizer: Quantizer, codes: Sequence[Tensor], scales: int | None = None) -> Targets:
+    """The targets of codes (B, l) that are known, of the first `scales` scales; of all if None."""
     codes = codes[:scales]
-    return Lesson(quantizer.teacher_input(codes), torch.cat(list(codes), dim=1))
+    return Targets(quantizer.teacher_input(codes), torch.cat(list(codes), dim=1))
 
 
 def _nearest_codes(quantizer: Quantizer, count: int) -> Tensor:
@@ -82,13 +82,13 @@ def _replacements(codes_Bl: Tensor, near_Vn: Tensor | None, vocabulary: int) -> 
     return near_Vn[codes_Bl, torch.randint_like(codes_Bl, near_Vn.shape[1])]
 
 
-def taught_lengths(schedule: ScaleSchedule, keep_last: float) -> tuple[int, ...]:
+def kept_lengths(schedule: ScaleSchedule, keep_last: float) -> tuple[int, ...]:
     """Tokens of each scale that take part where a share of the finest does."""
     *coarser, finest = schedule.lengths
     return (*coarser, max(1, round(keep_last * finest)))
 
 
-def draw_taught(schedule: ScaleSchedule, keep_last: float) -> Tensor | None:
+def draw_kept(schedule: ScaleSchedule, keep_last: float) -> Tensor | None:
     """The tokens that take part in a step, int64, ascending: all coarser scales and a random share of the finest.
 
     None if that is all of them. Ma et al. 2024 train 1024 px so, with 3445 of the finest 4096: memory and time go with
@@ -96,7 +96,7 @@ def draw_taught(schedule: ScaleSchedule, keep_last: float) -> Tensor | None:
     scale misses the neighbours that are left out: its loss is what a full pass would give if nobody saw those, and that
     is the approximation. One draw serves the whole batch (torch's global generator).
     """
-    length, kept = schedule.lengths[-1], taught_lengths(schedule, keep_last)[-1]
+    length, kept = schedule.lengths[-1], kept_lengths(schedule, keep_last)[-1]
     if kept == length:
         return None
     start = schedule.length - length

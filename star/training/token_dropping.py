@@ -1,7 +1,7 @@
 """Which tokens of the pyramid a training step computes: all of them, few of the finest scale, or coarse scales alone.
 
 K number of scales, k scale index, L tokens that take part.
-A scale never sees finer ones, so the first scales of a picture are a whole lesson by themselves, and a cheap one: what
+A scale never sees finer ones, so the first scales of a picture are a whole targets by themselves, and a cheap one: what
 decides the shape of a picture can be learnt from many more pictures than its edges in the same time.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from star.tokenizer.scales import ScaleSchedule
-from star.training.targets import draw_taught, taught_lengths
+from star.training.targets import draw_kept, kept_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +24,15 @@ class Part:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each scale that take part."""
-        return taught_lengths(self.schedule, self.keep_last)[: self.scales]
+        return kept_lengths(self.schedule, self.keep_last)[: self.scales]
 
     def draw(self) -> Tensor | None:
-        """Which tokens of these scales take part in one step, see teaching.draw_taught; None is all of them."""
-        return draw_taught(self.schedule, self.keep_last) if self.scales == self.schedule.count else None
+        """Which tokens of these scales take part in one step, see teaching.draw_kept; None is all of them."""
+        return draw_kept(self.schedule, self.keep_last) if self.scales == self.schedule.count else None
 
 
 @dataclass(frozen=True, slots=True)
-class Syllabus:
+class ScaleCurriculum:
     """The parts of a run and their order.
 
     keep_last: share of the finest scale's tokens that a step computes. whole_last: share of the steps, at the end, that

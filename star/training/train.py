@@ -1,4 +1,4 @@
-"""Training of the next-scale transformer: shards to latents and text, lessons under the scale-causal mask, a run.
+"""Training of the next-scale transformer: shards to latents and text, teacher forcing, a run.
 
 B batch, L tokens of all scales, K number of scales, k scale index, V codebook, E code width, h w finest latent grid.
 
@@ -40,11 +40,11 @@ from star.precomputed.dataset import EncodedReader, EncodedShards
 from star.precomputed.format import encoding_of
 from star.tokenizer.portions import loaded_at_once
 from star.tokenizer.scales import ScaleSchedule
-from star.training.frozen_networks import Frozen
+from star.training.frozen_networks import FrozenNetworks
 from star.training.init_from import continued, start_from
-from star.training.inputs import EncodedSet, Encoder, Lessons, encoded_bytes
+from star.training.inputs import EncodedSet, Encoder, TrainingInputs, encoded_bytes
 from star.training.targets import per_scale, scale_weights
-from star.training.token_dropping import Syllabus
+from star.training.token_dropping import ScaleCurriculum
 from star.training.validation import Validation, is_held_out, shared_out
 
 # Weight decay pulls towards zero what should be: matrices. Not biases, nor what is added or multiplied as it stands.
@@ -81,11 +81,11 @@ class TrainConfig(FeedConfig):
     ema: float = 0.999
     caption_dropout: float = 0.1  # share of captions replaced by the empty prompt, which guidance needs
     caption_dropout_above: int = 0  # characters: shorter captions are never replaced
-    code_noise: float = 0.0  # see teaching.make_lesson
+    code_noise: float = 0.0  # see teaching.make_targets
     noise_neighbours: int = 0
     label_smoothing: float = 0.0
     scale_power: float = 1.0  # see teaching.scale_weights
-    keep_last_scale: float = 1.0  # share of the finest scale's tokens that a step computes, see teaching.draw_taught
+    keep_last_scale: float = 1.0  # share of the finest scale's tokens that a step computes, see teaching.draw_kept
     whole_last: float = 0.0  # share of the steps, at the end, that compute all of them
     coarse_scales: int = 0  # so many of the scales are all that most steps before those compute
     coarse_steps: float = 0.0  # the share of the steps that do
@@ -132,15 +132,15 @@ class TrainConfig(FeedConfig):
                 f"lr is {self.lr} and validate_every {self.validate_every}, expected both positive: correct them"
             )
 
-    def syllabus(self, schedule: ScaleSchedule) -> Syllabus:
+    def curriculum(self, schedule: ScaleSchedule) -> ScaleCurriculum:
         """What each step computes. Raises InputError if there are too few scales for it."""
         if self.coarse_scales >= schedule.count:
             raise InputError(
                 f"coarse_scales is {self.coarse_scales}, but the tokenizer has {schedule.count} scales: give fewer"
             )
-        return Syllabus(schedule, self.keep_last_scale, self.whole_last, self.coarse_scales, self.coarse_steps)
+        return ScaleCurriculum(schedule, self.keep_last_scale, self.whole_last, self.coarse_scales, self.coarse_steps)
 
-    def network(self, frozen: Frozen) -> TransformerConfig:
+    def network(self, frozen: FrozenNetworks) -> TransformerConfig:
         """The transformer that fits the frozen networks."""
         tokenizer = frozen.tokenizer
         fresh = self.fresh_network(
@@ -186,9 +186,9 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         encoding.check_use(config.crop, config.code_noise)
         config = replace(config, precompute=False)
     refuse_untrainable(config.attention, Accelerator().device)
-    frozen = Frozen(config.tokenizer, config.text_encoder, encoding)
+    frozen = FrozenNetworks(config.tokenizer, config.text_encoder, encoding)
     network = config.network(frozen)
-    syllabus = config.syllabus(network.schedule)
+    curriculum = config.curriculum(network.schedule)
     feed = Feed(
         config,
         sources,
@@ -216,10 +216,10 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
 
     pipeline, encoder, validation = prepare_data(config, feed, frozen, run)
     words = frozen.text_encoder.max_tokens
-    done = mean((work(network, part.lengths, words), share) for part, share in syllabus.shares().items())
-    run.pace.flops_per_image = done.forward + done.backward  # what is computed a second time is no use
+    done = mean((work(network, part.lengths, words), share) for part, share in curriculum.shares().items())
+    run.throughput.flops_per_image = done.forward + done.backward  # what is computed a second time is no use
     batches = feed.batches(run, pipeline)
-    weights = {part: scale_weights(part.lengths, config.scale_power).to(run.device) for part in syllabus.shares()}
+    weights = {part: scale_weights(part.lengths, config.scale_power).to(run.device) for part in curriculum.shares()}
     if config.compile:
         compile_blocks(run.unwrap(model), run.device)
     model.train()
@@ -227,7 +227,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         lr = lr_at(
             step,
             peak=config.lr,
-            steps=run.horizon,
+            steps=run.total_steps,
             warmup=config.warmup,
             shape=config.schedule,
             floor=config.lr_floor,
@@ -235,23 +235,23 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         )
         for optimizer in optimizers.values():
             set_lr(optimizer, lr)
-        part = syllabus.at(step, run.horizon)
+        part = curriculum.at(step, run.total_steps)
         for _ in run.micro_steps(model):
             batch = validation.without_held_out(next(batches))
-            lesson = encoder.lesson(
+            targets = encoder.targets(
                 batch, noise=config.code_noise, neighbours=config.noise_neighbours, scales=part.scales
             )
             prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
             text = encoder.batch_text(batch, prompts)
-            taught_L, codes_BL = part.draw(), lesson.codes_BL
-            if taught_L is not None:
-                taught_L = taught_L.to(run.device)
-                codes_BL = codes_BL[:, taught_L]
+            kept_L, codes_BL = part.draw(), targets.codes_BL
+            if kept_L is not None:
+                kept_L = kept_L.to(run.device)
+                codes_BL = codes_BL[:, kept_L]
             with run.autocast():
                 loss_BL = model(
-                    lesson.teacher_input_BlE,
+                    targets.teacher_input_BlE,
                     text,
-                    taught_L=taught_L,
+                    kept_L=kept_L,
                     codes_BL=codes_BL,
                     label_smoothing=config.label_smoothing,
                 )
@@ -347,15 +347,15 @@ def drop_captions(prompts: Sequence[str], share: float, *, above: int = 0) -> li
 
 
 def prepare_data(
-    config: TrainConfig, feed: Feed[TrainConfig], frozen: Frozen, run: Run
-) -> tuple[Pipeline, Lessons, Validation]:
-    """The stream of training batches, what makes lessons of them, and what is held out."""
+    config: TrainConfig, feed: Feed[TrainConfig], frozen: FrozenNetworks, run: Run
+) -> tuple[Pipeline, TrainingInputs, Validation]:
+    """The stream of training batches, what makes training_inputs of them, and what is held out."""
     pipeline = feed.pipeline(run)
     half = config.run.precision == "bf16"
     # Every process needs what is in memory; of what is streamed each decodes its turn, see validation.shared_out.
     loaded = loaded_at_once(frozen.tokenizer.resolution)
     every = pipeline.alone(loaded)
-    encoder: Lessons
+    encoder: TrainingInputs
     if frozen.encoding is not None:
         encoder = EncodedShards(frozen.encoding, run.device)
     elif config.precompute:

@@ -20,8 +20,8 @@ from star.data.text import TextFeatures
 from star.generators.training.run import Run
 from star.model.transformer import NextScaleTransformer
 from star.planning.memory import looked_at_once
-from star.training.inputs import Lessons
-from star.training.targets import code_counts, known_lesson, per_scale, unigram_nats
+from star.training.inputs import TrainingInputs
+from star.training.targets import code_counts, per_scale, targets_of_codes, unigram_nats
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -32,12 +32,12 @@ def is_held_out(key: str, share: float) -> bool:
 class Measured:
     """Pictures whose losses are measured: their codes and words, kept in main memory."""
 
-    def __init__(self, encoder: Lessons, batches: Iterator[Batch]) -> None:
+    def __init__(self, encoder: TrainingInputs, batches: Iterator[Batch]) -> None:
         """batches: encoded once, each picture under its first caption."""
         self.encoder, self.schedule = encoder, encoder.tokenizer.schedule
         codes, texts = [torch.zeros(0, self.schedule.length, dtype=torch.int64)], []
         for batch in batches:
-            codes.append(encoder.lesson(batch).codes_BL.cpu())
+            codes.append(encoder.targets(batch).codes_BL.cpu())
             texts.append(encoder.batch_text(batch, batch.prompts).to("cpu"))
         self.codes_NL = torch.cat(codes)
         self.text_N = TextFeatures.cat(texts) if texts else None
@@ -61,9 +61,9 @@ class Measured:
         sum_K1 = torch.zeros(self.schedule.count + 1, dtype=torch.float64, device=run.device)  # and the pictures
         for start in range(0, rounds * portion, portion):
             codes_BL, text, count = self._portion(slice(start, start + portion), run.device)
-            lesson = known_lesson(self.encoder.tokenizer.quantizer, self.schedule.split(codes_BL))
+            targets = targets_of_codes(self.encoder.tokenizer.quantizer, self.schedule.split(codes_BL))
             with run.autocast():
-                loss_BL = network(lesson.teacher_input_BlE, text, codes_BL=codes_BL)
+                loss_BL = network(targets.teacher_input_BlE, text, codes_BL=codes_BL)
             sum_K1[:-1] += per_scale(loss_BL, self.schedule.lengths) * count
             sum_K1[-1] += count
         network.train(was_training)
@@ -85,7 +85,7 @@ class Measured:
 class Validation:
     """Held-out pictures: what they cost the network, and what they would cost knowing only how frequent codes are."""
 
-    def __init__(self, encoder: Lessons, batches: Iterator[Batch], run: Run, *, share: float = 0.0) -> None:
+    def __init__(self, encoder: TrainingInputs, batches: Iterator[Batch], run: Run, *, share: float = 0.0) -> None:
         """batches: this process's. share: of the training shards, where the held-out pictures are among those; see
         `without_held_out`."""
         self.share, self.run = share, run
@@ -109,7 +109,7 @@ class Validation:
         return batch.pick(places)
 
     @torch.no_grad()
-    def count_codes(self, encoder: Lessons, every: Pipeline, most: int = 20000) -> None:
+    def count_codes(self, encoder: TrainingInputs, every: Pipeline, most: int = 20000) -> None:
         """Counts the codes of up to `most` training pictures and measures the held-out ones against them.
 
         The pictures are shared out over the processes, all of which must ask for it.
@@ -118,7 +118,7 @@ class Validation:
             return
         train_KV = torch.zeros(self.schedule.count, self.vocabulary, dtype=torch.int64)
         for batch in shared_out(every, self.run, lambda key: not is_held_out(key, self.share), most):
-            train_KV += code_counts(encoder.lesson(batch).codes_BL.cpu(), self.schedule.lengths, self.vocabulary)
+            train_KV += code_counts(encoder.targets(batch).codes_BL.cpu(), self.schedule.lengths, self.vocabulary)
         held_KV = code_counts(self.measured.codes_NL, self.schedule.lengths, self.vocabulary)
         self.unigram_K = unigram_nats(_sum(train_KV, self.run), _sum(held_KV, self.run))
 

@@ -22,7 +22,7 @@ from star.eval.bounded import RefusedFileError, take, understand
 from star.eval.extractors.classifier import JudgeConfig
 from star.eval.report import gallery
 from star.eval.report.comparison import gather
-from star.eval.report.grid import write_sheet
+from star.eval.report.grid import write_grid
 from star.eval.report.report import write_report
 from star.eval.run import feature_cache as rows
 from star.eval.run import pictures
@@ -218,7 +218,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatc
 def test_a_large_sheet_is_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("star.eval.report.grid.MAX_PIXELS", 2 * 4 * 8 * 8)
     items = read_layout(make_benchmark(tmp_path / "made", 4))
-    write_sheet([(item, item.picture) for item in items], tmp_path / "sheet.png", None, "lanczos-antialias")
+    write_grid([(item, item.picture) for item in items], tmp_path / "sheet.png", None, "lanczos-antialias")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width < 160 + 4 * 24 + 10
 

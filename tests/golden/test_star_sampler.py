@@ -13,8 +13,8 @@ from star.data.text import TextFeatures
 from star.generators.protocol import SampleOptions
 from star.model.refiner import Refiner, RefinerConfig, ScalePlan, masked_loss
 from star.model.transformer import NextScaleTransformer
-from star.sampling.masked_decoding import Canvas, StableSampler, reveal_counts
-from star.sampling.sampler import Dice, draw_pass, join
+from star.sampling.masked_decoding import MaskedDecoder, PartialScale, unmask_counts
+from star.sampling.sampler import SampleRng, draw_pass, join
 from star.tokenizer.quantizer import Quantizer
 from tests.golden.cases import Case, cases, close
 from tests.golden.test_star import batch_source, text_rows, tokenizer, transformer_config
@@ -47,7 +47,7 @@ def networks(case: Case) -> tuple[NextScaleTransformer, Refiner]:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredDice(Dice):
+class StoredDice(SampleRng):
     """The official draws: the likeliest code after adding stored noise to the log-probabilities."""
 
     case: Case
@@ -61,14 +61,14 @@ class StoredDice(Dice):
 
 
 @dataclass
-class Recorded(StableSampler):
+class Recorded(MaskedDecoder):
     """Keeps what was revealed when."""
 
     refiner: Refiner
     quantizer: Quantizer
-    canvases: dict[int, Canvas] = field(default_factory=dict)
+    canvases: dict[int, PartialScale] = field(default_factory=dict)
 
-    def reveal(self, hidden_RlC: Tensor, logits_BlV: Tensor, k: int, *rest: Any) -> Canvas:
+    def reveal(self, hidden_RlC: Tensor, logits_BlV: Tensor, k: int, *rest: Any) -> PartialScale:
         self.canvases[k] = super().reveal(hidden_RlC, logits_BlV, k, *rest)
         return self.canvases[k]
 
@@ -109,7 +109,7 @@ class TestStableSampler:
 
     def test_schedule(self, path: Path) -> None:
         for given in Case(path).json["ar"]["schedules"].values():
-            assert list(reveal_counts(given["patch"] ** 2, given["steps"])) == given["reveal_counts"]
+            assert list(unmask_counts(given["patch"] ** 2, given["steps"])) == given["unmask_counts"]
 
     def test_drawing(self, path: Path) -> None:
         case = Case(path)
@@ -128,7 +128,7 @@ class TestStableSampler:
             options=options,
             source_B=batch_source(given["behaviour"], 2 * count),
             stable=stable,
-            dice=StoredDice(range(count), options, case),
+            rng=StoredDice(range(count), options, case),
         )
         for k, codes_Bl in enumerate(codes):
             assert torch.equal(codes_Bl, case[f"out/ar_idx_{k}"]), f"codes of scale {k}"

@@ -12,7 +12,7 @@ from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.packing.pack import list_shards
 from star.generators.training.run import RunConfig
-from star.tokenizer.align import Anchor, anchor_loss
+from star.tokenizer.align import Anchor, alignment_loss
 from star.tokenizer.codebook import CodebookConfig, CodebookTrainer
 from star.tokenizer.presets import PRESETS
 from star.tokenizer.quantizer import Quantizer, QuantizerConfig
@@ -48,7 +48,7 @@ def test_the_finer_tokenizer_learns_to_say_what_the_old_one_said(shards: Path, o
         """Of the averaged latents from the old ones, as a share of these."""
         teacher, parts = MultiScaleTokenizer.from_directory(old), images(shards)
         pairs = [(tokenizer.image_to_latent(part), teacher.image_to_latent(part) / scale) for part in parts]
-        return sum(float(anchor_loss(*pair)) for pair in pairs) / len(pairs)
+        return sum(float(alignment_loss(*pair)) for pair in pairs) / len(pairs)
 
     anchor = Anchor(str(old), FINE, torch.device("cpu"), keep=False)
     scale = anchor.mark.scale
@@ -90,8 +90,8 @@ def test_latents_that_were_kept_are_those_computed(shards: Path, old: Path) -> N
     again = Anchor(str(old), FINE, torch.device("cpu"), keep=True)  # as a resumed run has it, in other company
     assert torch.equal(again.latents(batch.pick([5, 2])), first[[5, 2]])
     assert torch.equal(again.latents(batch), first)
-    assert anchor_loss(torch.nn.functional.interpolate(computed, scale_factor=2.0), computed) < 1e-12
-    assert anchor_loss(torch.zeros(8, 8, 4, 4), computed) == pytest.approx(1)
+    assert alignment_loss(torch.nn.functional.interpolate(computed, scale_factor=2.0), computed) < 1e-12
+    assert alignment_loss(torch.zeros(8, 8, 4, 4), computed) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, Usage, coun
 from star.tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
 
 SIZES, VOCABULARY = (1, 2, 4), 8
-CALM = CodebookConfig(decay=0.75, reborn_below=0.0, scale_floor=0.0)  # nothing is reborn
+CALM = CodebookConfig(decay=0.75, restart_below=0.0, scale_floor=0.0)  # nothing is reborn
 
 
 def quantizer_of(seed: int = 0) -> Quantizer:
@@ -33,7 +33,7 @@ def pyramid_of(seed: int, highest: int = VOCABULARY, batch: int = 4) -> Pyramid:
 
 
 def tallies(pyramid: Pyramid, balance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """counts_KV, votes_V and sums_VE by loops: a vote of scale k weighs l_k ** -balance."""
+    """counts_KV, cluster_size_V and sums_VE by loops: a vote of scale k weighs l_k ** -balance."""
     counts, votes, sums = torch.zeros(3, VOCABULARY), torch.zeros(VOCABULARY), torch.zeros(VOCABULARY, 3)
     for k, (codes, targets) in enumerate(zip(pyramid.codes, pyramid.targets, strict=True)):
         for code, target in zip(codes.flatten().tolist(), targets.flatten(0, 1), strict=True):
@@ -51,12 +51,12 @@ def test_running_means_over_two_steps(balance: float) -> None:
     assert trainer.update(quantizer, one) == 0
     counts, votes, sums = tallies(one, balance)
     torch.testing.assert_close(trainer.hits_KV, counts)  # the first batch is taken as it is
-    torch.testing.assert_close(trainer.votes_V, votes)
+    torch.testing.assert_close(trainer.cluster_size_V, votes)
     trainer.update(quantizer, two)
     later_counts, later_votes, later_sums = tallies(two, balance)
     torch.testing.assert_close(trainer.hits_KV, 0.75 * counts + 0.25 * later_counts)
     votes, sums = 0.75 * votes + 0.25 * later_votes, 0.75 * sums + 0.25 * later_sums
-    torch.testing.assert_close(trainer.votes_V, votes)
+    torch.testing.assert_close(trainer.cluster_size_V, votes)
     torch.testing.assert_close(trainer.sums_VE, sums)
     torch.testing.assert_close(quantizer.codebook.weight.detach(), sums / votes[:, None])
     assert int(trainer.steps) == 2
@@ -73,7 +73,7 @@ def test_a_code_without_votes_stays_where_it_is() -> None:
 def test_the_gradient_rule_counts_and_moves_nothing() -> None:
     quantizer = quantizer_of()
     before = quantizer.codebook.weight.detach().clone()
-    trainer = CodebookTrainer(quantizer, replace(CALM, rule="gradient", reborn_below=0.5))
+    trainer = CodebookTrainer(quantizer, replace(CALM, rule="gradient", restart_below=0.5))
     assert trainer.update(quantizer, pyramid_of(1, highest=2)) == 0
     assert torch.equal(quantizer.codebook.weight, before)
     torch.testing.assert_close(trainer.hits_KV, tallies(pyramid_of(1, highest=2), 0.5)[0])
@@ -115,7 +115,7 @@ def places(quantizer: Quantizer, pyramid: Pyramid, code: int) -> list[int]:
 
 def test_dead_codes_move_onto_vectors_of_the_batch() -> None:
     """The first batch moves all of them; later ones a part of the codebook, and at least one."""
-    config = CodebookConfig(decay=0.9, reborn_below=0.1, reborn_fraction=0.25, scale_floor=0.0)
+    config = CodebookConfig(decay=0.9, restart_below=0.1, restart_fraction=0.25, scale_floor=0.0)
     quantizer = quantizer_of()
     trainer = CodebookTrainer(quantizer, config)
     pyramid = pyramid_of(1, highest=3, batch=16)
@@ -128,14 +128,14 @@ def test_dead_codes_move_onto_vectors_of_the_batch() -> None:
         expected = torch.zeros(3)
         expected[born[0]] = 4 * 0.1
         torch.testing.assert_close(share, expected, rtol=0.3, atol=0.0)  # of what the scale held when it was born
-    assert torch.equal(trainer.votes_V[3:], trainer.votes_V[3].expand(5))
-    torch.testing.assert_close(trainer.sums_VE[3:], quantizer.codebook.weight[3:].detach() * trainer.votes_V[3])
-    assert trainer.grace_V.tolist() == [0] * 3 + [20] * 5  # 2 / (1 - 0.9) steps
+    assert torch.equal(trainer.cluster_size_V[3:], trainer.cluster_size_V[3].expand(5))
+    torch.testing.assert_close(trainer.sums_VE[3:], quantizer.codebook.weight[3:].detach() * trainer.cluster_size_V[3])
+    assert trainer.cooldown_V.tolist() == [0] * 3 + [20] * 5  # 2 / (1 - 0.9) steps
     held = CodebookTrainer(quantizer, config, known=True)
     for _ in range(60):
         moved = held.update(quantizer, pyramid)
         assert moved <= 2  # a quarter of eight
-    few = CodebookTrainer(quantizer, replace(config, reborn_fraction=0.01), known=True)
+    few = CodebookTrainer(quantizer, replace(config, restart_fraction=0.01), known=True)
     assert max(few.update(quantizer, pyramid) for _ in range(60)) == 1
 
 
@@ -143,26 +143,26 @@ def test_a_code_that_one_scale_uses_is_not_dead() -> None:
     quantizer = quantizer_of()
     pyramid = pyramid_of(1, highest=3, batch=16)
     pyramid.codes[0].copy_(torch.arange(16).view(16, 1) % 5 + 3)  # the 1x1 grid alone has 3 to 7
-    trainer = CodebookTrainer(quantizer, CodebookConfig(reborn_below=0.1, scale_floor=0.0))
+    trainer = CodebookTrainer(quantizer, CodebookConfig(restart_below=0.1, scale_floor=0.0))
     assert trainer.update(quantizer, pyramid) == 0
 
 
 def test_a_starving_scale_is_given_the_codes_that_are_used_least() -> None:
     """Of 8 codes the 1x1 grid uses one, and should half: two a step, of the fewest votes, and not those just moved."""
-    config = CodebookConfig(decay=0.9, reborn_below=0.02, scale_floor=0.5, floor_moves=2)
+    config = CodebookConfig(decay=0.9, restart_below=0.02, scale_floor=0.5, floor_moves=2)
     quantizer = quantizer_of()
     pyramid = pyramid_of(1, batch=16)
     pyramid.codes[0].zero_()
     trainer = CodebookTrainer(quantizer, config)
     assert trainer.update(quantizer, pyramid) == 0  # the first batch feeds nobody
-    fewest = trainer.votes_V.argsort()
+    fewest = trainer.cluster_size_V.argsort()
     assert trainer.update(quantizer, pyramid) == 2
-    moved = trainer.grace_V.nonzero().flatten()
+    moved = trainer.cooldown_V.nonzero().flatten()
     assert set(moved.tolist()) == set(fewest[:2].tolist())
     for code in moved.tolist():
         assert places(quantizer, pyramid, code) == [0]
     trainer.update(quantizer, pyramid)
-    assert int((trainer.grace_V > 0).sum()) == 4  # two others
+    assert int((trainer.cooldown_V > 0).sum()) == 4  # two others
     fed = CodebookTrainer(quantizer, replace(config, scale_floor=0.0))
     fed.update(quantizer, pyramid)
     assert fed.update(quantizer, pyramid) == 0
@@ -171,8 +171,8 @@ def test_a_starving_scale_is_given_the_codes_that_are_used_least() -> None:
 def test_no_more_codes_are_moved_than_are_old_enough() -> None:
     quantizer = quantizer_of()
     trainer = CodebookTrainer(quantizer, CALM)
-    trainer.votes_V.copy_(torch.arange(8.0, 0.0, -1.0))
-    trainer.grace_V[7] = 1
+    trainer.cluster_size_V.copy_(torch.arange(8.0, 0.0, -1.0))
+    trainer.cooldown_V[7] = 1
     dead = torch.tensor([6])
     assert trainer._least_used(dead, 3).tolist() == [5, 4, 3]
     assert trainer._least_used(dead, 99).tolist() == [5, 4, 3, 2, 1, 0]
@@ -181,9 +181,9 @@ def test_no_more_codes_are_moved_than_are_old_enough() -> None:
 def test_grace_runs_out() -> None:
     quantizer = quantizer_of()
     trainer = CodebookTrainer(quantizer, CALM)
-    trainer.grace_V[:2] = torch.tensor([2, 1])
+    trainer.cooldown_V[:2] = torch.tensor([2, 1])
     trainer.update(quantizer, pyramid_of(1))
-    assert trainer.grace_V.tolist() == [1] + [0] * 7
+    assert trainer.cooldown_V.tolist() == [1] + [0] * 7
 
 
 def test_usage() -> None:

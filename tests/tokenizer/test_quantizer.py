@@ -114,7 +114,7 @@ def test_wrong_shapes_are_refused(quantizer: Quantizer) -> None:
 
 
 def test_ema_codes_become_the_means_of_what_chose_them(quantizer: Quantizer) -> None:
-    trainer = CodebookTrainer(quantizer, CodebookConfig(decay=0.9, balance=1.0, reborn_below=0.0, scale_floor=0.0))
+    trainer = CodebookTrainer(quantizer, CodebookConfig(decay=0.9, balance=1.0, restart_below=0.0, scale_floor=0.0))
     pyramid = quantizer.encode(latent(8))
     trainer.update(quantizer, pyramid)  # the first step takes the batch as it is
     weights = [1 / n for n in quantizer.schedule.lengths]
@@ -133,17 +133,17 @@ def test_a_collapsed_codebook_comes_back_to_life_at_every_scale() -> None:
     torch.manual_seed(0)
     config = QuantizerConfig(vocabulary=64, code_width=6, sizes=(1, 2, 3, 5))
     alive = {}
-    for reborn_below in (0.0, 0.02):
+    for restart_below in (0.0, 0.02):
         quantizer = Quantizer(config)
         with torch.no_grad():
             quantizer.codebook.weight.fill_(5.0)  # all codes in one far place
         trainer = CodebookTrainer(
-            quantizer, CodebookConfig(decay=0.9, reborn_below=reborn_below, reborn_fraction=0.2, scale_floor=0.0)
+            quantizer, CodebookConfig(decay=0.9, restart_below=restart_below, restart_fraction=0.2, scale_floor=0.0)
         )
         for step in range(60):
             batch = torch.randn(32, 6, 5, 5, generator=torch.Generator().manual_seed(step))
             trainer.update(quantizer, quantizer.encode(batch))
-        alive[reborn_below] = usage_from_counts(trainer.hits_KV, threshold=0.01).distinct
+        alive[restart_below] = usage_from_counts(trainer.hits_KV, threshold=0.01).distinct
     assert max(alive[0.0]) <= 4
     assert min(alive[0.02]) >= 16
 

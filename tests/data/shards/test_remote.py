@@ -13,7 +13,7 @@ from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards import remote
 from star.data.shards.listing import list_shards
-from star.data.shards.remote import MendedStream, Opened
+from star.data.shards.remote import Opened, RetryingStream
 from star.data.shards.tar import Fault, read_shard
 
 MakeShard = Callable[..., Path]
@@ -117,7 +117,7 @@ def test_a_broken_connection_is_mended_where_it_broke(monkeypatch: pytest.Monkey
         stream.start = at
         return Opened(stream, len(whole))
 
-    assert io.BufferedReader(MendedStream(connect)).read() == whole
+    assert io.BufferedReader(RetryingStream(connect)).read() == whole
     assert opened == [0, 1000, 1000, 2000, 3000, 4000, 5000]
 
 
@@ -130,7 +130,7 @@ def test_what_stays_broken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TimeoutError("no answer")
 
     with pytest.raises(OSError, match="TimeoutError: no answer"):
-        MendedStream(connect)
+        RetryingStream(connect)
     assert len(calls) == remote.ATTEMPTS
     calls.clear()
 
@@ -139,5 +139,5 @@ def test_what_stays_broken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError("a.tar")
 
     with pytest.raises(OSError, match=r"a\.tar"):
-        MendedStream(missing)
+        RetryingStream(missing)
     assert len(calls) == 1  # trying again will not bring it back

@@ -89,22 +89,22 @@ def test_a_record_says_what_was_measured_and_how(benchmark: Path, whole: Path) -
 
 @pytest.mark.parametrize("stop_at", [0, 1, 20, COUNT - 1])
 def test_stopped_while_drawing_and_started_again(benchmark: Path, whole: Path, tmp_path: Path, stop_at: int) -> None:
-    wish = asked(benchmark, tmp_path / "record.json")
+    request = asked(benchmark, tmp_path / "record.json")
     Painter.stop_at = stop_at
     with pytest.raises(KeyboardInterrupt):
-        evaluate(wish, Processes(), load)
-    assert not wish.out.exists()
+        evaluate(request, Processes(), load)
+    assert not request.out.exists()
     Painter.stop_at = None
     Painter.painted.clear()
-    evaluate(wish, Processes(), load)
+    evaluate(request, Processes(), load)
     assert len(Painter.painted) <= COUNT - (stop_at // 8 - 1) * 8, "whole batches are there already, but the last"
-    assert content(wish.out) == content(whole)
+    assert content(request.out) == content(whole)
 
 
 def test_stopped_while_scoring_and_started_again(
     benchmark: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wish = asked(benchmark, tmp_path / "record.json")
+    request = asked(benchmark, tmp_path / "record.json")
     calls: list[int] = []
 
     def interrupted(self: Tiny, pixels_B3HW: torch.Tensor) -> torch.Tensor:
@@ -117,12 +117,12 @@ def test_stopped_while_scoring_and_started_again(
     with monkeypatch.context() as patch:
         patch.setattr(Tiny, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(wish, Processes(), load)
+            evaluate(request, Processes(), load)
         Painter.painted.clear()
-        evaluate(wish, Processes(), load)
+        evaluate(request, Processes(), load)
     assert Painter.painted == []
     assert calls == [32, 13, 13, 32, 13], "the finished block is not computed again"
-    assert content(wish.out) == content(whole)
+    assert content(request.out) == content(whole)
 
 
 def test_what_is_there_is_scored_again_without_a_network(
@@ -169,14 +169,14 @@ def test_other_prompts_under_the_same_ids_are_refused(benchmark: Path, whole: Pa
 
 
 def test_two_processes_equal_one(benchmark: Path, whole: Path, tmp_path: Path) -> None:
-    wish, barrier = asked(benchmark, tmp_path / "record.json"), threading.Barrier(2)
+    request, barrier = asked(benchmark, tmp_path / "record.json"), threading.Barrier(2)
     results: dict[int, Record | None] = {}
 
     def meet() -> None:
         barrier.wait(60)
 
     def work(rank: int) -> None:
-        results[rank] = evaluate(wish, Processes(rank=rank, world=2, wait=meet), load)
+        results[rank] = evaluate(request, Processes(rank=rank, world=2, wait=meet), load)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -185,7 +185,7 @@ def test_two_processes_equal_one(benchmark: Path, whole: Path, tmp_path: Path) -
         thread.join()
     assert results[1] is None
     assert len(Painter.painted) == COUNT, "no picture is drawn twice"
-    assert content(wish.out) == content(whole)
+    assert content(request.out) == content(whole)
 
 
 def command(benchmark: Path, out: Path, seconds: float, processes: int = 1) -> tuple[list[str], dict[str, str]]:
@@ -228,14 +228,14 @@ def elsewhere(benchmark: Path, folder: Path, paint: Callable[[str, int], torch.T
 
 
 def test_pictures_of_a_model_score_the_same_as_a_folder(benchmark: Path, whole: Path, tmp_path: Path) -> None:
-    wish = asked(benchmark, tmp_path / "folder.json", model="", drawn=whole.with_suffix("") / "pictures")
-    record = evaluate(wish, Processes(), load)
+    request = asked(benchmark, tmp_path / "folder.json", model="", drawn=whole.with_suffix("") / "pictures")
+    record = evaluate(request, Processes(), load)
     assert record is not None
     assert record.metrics == read(whole).metrics
     assert record.protocol == read(whole).protocol
     assert (record.measured.source, record.measured.name, record.measured.seed) == ("folder", "pictures", 0)
-    assert len(gather([whole, wish.out]).entries) == 2
-    linked = wish.out.with_suffix("") / "pictures/0004.png"
+    assert len(gather([whole, request.out]).entries) == 2
+    linked = request.out.with_suffix("") / "pictures/0004.png"
     assert linked.read_bytes() == (whole.with_suffix("") / "pictures/0004.png").read_bytes()
 
 
@@ -243,11 +243,11 @@ def test_a_folder_that_lacks_pictures_is_refused_or_counted(benchmark: Path, tmp
     folder = elsewhere(benchmark, tmp_path / "outside", lambda prompt, place: painted(prompt, place, 8))
     (folder / "0000.png").unlink()
     (folder / "0004.png").write_bytes((folder / "0004.png").read_bytes()[:60])
-    wish = asked(benchmark, tmp_path / "record.json", model="", drawn=folder)
+    request = asked(benchmark, tmp_path / "record.json", model="", drawn=folder)
     told = "1 drawn pictures missing: animals/0000; 1 drawn pictures unreadable: food/0004"
     with pytest.raises(InputError, match=told):
-        evaluate(wish, Processes(), load)
-    record = evaluate(replace(wish, allow_missing=True), Processes(), load)
+        evaluate(request, Processes(), load)
+    record = evaluate(replace(request, allow_missing=True), Processes(), load)
     assert record is not None
     assert record.skipped == {
         "drawn pictures missing": ["animals/0000"],
@@ -256,9 +256,9 @@ def test_a_folder_that_lacks_pictures_is_refused_or_counted(benchmark: Path, tmp
     assert record.protocol.pictures == COUNT - 2 == record.metrics[OVERALL]["fd/tiny"].pictures
     for place, message in ((tmp_path, f"{COUNT} drawn pictures missing"), (tmp_path / "nowhere", "is no folder")):
         with pytest.raises(InputError, match=message):
-            evaluate(replace(wish, drawn=place, out=tmp_path / "other.json"), Processes(), load)
+            evaluate(replace(request, drawn=place, out=tmp_path / "other.json"), Processes(), load)
     with pytest.raises(InputError, match="name was outside, now nowhere"):
-        evaluate(replace(wish, drawn=tmp_path / "nowhere"), Processes(), load)
+        evaluate(replace(request, drawn=tmp_path / "nowhere"), Processes(), load)
 
 
 def test_the_format_of_pictures_made_elsewhere_is_part_of_the_protocol(
@@ -294,8 +294,8 @@ def test_ranking_is_sane(benchmark: Path, tmp_path: Path) -> None:
     found = {}
     for name, paint in painters.items():
         folder = elsewhere(benchmark, tmp_path / f"by-{name}", paint)
-        wish = asked(benchmark, tmp_path / f"{name}.json", model="", drawn=folder, bootstrap=100)
-        record = evaluate(wish, Processes(), load)
+        request = asked(benchmark, tmp_path / f"{name}.json", model="", drawn=folder, bootstrap=100)
+        record = evaluate(request, Processes(), load)
         assert record is not None
         found[name] = record.metrics[OVERALL]
     for metric in ("fd/tiny", "kid/tiny", "clip_score/tiny"):
@@ -316,19 +316,19 @@ def test_bad_references_are_refused_or_counted(tmp_path: Path) -> None:
     benchmark = make_benchmark(tmp_path / "made", 24)
     (benchmark / "food/0004.png").write_bytes(b"no picture")
     (benchmark / "food/0007.png").unlink()
-    wish = asked(benchmark, tmp_path / "record.json")
+    request = asked(benchmark, tmp_path / "record.json")
     with pytest.raises(InputError, match="1 pictures missing: food/0007"):
-        evaluate(wish, Processes(), load)
+        evaluate(request, Processes(), load)
     save_png(painted("x", 0, 0), benchmark / "food/0007.png")
     with pytest.raises(InputError, match="1 pictures unreadable: food/0004"):
-        evaluate(wish, Processes(), load)
-    assert not wish.out.exists()
-    record = evaluate(replace(wish, skip_bad=True), Processes(), load)
+        evaluate(request, Processes(), load)
+    assert not request.out.exists()
+    record = evaluate(replace(request, skip_bad=True), Processes(), load)
     assert record is not None
     assert record.skipped == {"pictures unreadable": ["food/0004"]}
     assert record.protocol.pictures == 23
     save_png(painted("picture number 4 of all", 0, 8), benchmark / "food/0004.png")
-    restored = evaluate(wish, Processes(), load)
+    restored = evaluate(request, Processes(), load)
     assert restored is not None
     assert restored.protocol.pictures == 24
 
@@ -376,9 +376,9 @@ def test_mistakes_are_told_before_anything_is_drawn(
 
 
 def test_fewer_prompts_are_spread_over_the_benchmark(benchmark: Path, tmp_path: Path) -> None:
-    wish = asked(benchmark, tmp_path / "record.json", pictures=9, metrics=("clip_score/tiny",))
-    evaluate(wish, Processes(), load)
-    assert [picture.key for picture in read_pictures(wish.out)] == [f"{number:04x}" for number in range(0, 45, 5)]
-    evaluate(replace(wish, pictures=COUNT), Processes(), load)
-    assert len(read_pictures(wish.out)) == COUNT
+    request = asked(benchmark, tmp_path / "record.json", pictures=9, metrics=("clip_score/tiny",))
+    evaluate(request, Processes(), load)
+    assert [picture.key for picture in read_pictures(request.out)] == [f"{number:04x}" for number in range(0, 45, 5)]
+    evaluate(replace(request, pictures=COUNT), Processes(), load)
+    assert len(read_pictures(request.out)) == COUNT
     assert len(Painter.painted) <= 9 + COUNT

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from star.class_generator import VarGenerator
 from star.generator import StarGenerator
 from star.generators.gan.generator import GanGenerator
-from star.training.targets import make_lesson, token_losses
+from star.training.targets import make_targets, token_losses
 from tests.generators.training.toy import ToyGenerator
 
 Loss = Callable[[], Tensor]
@@ -37,7 +37,7 @@ def lesson(generator: Any, prompts: list[str]) -> tuple[nn.Module, Loss]:
         return network, lambda: F.mse_loss(network(latent_BZ, condition_BP)[0], target_B3HW)
     if isinstance(generator, (StarGenerator, VarGenerator)):
         tokenizer, transformer = generator.tokenizer, generator.transformer.train()
-        taught = make_lesson(tokenizer.quantizer, tokenizer.image_to_latent(image_B3HW) * 5)
+        taught = make_targets(tokenizer.quantizer, tokenizer.image_to_latent(image_B3HW) * 5)
         told: Any = (
             generator.text_encoder.encode(prompts)
             if isinstance(generator, StarGenerator)

@@ -1,10 +1,10 @@
-"""Conditions of captions: what is kept of them is bounded, and a caption's vector does not depend on what was kept."""
+"""Conditioner of captions: what is kept of them is bounded, and a caption's vector does not depend on what was kept."""
 
 import pytest
 import torch
 
 import star.generators.gan.conditioning
-from star.generators.gan.conditioning import Conditions
+from star.generators.gan.conditioning import Conditioner
 from star.generators.gan.families import build_network
 from star.generators.gan.presets import STYLEGAN_T
 
@@ -13,12 +13,12 @@ def test_vectors_are_the_same_however_few_are_kept(monkeypatch: pytest.MonkeyPat
     config = STYLEGAN_T["test"]
     network = build_network(config.network)
     prompts = [f"a picture of {number} stars" for number in range(8)]
-    plain = Conditions(network, config.clip, (), torch.device("cpu"))
+    plain = Conditioner(network, config.clip, (), torch.device("cpu"))
     expected_BP = plain.of(prompts, [])
     assert expected_BP is not None
     assert len(plain._known) == 8
     monkeypatch.setattr(star.generators.gan.conditioning, "KEPT", 3 * 4 * config.network.condition_width)
-    few = Conditions(network, config.clip, (), torch.device("cpu"))
+    few = Conditioner(network, config.clip, (), torch.device("cpu"))
     for rows in ([0, 1, 2], [7, 0, 7, 3], [*range(8)], [4]):
         found_BP = few.of([prompts[row] for row in rows], [])
         assert found_BP is not None

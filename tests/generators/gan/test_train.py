@@ -74,7 +74,7 @@ def test_ten_steps_equal_five_a_death_and_five(
     options = config(family, steps=10, every=5, **changes)
     train(options, data=shards, out=tmp_path / "whole")
 
-    real, calls = star.generators.gan.trainer.Game.generator_turn, 0
+    real, calls = star.generators.gan.trainer.AdversarialTrainer.g_step, 0
 
     def dies_in_step_eight(*arguments: Any) -> None:
         nonlocal calls
@@ -83,7 +83,7 @@ def test_ten_steps_equal_five_a_death_and_five(
             raise KeyboardInterrupt
         real(*arguments)
 
-    monkeypatch.setattr(star.generators.gan.trainer.Game, "generator_turn", dies_in_step_eight)
+    monkeypatch.setattr(star.generators.gan.trainer.AdversarialTrainer, "g_step", dies_in_step_eight)
     with pytest.raises(KeyboardInterrupt):
         train(options, data=shards, out=tmp_path / "parts")
     monkeypatch.undo()

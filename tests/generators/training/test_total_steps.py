@@ -11,12 +11,12 @@ from torch import nn
 from star.data.errors import InputError
 from star.generators.training.run import Run, RunConfig
 from star.generators.training.schedule import lr_at
-from star.generators.training.total_steps import Horizon
+from star.generators.training.total_steps import TotalSteps
 
 
 def end_of(durations: list[float], budget: float, most: int = 10_000) -> tuple[int, float, list[int]]:
     """Steps, seconds and horizons of a run whose steps take so long, the last duration again and again."""
-    horizon, step, seconds, seen = Horizon(most, budget / 60), 0, 0.0, []
+    horizon, step, seconds, seen = TotalSteps(most, budget / 60), 0, 0.0, []
     while step < horizon.look(step, seconds):
         seen.append(horizon.steps)
         seconds += durations[min(step, len(durations) - 1)]
@@ -53,7 +53,7 @@ def test_the_steps_are_the_most() -> None:
 
 
 def test_a_time_that_is_over_leaves_one_step() -> None:
-    assert Horizon(100, 1.0).look(30, 61.0) == 31
+    assert TotalSteps(100, 1.0).look(30, 61.0) == 31
 
 
 def run(out: Path, minutes: float, resume: bool = False) -> tuple[Run, list[float]]:
@@ -66,7 +66,7 @@ def run(out: Path, minutes: float, resume: bool = False) -> tuple[Run, list[floa
     run.restore()
     rates = []
     for step in run.steps():
-        rates.append(lr_at(step, peak=1.0, steps=run.horizon, warmup=2, floor=0.1))
+        rates.append(lr_at(step, peak=1.0, steps=run.total_steps, warmup=2, floor=0.1))
         loss = model(torch.ones(4, 2)).mean()
         run.backward(loss)
         run.log({"loss": loss, "last": float(run.due(step, 5000))}, images=4)

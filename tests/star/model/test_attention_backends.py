@@ -13,7 +13,7 @@ from star.model.attention_backends import BACKENDS, ScaleCausality
 from star.model.transformer import NextScaleTransformer
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_transformer
 from star.tokenizer.scales import ScaleSchedule
-from star.training.targets import draw_taught, token_losses
+from star.training.targets import draw_kept, token_losses
 
 SCHEDULE = ScaleSchedule(SIZES)
 SCALE = 0.7  # of the scores
@@ -32,7 +32,7 @@ def seen(backend: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return ScaleCausality(SCHEDULE.lengths, backend, torch.float32, CPU).attend(queries, keys, values, SCALE)
 
 
-def lesson(batch: int = 2) -> tuple[Tensor, TextFeatures, Tensor]:
+def targets(batch: int = 2) -> tuple[Tensor, TextFeatures, Tensor]:
     generator = torch.Generator().manual_seed(1)
     inputs_BlE = torch.randn(batch, SCHEDULE.length - 1, CODE_WIDTH, generator=generator)
     mask_BT = torch.arange(6) < torch.tensor([[4], [6]])
@@ -41,11 +41,11 @@ def lesson(batch: int = 2) -> tuple[Tensor, TextFeatures, Tensor]:
     return inputs_BlE, text, torch.randint(VOCABULARY, (batch, SCHEDULE.length), generator=generator)
 
 
-def learn(model: NextScaleTransformer, taught_L: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+def learn(model: NextScaleTransformer, kept_L: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses of the tokens that take part, and what the mean of them does to every parameter."""
-    inputs_BlE, text, codes_BL = lesson()
-    codes_BL = codes_BL if taught_L is None else codes_BL[:, taught_L]
-    loss_BL = token_losses(model.train()(inputs_BlE, text, taught_L=taught_L), codes_BL)
+    inputs_BlE, text, codes_BL = targets()
+    codes_BL = codes_BL if kept_L is None else codes_BL[:, kept_L]
+    loss_BL = token_losses(model.train()(inputs_BlE, text, kept_L=kept_L), codes_BL)
     loss_BL.mean().backward()
     return loss_BL.detach(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
@@ -104,9 +104,9 @@ def test_flex_does_not_learn_on_a_cpu() -> None:
 @pytest.mark.parametrize("keep_last", [1.0, 0.5])
 def test_a_network_learns_the_same(changes: dict[str, Any], keep_last: float) -> None:
     torch.manual_seed(0)
-    taught_L = draw_taught(SCHEDULE, keep_last)
-    expected_BL, expected = learn(tiny_transformer(attention="sdpa"), taught_L)
-    loss_BL, gradients = learn(tiny_transformer(**changes), taught_L)
+    kept_L = draw_kept(SCHEDULE, keep_last)
+    expected_BL, expected = learn(tiny_transformer(attention="sdpa"), kept_L)
+    loss_BL, gradients = learn(tiny_transformer(**changes), kept_L)
     torch.testing.assert_close(loss_BL, expected_BL)
     torch.testing.assert_close(gradients, expected)
 
@@ -123,17 +123,17 @@ def test_recomputed_blocks_drop_what_they_dropped() -> None:
 def test_what_takes_part_is_all_but_some_of_the_finest_scale() -> None:
     torch.manual_seed(0)
     start = SCHEDULE.offsets[-2]
-    draws = [draw_taught(SCHEDULE, 0.5) for _ in range(50)]
-    for taught_L in draws:
-        assert taught_L is not None
-        assert torch.equal(taught_L[:start], torch.arange(start))
-        assert len(taught_L) == start + 8
-        assert (taught_L.diff() > 0).all()
-        assert taught_L[-1] < SCHEDULE.length
-    finest = torch.cat([taught_L[start:] for taught_L in draws if taught_L is not None])
+    draws = [draw_kept(SCHEDULE, 0.5) for _ in range(50)]
+    for kept_L in draws:
+        assert kept_L is not None
+        assert torch.equal(kept_L[:start], torch.arange(start))
+        assert len(kept_L) == start + 8
+        assert (kept_L.diff() > 0).all()
+        assert kept_L[-1] < SCHEDULE.length
+    finest = torch.cat([kept_L[start:] for kept_L in draws if kept_L is not None])
     assert len(finest.unique()) == 16  # no position is left out for ever
-    assert draw_taught(SCHEDULE, 1.0) is None
-    released = draw_taught(ScaleSchedule((1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)), 3445 / 4096)
+    assert draw_kept(SCHEDULE, 1.0) is None
+    released = draw_kept(ScaleSchedule((1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)), 3445 / 4096)
     assert released is not None
     assert len(released) == 8800
 
@@ -141,39 +141,39 @@ def test_what_takes_part_is_all_but_some_of_the_finest_scale() -> None:
 @pytest.mark.parametrize("backend", TRAINABLE)
 def test_all_tokens_given_are_all_tokens(backend: str) -> None:
     every_L = torch.arange(SCHEDULE.length)
-    inputs_BlE, text, _ = lesson()
+    inputs_BlE, text, _ = targets()
     model = tiny_transformer(attention=backend)
-    assert torch.equal(model(inputs_BlE, text, taught_L=every_L), model(inputs_BlE, text))
+    assert torch.equal(model(inputs_BlE, text, kept_L=every_L), model(inputs_BlE, text))
 
 
 @torch.no_grad()
 def test_losses_of_those_left_are_a_full_pass_in_which_nobody_sees_the_others() -> None:
     torch.manual_seed(0)
-    taught_L = draw_taught(SCHEDULE, 0.5)
-    assert taught_L is not None
-    inputs_BlE, text, _ = lesson()
+    kept_L = draw_kept(SCHEDULE, 0.5)
+    assert kept_L is not None
+    inputs_BlE, text, _ = targets()
     model = tiny_transformer()
-    part, full = model(inputs_BlE, text, taught_L=taught_L), model(inputs_BlE, text)
+    part, full = model(inputs_BlE, text, kept_L=kept_L), model(inputs_BlE, text)
     start = SCHEDULE.offsets[-2]
     torch.testing.assert_close(part[:, :start], full[:, :start])
-    assert not torch.allclose(part[:, start:], full[:, taught_L[start:]], atol=1e-3)  # the approximation is one
+    assert not torch.allclose(part[:, start:], full[:, kept_L[start:]], atol=1e-3)  # the approximation is one
     missing_L = torch.ones(SCHEDULE.length, dtype=torch.bool)
-    missing_L[taught_L] = False
+    missing_L[kept_L] = False
     sight = model.causality(full)
     assert sight._mask_LL is not None
     sight._mask_LL[:, missing_L] = float("-inf")
-    torch.testing.assert_close(part, model(inputs_BlE, text)[:, taught_L])
+    torch.testing.assert_close(part, model(inputs_BlE, text)[:, kept_L])
 
 
 def test_tokens_left_out_get_no_gradient() -> None:
     torch.manual_seed(0)
-    taught_L = draw_taught(SCHEDULE, 0.25)
-    assert taught_L is not None
-    inputs_BlE, text, _ = lesson()
+    kept_L = draw_kept(SCHEDULE, 0.25)
+    assert kept_L is not None
+    inputs_BlE, text, _ = targets()
     inputs_BlE.requires_grad_()
-    logits_BLV = tiny_transformer(attention="scalewise")(inputs_BlE, text, taught_L=taught_L)
-    assert logits_BLV.shape == (2, len(taught_L), VOCABULARY)
+    logits_BLV = tiny_transformer(attention="scalewise")(inputs_BlE, text, kept_L=kept_L)
+    assert logits_BLV.shape == (2, len(kept_L), VOCABULARY)
     logits_BLV.square().sum().backward()
     assert inputs_BlE.grad is not None
     reached = inputs_BlE.grad.abs().sum(dim=(0, 2)) > 0
-    assert torch.equal(reached.nonzero().flatten() + 1, taught_L[1:])
+    assert torch.equal(reached.nonzero().flatten() + 1, kept_L[1:])

@@ -29,7 +29,7 @@ from star.planning.plan import GPUS, Plan, Shapes, plan
 from star.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
 from star.tokenizer.portions import map_bytes
 from star.training.presets import CURRICULUM_SIZES, PRESETS
-from star.training.targets import draw_taught, taught_lengths, token_losses
+from star.training.targets import draw_kept, kept_lengths, token_losses
 
 TEXT_TOKENS = 12
 # name: changes of the network, pictures at once, share of the finest scale
@@ -103,9 +103,9 @@ class Step:
         self.codes_BL = torch.randint(config.vocabulary, (batch, length))
 
     def __call__(self) -> None:
-        taught_L = draw_taught(self.model.schedule, self.keep_last)
-        codes_BL = self.codes_BL if taught_L is None else self.codes_BL[:, taught_L]
-        logits_BLV = self.model(self.input_BlE, self.text, taught_L=taught_L)
+        kept_L = draw_kept(self.model.schedule, self.keep_last)
+        codes_BL = self.codes_BL if kept_L is None else self.codes_BL[:, kept_L]
+        logits_BLV = self.model(self.input_BlE, self.text, kept_L=kept_L)
         token_losses(logits_BLV, codes_BL).mean().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 2.0)
         self.optimizer.step()
@@ -128,7 +128,7 @@ class Step:
 def test_memory_is_what_a_step_has_alive(name: str) -> None:
     changes, batch, keep_last = MEASURED[name]
     config = network(changes)
-    planned = memory(config, taught_lengths(config.schedule, keep_last), TEXT_TOKENS, batch=batch, half=False)
+    planned = memory(config, kept_lengths(config.schedule, keep_last), TEXT_TOKENS, batch=batch, half=False)
     assert planned.peak == pytest.approx(Step(config, batch, keep_last).peak(), rel=0.05)
 
 
@@ -199,7 +199,7 @@ def test_work_is_what_torch_counts(name: str) -> None:
     step = Step(config, batch, keep_last)
     with FlopCounterMode(display=False, custom_mapping=fused_counts()) as counter:
         step()
-    planned = work(config, taught_lengths(config.schedule, keep_last), TEXT_TOKENS)
+    planned = work(config, kept_lengths(config.schedule, keep_last), TEXT_TOKENS)
     assert batch * planned.total == pytest.approx(counter.get_total_flops(), rel=0.001)
 
 

@@ -29,7 +29,7 @@ from star.precomputed.dataset import EncodedReader
 from star.precomputed.encode import encode
 from star.precomputed.format import NAME, encoding_of
 from star.tiny import tiny_tokenizer, tiny_transformer
-from star.training.frozen_networks import Frozen
+from star.training.frozen_networks import FrozenNetworks
 from star.training.presets import PRESETS
 from star.training.train import TrainConfig, train
 
@@ -95,11 +95,11 @@ def test_the_networks_are_loaded_only_to_write_the_model(
     house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Any] = []
-    original = Frozen._load
+    original = FrozenNetworks._load
     saved: list[int] = []
     save = star.training.train.save
 
-    def load(self: Frozen, device: Any) -> Any:
+    def load(self: FrozenNetworks, device: Any) -> Any:
         loaded.append(device)
         return original(self, device)
 
@@ -107,7 +107,7 @@ def test_the_networks_are_loaded_only_to_write_the_model(
         saved.append(len(loaded))
         save(*given)
 
-    monkeypatch.setattr(Frozen, "_load", load)
+    monkeypatch.setattr(FrozenNetworks, "_load", load)
     monkeypatch.setattr(star.training.train, "save", counted)
     model = train(config(house), data=[str(house / "codes")], out=tmp_path / "run")
     assert saved == [1]

@@ -12,8 +12,8 @@ from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
 from star.generators.registry import build
 from star.model.refiner import RELEASED_PLANS, Refiner, RefinerConfig, ScalePlan
-from star.sampling.masked_decoding import Canvas, StableSampler, reveal_counts
-from star.sampling.sampler import Dice
+from star.sampling.masked_decoding import MaskedDecoder, PartialScale, unmask_counts
+from star.sampling.sampler import SampleRng
 from star.tiny import CODE_WIDTH, VOCABULARY, tiny_tokenizer, tiny_transformer
 from tests.generators.waits import Waits
 
@@ -37,12 +37,12 @@ def generator(**settings: Any) -> StarGenerator:
 
 def test_released_counts() -> None:
     """The numbers of the released schedule, scale by scale."""
-    assert reveal_counts(21**2, 8) == (1, 31, 44, 55, 65, 74, 82, 89)
-    assert reveal_counts(27**2, 8) == (1, 51, 74, 91, 107, 122, 135, 148)
-    assert reveal_counts(36**2, 8) == (1, 91, 131, 162, 190, 216, 241, 264)
-    assert reveal_counts(48**2, 8) == (1, 162, 232, 289, 338, 384, 428, 470)
+    assert unmask_counts(21**2, 8) == (1, 31, 44, 55, 65, 74, 82, 89)
+    assert unmask_counts(27**2, 8) == (1, 51, 74, 91, 107, 122, 135, 148)
+    assert unmask_counts(36**2, 8) == (1, 91, 131, 162, 190, 216, 241, 264)
+    assert unmask_counts(48**2, 8) == (1, 162, 232, 289, 338, 384, 428, 470)
     last = (1, 106, 151, 186, 216, 243, 268, 292, 314, 336, 357, 377, 397, 417, 435)
-    assert reveal_counts(64**2, 15) == last
+    assert unmask_counts(64**2, 15) == last
     assert [(plan.scale, plan.steps, plan.plain) for plan in RELEASED_PLANS] == [
         *((k, 8, 5) for k in (9, 10, 11, 12)),
         (13, 15, 0),
@@ -50,14 +50,14 @@ def test_released_counts() -> None:
 
 
 def test_the_last_step_takes_what_is_left_if_anything() -> None:
-    assert reveal_counts(1, 8) == (1,) * 7 + (0,)
-    assert reveal_counts(8, 4) == (1, 2, 3, 2)  # shares 0, 1.8, 2.7, 3.5: at least 1, and last what is left
+    assert unmask_counts(1, 8) == (1,) * 7 + (0,)
+    assert unmask_counts(8, 4) == (1, 2, 3, 2)  # shares 0, 1.8, 2.7, 3.5: at least 1, and last what is left
 
 
 @pytest.mark.parametrize("length", [1, 4, 9, 25, 4096])
 @pytest.mark.parametrize("steps", [2, 8, 15])
 def test_counts_reveal_everything(length: int, steps: int) -> None:
-    counts = reveal_counts(length, steps)
+    counts = unmask_counts(length, steps)
     assert len(counts) == steps
     assert sum(counts) >= length
     assert length < steps**2 or sum(counts) == length
@@ -65,7 +65,7 @@ def test_counts_reveal_everything(length: int, steps: int) -> None:
 
 
 def test_a_revealed_code_stays() -> None:
-    canvas = Canvas(torch.zeros(2, 6, dtype=torch.long), torch.full((2, 6), -1))
+    canvas = PartialScale(torch.zeros(2, 6, dtype=torch.long), torch.full((2, 6), -1))
     worth = torch.tensor([[0.1, 0.9, 0.2, 0.8, 0.0, 0.3], [0.5, 0.4, 0.3, 0.2, 0.1, 0.0]])
     canvas.reveal(torch.full((2, 6), 7), worth, 2, step=0)
     assert canvas.codes_Bl.tolist() == [[0, 7, 0, 7, 0, 0], [7, 7, 0, 0, 0, 0]]
@@ -76,33 +76,33 @@ def test_a_revealed_code_stays() -> None:
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_no_step_waits_for_the_device(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw, waits = StableSampler.reveal, Waits()
+    draw, waits = MaskedDecoder.reveal, Waits()
 
-    def counted(*given: Any) -> Canvas:
+    def counted(*given: Any) -> PartialScale:
         with waits:
             return draw(*given)
 
-    monkeypatch.setattr(StableSampler, "reveal", counted)
+    monkeypatch.setattr(MaskedDecoder, "reveal", counted)
     assert bool(reveal(k).known_Bl.all())
     assert not waits.places
 
 
-def reveal(k: int, seed: int = 4) -> Canvas:
+def reveal(k: int, seed: int = 4) -> PartialScale:
     """Scale k revealed from random hidden states."""
     refiner, text = tiny_refiner(), tiny_text_encoder().encode(["a red circle", ""])
     random = torch.Generator().manual_seed(0)
     length = refiner.schedule.lengths[k]
     hidden = torch.randn(2, length, 32, generator=random)
     logits = torch.randn(1, length, VOCABULARY, generator=random)
-    stable = StableSampler(refiner, tiny_tokenizer().quantizer)
+    stable = MaskedDecoder(refiner, tiny_tokenizer().quantizer)
     assert stable.covers(k)
     with torch.no_grad():
-        return stable.reveal(hidden, logits, k, text, 2.0, Dice([seed], SampleOptions()))
+        return stable.reveal(hidden, logits, k, text, 2.0, SampleRng([seed], SampleOptions()))
 
 
 def test_every_token_is_revealed_at_its_time() -> None:
     counts = torch.bincount(reveal(3).step_Bl[0])
-    assert tuple(counts.tolist()) == reveal_counts(16, 5)
+    assert tuple(counts.tolist()) == unmask_counts(16, 5)
     plain = reveal(2)
     assert bool(plain.known_Bl.all())
     assert int(plain.step_Bl.max()) < 3  # twice as many in a plain step, so done before the last
@@ -211,7 +211,7 @@ def test_a_plan_tells_which_steps_ask_the_refiner_and_which_are_shuffled(k: int,
     picked: list[int | None] = []
     ordered: list[int] = []
 
-    class Watching(Dice):
+    class Watching(SampleRng):
         def keep(self, logits_BlV: Tensor, depth: float = 0.0) -> Tensor:
             depths.append(depth)
             return super().keep(logits_BlV, depth)
@@ -229,7 +229,7 @@ def test_a_plan_tells_which_steps_ask_the_refiner_and_which_are_shuffled(k: int,
     length = (k + 1) ** 2
     torch.manual_seed(0)
     hidden_RlC, logits_BlV = torch.randn(2, length, 32), torch.randn(1, length, VOCABULARY)
-    stable = StableSampler(refiner, tiny_tokenizer().quantizer)
+    stable = MaskedDecoder(refiner, tiny_tokenizer().quantizer)
     rows = tiny_text_encoder().encode(PROMPTS[:2])
     canvas = stable.reveal(hidden_RlC, logits_BlV, k, rows, 2.0, Watching([0], SampleOptions()))
     assert bool(canvas.known_Bl.all())
@@ -237,9 +237,9 @@ def test_a_plan_tells_which_steps_ask_the_refiner_and_which_are_shuffled(k: int,
     assert set(depths) == {k / 3}
     assert len(calls) == len(picked) - plain
     assert ordered == list(range(shuffled))
-    alone = stable.reveal(hidden_RlC[:1], logits_BlV, k, rows, 2.0, Dice([0], SampleOptions()))
-    unguided = stable.reveal(hidden_RlC, logits_BlV, k, rows, 0.0, Dice([0], SampleOptions()))
+    alone = stable.reveal(hidden_RlC[:1], logits_BlV, k, rows, 2.0, SampleRng([0], SampleOptions()))
+    unguided = stable.reveal(hidden_RlC, logits_BlV, k, rows, 0.0, SampleRng([0], SampleOptions()))
     assert torch.equal(alone.codes_Bl, unguided.codes_Bl)
     assert not torch.equal(canvas.codes_Bl, unguided.codes_Bl)
-    again_Bl = stable.draw(hidden_RlC[:1], logits_BlV, k, rows, 2.0, Dice([0], SampleOptions()))
+    again_Bl = stable.draw(hidden_RlC[:1], logits_BlV, k, rows, 2.0, SampleRng([0], SampleOptions()))
     assert torch.equal(again_Bl, alone.codes_Bl)

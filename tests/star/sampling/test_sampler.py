@@ -10,7 +10,7 @@ from star.data.text import TextFeatures
 from star.data.tiny import tiny_text_encoder
 from star.generators.protocol import SampleOptions
 from star.sampling.sampler import (
-    Dice,
+    SampleRng,
     choose,
     draw_codes,
     draw_pass,
@@ -125,9 +125,9 @@ def test_cooling_makes_finer_scales_likelier_and_leaves_the_coarsest(
     text: TextFeatures, null_text: TextFeatures
 ) -> None:
     assert [temperature_at(depth, 2.0, 0.5) for depth in (0.0, 0.5, 1.0)] == [2.0, 1.5, 1.0]
-    logits, dice = torch.randn(2, 9, 20) * 3, Dice([0, 1], SampleOptions(temperature=2.0, cooling=0.75))
-    assert torch.equal(dice.keep(logits), logits / 2)
-    assert torch.equal(dice.keep(logits, 1.0), logits / 0.5)
+    logits, rng = torch.randn(2, 9, 20) * 3, SampleRng([0, 1], SampleOptions(temperature=2.0, cooling=0.75))
+    assert torch.equal(rng.keep(logits), logits / 2)
+    assert torch.equal(rng.keep(logits, 1.0), logits / 0.5)
 
     ranks: list[list[float]] = []
     for cooling in (0.0, 0.999999):
@@ -226,16 +226,17 @@ def test_guiding_pairs_each_row_with_its_twin() -> None:
 
 def test_dice_keep_one_code_where_drawing_is_greedy_and_know_step_and_scale() -> None:
     logits = torch.randn(1, 9, 20, generator=torch.Generator().manual_seed(0))
-    kept = Dice([3], SampleOptions(top_k=1)).keep(logits, 0.5)
+    kept = SampleRng([3], SampleOptions(top_k=1)).keep(logits, 0.5)
     assert torch.equal(kept.isfinite().sum(-1), torch.ones(1, 9, dtype=torch.long))
-    assert torch.equal(Dice([3], SampleOptions(top_k=1)).pick(kept, 0), logits.argmax(-1))
-    dice = Dice([3], SampleOptions())
-    assert torch.equal(dice.pick(logits, 2), pick(logits, uniforms([3], 2, 9)))
-    assert torch.equal(dice.pick(logits, 2, 1), pick(logits, uniforms([3], "2/1", 9)))
-    assert torch.equal(dice.pick(logits, 2, 0), pick(logits, uniforms([3], "2/0", 9)))
-    assert torch.equal(dice.order(2, 1, 9), uniforms([3], "2/1/order", 9))
+    assert torch.equal(SampleRng([3], SampleOptions(top_k=1)).pick(kept, 0), logits.argmax(-1))
+    rng = SampleRng([3], SampleOptions())
+    assert torch.equal(rng.pick(logits, 2), pick(logits, uniforms([3], 2, 9)))
+    assert torch.equal(rng.pick(logits, 2, 1), pick(logits, uniforms([3], "2/1", 9)))
+    assert torch.equal(rng.pick(logits, 2, 0), pick(logits, uniforms([3], "2/0", 9)))
+    assert torch.equal(rng.order(2, 1, 9), uniforms([3], "2/1/order", 9))
     torch.testing.assert_close(
-        Dice([3], SampleOptions(temperature=2.0, top_k=5, top_p=0.7)).keep(logits), filter_logits(logits / 2, 5, 0.7)
+        SampleRng([3], SampleOptions(temperature=2.0, top_k=5, top_p=0.7)).keep(logits),
+        filter_logits(logits / 2, 5, 0.7),
     )
 
 
@@ -269,7 +270,7 @@ def test_a_guidance_of_one_is_guidance(text: TextFeatures, null_text: TextFeatur
 
 
 def test_the_finest_scale_is_the_coldest_whatever_their_number(text: TextFeatures) -> None:
-    class Watching(Dice):
+    class Watching(SampleRng):
         def keep(self, logits_BlV: Tensor, depth: float = 0.0) -> Tensor:
             depths.append(depth)
             return super().keep(logits_BlV, depth)
@@ -279,7 +280,7 @@ def test_the_finest_scale_is_the_coldest_whatever_their_number(text: TextFeature
         tokenizer = Quantizer(QuantizerConfig(vocabulary=VOCABULARY, code_width=CODE_WIDTH, sizes=sizes))
         options = SampleOptions(guidance=0.0)
         transformer = tiny_transformer(sizes=sizes)
-        draw_pass(transformer, tokenizer, text[:1], seeds=[0], options=options, dice=Watching([0], options))
+        draw_pass(transformer, tokenizer, text[:1], seeds=[0], options=options, rng=Watching([0], options))
         assert depths == expected
     assert [guidance_at(k, 2, 4.0) for k in range(2)] == [0, 4]
 

@@ -21,7 +21,7 @@ from star.tiny import SIZES, tiny_tokenizer, tiny_transformer
 from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 from star.training.presets import CURRICULUM_SIZES, PRESETS
-from star.training.targets import taught_lengths
+from star.training.targets import kept_lengths
 from star.training.train import TrainConfig, drop_captions, train
 
 CHAIN = ("star-d30-256", "star-d30-256-finish", "star-d30-512", "star-d30-1024")
@@ -83,7 +83,7 @@ def test_the_rate_is_held_and_then_falls_to_a_hundredth() -> None:
 
 def test_the_finest_scale_keeps_3445_tokens_at_1024_pixels() -> None:
     schedule = ScaleSchedule(CURRICULUM_SIZES["models/tokenizer-1024"])
-    lengths = taught_lengths(schedule, PRESETS["star-d30-1024"].keep_last_scale)
+    lengths = kept_lengths(schedule, PRESETS["star-d30-1024"].keep_last_scale)
     assert (lengths[-1], sum(lengths)) == (3445, 8800)
     assert lengths[:-1] == schedule.lengths[:-1]
 

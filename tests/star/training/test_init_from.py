@@ -21,7 +21,7 @@ from star.generators.training.run import RunConfig
 from star.model.rope import pyramid_rotation
 from star.model.transformer import NextScaleTransformer
 from star.tiny import SIZES, tiny_tokenizer, tiny_transformer
-from star.tokenizer.tokenizer import Anchored, MultiScaleTokenizer
+from star.tokenizer.tokenizer import AlignedTo, MultiScaleTokenizer
 from star.training.init_from import continued, start_from
 from star.training.presets import PRESETS
 from star.training.train import TrainConfig, train
@@ -168,14 +168,14 @@ def test_a_t5_reads_the_prompts_by_configuration(house: Path, tmp_path: Path) ->
 
 def test_an_anchored_tokenizer_is_accepted_and_its_scale_made_up_for(house: Path, tmp_path: Path) -> None:
     other = at(tiny_tokenizer(seed=1), FINER)
-    other.anchored = Anchored(digest=tiny_tokenizer().digest, scale=8.0)
+    other.anchored = AlignedTo(digest=tiny_tokenizer().digest, scale=8.0)
     other.save(tmp_path / "anchored", card="")
     model, _ = started(house, str(tmp_path / "anchored"))
     name, source = "input_projection.weight", tiny_transformer(**ODD).state_dict()
     torch.testing.assert_close(model.state_dict()[name], 8 * source[name])
     assert torch.equal(model.state_dict()["head.weight"], source["head.weight"])
 
-    other.anchored = Anchored(digest="another", scale=8.0)
+    other.anchored = AlignedTo(digest="another", scale=8.0)
     other.save(tmp_path / "foreign", card="")
     with pytest.raises(InputError, match="--anchor="):
         started(house, str(tmp_path / "foreign"))

@@ -22,7 +22,7 @@ COMMON += ["--run.sample_every=0"]
 CALM = ["--caption_dropout=0.0", "--code_noise=0.0", "--held_out=0.0"]  # no draws that belong to a process
 # What a process draws for itself (noise, augmentation) or compares within itself is off; latents belong to pictures.
 STILL = [
-    "--codebook.reborn_below=0.0",
+    "--codebook.restart_below=0.0",
     "--codebook.scale_floor=0.0",
 ]  # codes reborn from pictures of a process
 GAN = ["--noise=none", "--augment", "--path_length.weight=0.0", "--discriminator.group=1"]

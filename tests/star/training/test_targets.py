@@ -11,12 +11,12 @@ from star.training.targets import (
     _nearest_codes,
     _replacements,
     code_counts,
-    draw_taught,
-    known_lesson,
-    make_lesson,
+    draw_kept,
+    kept_lengths,
+    make_targets,
     per_scale,
     scale_weights,
-    taught_lengths,
+    targets_of_codes,
     token_losses,
     unigram_nats,
 )
@@ -31,15 +31,15 @@ def latents(count: int = 6) -> torch.Tensor:
 
 def test_without_noise_a_lesson_is_the_tokenizers_pyramid() -> None:
     quantizer = tiny_tokenizer().quantizer
-    lesson, codes = make_lesson(quantizer, latents()), quantizer.encode(latents()).codes
-    assert torch.equal(lesson.codes_BL, torch.cat(codes, dim=1))
-    assert torch.equal(lesson.teacher_input_BlE, quantizer.teacher_input(codes))
+    targets, codes = make_targets(quantizer, latents()), quantizer.encode(latents()).codes
+    assert torch.equal(targets.codes_BL, torch.cat(codes, dim=1))
+    assert torch.equal(targets.teacher_input_BlE, quantizer.teacher_input(codes))
 
 
 def test_a_vanishing_noise_gives_the_same_lesson() -> None:
-    """The scale-by-scale loop of the noisy lesson is the same recursion as the quantizer's."""
+    """The scale-by-scale loop of the noisy targets is the same recursion as the quantizer's."""
     quantizer = tiny_tokenizer().quantizer
-    clean, noisy = make_lesson(quantizer, latents()), make_lesson(quantizer, latents(), noise=1e-9)
+    clean, noisy = make_targets(quantizer, latents()), make_targets(quantizer, latents(), noise=1e-9)
     assert torch.equal(noisy.codes_BL, clean.codes_BL)
     assert torch.allclose(noisy.teacher_input_BlE, clean.teacher_input_BlE, atol=1e-6)
 
@@ -48,13 +48,13 @@ def test_a_vanishing_noise_gives_the_same_lesson() -> None:
 def test_noise_changes_inputs_and_asks_for_repair(neighbours: int) -> None:
     quantizer = tiny_tokenizer().quantizer
     torch.manual_seed(0)
-    lesson = make_lesson(quantizer, latents(), noise=0.9, neighbours=neighbours)
-    clean = make_lesson(quantizer, latents())
-    first, *later = SCHEDULE.split(lesson.codes_BL)
+    targets = make_targets(quantizer, latents(), noise=0.9, neighbours=neighbours)
+    clean = make_targets(quantizer, latents())
+    first, *later = SCHEDULE.split(targets.codes_BL)
     assert torch.equal(first, clean.codes_BL[:, :1])  # nothing went wrong before the first scale
     assert not torch.equal(torch.cat(later, dim=1), clean.codes_BL[:, 1:])
     # What the finest scale is asked for brings the running latent nearer to the true one than any other code would.
-    last_input_BlE = lesson.teacher_input_BlE[:, -SCHEDULE.lengths[-1] :]
+    last_input_BlE = targets.teacher_input_BlE[:, -SCHEDULE.lengths[-1] :]
     rest_BlE = latents().flatten(2).transpose(1, 2) - last_input_BlE
     assert torch.equal(later[-1], quantizer.nearest(rest_BlE))
 
@@ -104,14 +104,14 @@ def test_a_lesson_may_end_after_some_scales(noise: float) -> None:
     """Its length is that of its scales, and what it has does not depend on what it leaves out."""
     quantizer = tiny_tokenizer().quantizer
     torch.manual_seed(0)
-    whole = make_lesson(quantizer, latents(), noise=noise)
+    whole = make_targets(quantizer, latents(), noise=noise)
     assert whole.codes_BL.shape == (6, SCHEDULE.length)
     assert whole.teacher_input_BlE.shape == (6, SCHEDULE.length - 1, CODE_WIDTH)
     for scales, tokens in ((1, 1), (2, 5), (3, 14)):
         torch.manual_seed(0)
-        part = make_lesson(quantizer, latents(), noise=noise, scales=scales)
+        part = make_targets(quantizer, latents(), noise=noise, scales=scales)
         assert part.teacher_input_BlE.shape == (6, tokens - 1, CODE_WIDTH)
-        assert torch.equal(part.codes_BL, known_lesson(quantizer, SCHEDULE.split(whole.codes_BL), scales).codes_BL)
+        assert torch.equal(part.codes_BL, targets_of_codes(quantizer, SCHEDULE.split(whole.codes_BL), scales).codes_BL)
         if noise == 0.0:
             assert torch.equal(part.teacher_input_BlE, whole.teacher_input_BlE[:, : tokens - 1])
 
@@ -121,8 +121,8 @@ def test_half_of_the_noise_is_the_share_of_wrong_codes() -> None:
     quantizer = tiny_tokenizer().quantizer
     many = latents().repeat(500, 1, 1, 1)
     torch.manual_seed(0)
-    noisy = make_lesson(quantizer, many, noise=0.6, neighbours=1, scales=2)
-    clean = make_lesson(quantizer, many, scales=2)
+    noisy = make_targets(quantizer, many, noise=0.6, neighbours=1, scales=2)
+    clean = make_targets(quantizer, many, scales=2)
     wrong = (noisy.teacher_input_BlE - clean.teacher_input_BlE).abs().sum((1, 2)) > 1e-4
     assert wrong.float().mean().item() == pytest.approx(0.3, abs=0.03)
 
@@ -138,14 +138,14 @@ def test_replacements_are_any_code_or_any_of_the_near() -> None:
 
 
 def test_a_share_of_the_finest_scale_takes_part() -> None:
-    assert taught_lengths(SCHEDULE, 0.5) == (1, 4, 9, 8)
-    assert taught_lengths(SCHEDULE, 1.0) == SCHEDULE.lengths
-    assert taught_lengths(SCHEDULE, 0.001) == (1, 4, 9, 1)
-    assert draw_taught(SCHEDULE, 1.0) is None
+    assert kept_lengths(SCHEDULE, 0.5) == (1, 4, 9, 8)
+    assert kept_lengths(SCHEDULE, 1.0) == SCHEDULE.lengths
+    assert kept_lengths(SCHEDULE, 0.001) == (1, 4, 9, 1)
+    assert draw_kept(SCHEDULE, 1.0) is None
     drawn = []
     for seed in range(40):
         torch.manual_seed(seed)
-        tokens = draw_taught(SCHEDULE, 0.25)
+        tokens = draw_kept(SCHEDULE, 0.25)
         assert tokens is not None
         assert len(tokens) == 14 + 4
         assert tokens[:14].tolist() == list(range(14))

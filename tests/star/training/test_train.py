@@ -28,7 +28,7 @@ from star.generators.training.run import RunConfig
 from star.planning.flops import work
 from star.tiny import tiny_tokenizer, tiny_transformer
 from star.training.presets import PRESETS
-from star.training.targets import make_lesson, taught_lengths, token_losses
+from star.training.targets import kept_lengths, make_targets, token_losses
 from star.training.train import TrainConfig, compile_blocks, drop_captions, parameter_groups, train
 from star.training.validation import is_held_out
 
@@ -71,12 +71,12 @@ def test_fifty_steps_on_one_batch_are_learnt() -> None:
     model = tiny_transformer(sharpness=1.0, width=64, heads=4).train()
     generator = torch.Generator().manual_seed(0)
     image_B3HW = torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1
-    lesson = make_lesson(tokenizer.quantizer, tokenizer.image_to_latent(image_B3HW) * 5)
+    targets = make_targets(tokenizer.quantizer, tokenizer.image_to_latent(image_B3HW) * 5)
     text = encoder.encode(["one", "two", "three", "four"])
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=3e-3)
     losses = []
     for _ in range(50):
-        loss = token_losses(model(lesson.teacher_input_BlE, text), lesson.codes_BL).mean()
+        loss = token_losses(model(targets.teacher_input_BlE, text), targets.codes_BL).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -106,7 +106,7 @@ def test_every_log_line_tells_how_much_of_the_device_is_used(house: Path, tmp_pa
     given = config(house, keep_last_scale=0.5)
     given = replace(given, run=replace(given.run, steps=3, log_every=1, peak_tflops=0.001))
     model = StarGenerator.from_directory(train(given, data=shards(house), out=tmp_path / "run")).transformer
-    done = work(model.config, taught_lengths(model.schedule, 0.5), text_tokens=64)
+    done = work(model.config, kept_lengths(model.schedule, 0.5), text_tokens=64)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     for line in lines[1:]:  # the first step has no rate yet
@@ -326,13 +326,13 @@ def test_compiling_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_blocks_compute_the_same() -> None:
     tokenizer, encoder = tiny_tokenizer(), tiny_text_encoder()
-    lesson = make_lesson(tokenizer.quantizer, torch.randn(2, 4, 4, 4))
+    targets = make_targets(tokenizer.quantizer, torch.randn(2, 4, 4, 4))
     text = encoder.encode(["one", "two"])
     plain, compiled = tiny_transformer(attention="eager"), tiny_transformer(attention="eager")
     compile_blocks(compiled, torch.device("cpu"))
     gradients = []
     for model in (plain, compiled):
-        token_losses(model(lesson.teacher_input_BlE, text), lesson.codes_BL).mean().backward()
+        token_losses(model(targets.teacher_input_BlE, text), targets.codes_BL).mean().backward()
         gradients.append(
             {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
         )

@@ -113,12 +113,12 @@ def test_losses_and_frequencies_do_not_depend_on_the_number_of_processes(
 ) -> None:
     """One process of three has no picture at all, and computes along."""
     monkeypatch.setattr(star.training.validation, "looked_at_once", lambda *_, **__: 3)
-    lessons, batches = encoder(), list(pipeline(shards).one_pass())
+    training_inputs, batches = encoder(), list(pipeline(shards).one_pass())
     networks = [tiny_transformer() for _ in range(world)]
     schedule = networks[0].schedule
-    codes = [lessons.lesson(batch).codes_BL for batch in batches]
+    codes = [training_inputs.targets(batch).codes_BL for batch in batches]
     with torch.no_grad():
-        loss_BL = torch.cat([direct(networks[0], lessons, batch) for batch in batches[:4]])
+        loss_BL = torch.cat([direct(networks[0], training_inputs, batch) for batch in batches[:4]])
     expected_K = torch.stack([part.mean() for part in loss_BL.split(schedule.lengths, dim=1)])
     train_KV = code_counts(torch.cat(codes)[:30], schedule.lengths, VOCABULARY)
     unigram_K = unigram_nats(train_KV, code_counts(torch.cat(codes[:4]), schedule.lengths, VOCABULARY))
@@ -128,8 +128,8 @@ def test_losses_and_frequencies_do_not_depend_on_the_number_of_processes(
 
     def measure(run: Any) -> tuple[Tensor, Tensor, int]:
         mine = batches[:4] if world == 1 else [batches[:3], batches[3:4], []][run.rank]
-        validation = Validation(lessons, iter(mine), run)
-        validation.count_codes(lessons, pipeline(shards), most=30)
+        validation = Validation(training_inputs, iter(mine), run)
+        validation.count_codes(training_inputs, pipeline(shards), most=30)
         return validation.losses(networks[run.rank]), validation.unigram_K, validation.pictures
 
     for found in Processes(world).each(measure):
@@ -137,10 +137,10 @@ def test_losses_and_frequencies_do_not_depend_on_the_number_of_processes(
     assert max(seen) == 3
 
 
-def direct(network: NextScaleTransformer, lessons: Encoder, batch: Batch) -> Tensor:
-    lesson = lessons.lesson(batch)
-    logits_BLV = network(lesson.teacher_input_BlE, lessons.batch_text(batch, batch.prompts))
-    return token_losses(logits_BLV, lesson.codes_BL)
+def direct(network: NextScaleTransformer, training_inputs: Encoder, batch: Batch) -> Tensor:
+    targets = training_inputs.targets(batch)
+    logits_BLV = network(targets.teacher_input_BlE, training_inputs.batch_text(batch, batch.prompts))
+    return token_losses(logits_BLV, targets.codes_BL)
 
 
 def test_without_pictures_there_are_no_losses() -> None:

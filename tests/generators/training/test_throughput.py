@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from star.generators.training import mfu as pace
-from star.generators.training.mfu import Pace
+from star.generators.training import throughput as pace
+from star.generators.training.throughput import Throughput
 
 
 class Clock:
@@ -28,7 +28,7 @@ def test_waiting_for_batches_is_a_share_of_the_time(clock: Clock) -> None:
             clock.now += 1.0
             yield number
 
-    ours = Pace()
+    ours = Throughput()
     batches = ours.feed(slow())
     for step in range(4):
         ours.begin()
@@ -46,7 +46,7 @@ def test_starvation_is_told_once(clock: Clock) -> None:
             clock.now += 1.0
             yield 0
 
-    ours = Pace()
+    ours = Throughput()
     batches = ours.feed(slow())
     told = []
     for _ in range(60):
@@ -61,14 +61,14 @@ def test_starvation_is_told_once(clock: Clock) -> None:
 
 
 def test_batches_that_end_end(clock: Clock) -> None:
-    assert list(Pace().feed(iter([1, 2]))) == [1, 2]
+    assert list(Throughput().feed(iter([1, 2]))) == [1, 2]
 
 
 def test_utilisation_is_told_where_both_sides_of_it_are_known(clock: Clock) -> None:
-    ours = Pace(peak_tflops=2.0, world=2)
+    ours = Throughput(peak_tflops=2.0, world=2)
     assert "utilisation" not in ours.line(100.0)
     ours.flops_per_image = 1e10
     assert ours.line(100.0) == {"data_wait": 0.0, "tflops": 1.0, "utilisation": 0.25}
-    unstated = Pace()
+    unstated = Throughput()
     unstated.flops_per_image = 1e10
     assert unstated.line(100.0) == {"data_wait": 0.0, "tflops": 1.0}

@@ -4,19 +4,19 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
-from star.data.loader.stall_monitor import Starvation
+from star.data.loader.stall_monitor import StallMonitor
 
 Item = TypeVar("Item")
 
 
-class Pace:
+class Throughput:
     """Clocks of one process, read at every log line; nothing of it belongs to the state of a run."""
 
     def __init__(self, peak_tflops: float = 0.0, world: int = 1) -> None:
         """peak_tflops: what one device can do by its data sheet, 10^12 operations per second; 0: not stated."""
         self.peak = peak_tflops * 1e12 * world
         self.flops_per_image = 0.0  # of training: forward and backward; 0: not counted
-        self._watch = Starvation()
+        self._watch = StallMonitor()
         self._waited = self._began = self._line_waited = 0.0
         self._line_began = time.monotonic()
 
