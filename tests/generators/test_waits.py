@@ -19,7 +19,7 @@ from tests.generators.waits import Waits
 STEPS = 4
 # Chance that belongs to the host, drawn on the CPU by generators of its own or torch's.
 # And Adam's count of steps, which torch keeps on the CPU unless it is asked otherwise.
-OF_THE_HOST = {"draws.py:chance", "towers.py:random_crop", "towers.py:<genexpr>", "game.py:_move"}
+OF_THE_HOST = {"sample_rng.py:chance", "backbones.py:random_crop", "backbones.py:<genexpr>", "trainer.py:_move"}
 ONCE = {"text.py:_forward"}  # for each caption when it is first met
 
 

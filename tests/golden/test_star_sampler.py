@@ -109,7 +109,7 @@ class TestStableSampler:
 
     def test_schedule(self, path: Path) -> None:
         for given in Case(path).json["ar"]["schedules"].values():
-            assert list(unmask_counts(given["patch"] ** 2, given["steps"])) == given["unmask_counts"]
+            assert list(unmask_counts(given["patch"] ** 2, given["steps"])) == given["reveal_counts"]
 
     def test_drawing(self, path: Path) -> None:
         case = Case(path)
