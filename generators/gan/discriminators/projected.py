@@ -74,6 +74,10 @@ class ProjectedConfig:
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)}, expected {expected}: correct it")
 
+    def build(self) -> "ProjectedDiscriminator":
+        """The discriminator with fresh heads on the named features. Raises InputError if those are not there."""
+        return ProjectedDiscriminator(self, FrozenFeatures.from_pretrained(self.features))
+
 
 class FrozenFeatures(nn.Module):
     """A vision transformer that stays as it is; the gradient goes through it to the picture.

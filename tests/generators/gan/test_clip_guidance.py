@@ -14,16 +14,8 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from star.data.errors import InputError
 from star.data.images import pixels_to_pil
-from star.generators.gan.clip_guidance import (
-    ClipGuidance,
-    blur,
-    blur_sigma,
-    hinge_discriminator,
-    hinge_fake,
-    hinge_generator,
-    hinge_real,
-    squared_angles,
-)
+from star.generators.gan.clip_guidance import ClipGuidance, blur, blur_sigma, squared_angles
+from star.generators.gan.losses import hinge_discriminator, hinge_fake, hinge_generator, hinge_real
 
 CLIP_EMOJI = Path(__file__).parents[3] / "star" / "weights" / "clip-emoji"
 SIDES = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 16}

@@ -25,7 +25,6 @@ from transformers import (
 
 from star.data.errors import InputError
 from star.generators.gan.backbones import Preprocessing, random_crop
-from star.generators.gan.clip_guidance import hinge_discriminator, hinge_generator
 from star.generators.gan.discriminators.projected import (
     FrozenFeatures,
     Head,
@@ -34,6 +33,7 @@ from star.generators.gan.discriminators.projected import (
     SpectralConv1d,
     VirtualBatchNorm,
 )
+from star.generators.gan.losses import hinge_discriminator, hinge_generator
 
 CLIP_EMOJI = Path(__file__).parents[4] / "star" / "weights" / "clip-emoji"
 SIZES: dict[str, Any] = {
