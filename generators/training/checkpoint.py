@@ -40,7 +40,7 @@ class Snapshot:
     def state(self) -> dict[str, Any]:
         """The state on the CPU. Raises InputError if the file cannot be read."""
         try:
-            content(self.path / "state.pt")  # refuses what no training run writes, see restricted.py
+            content(self.path / "state.pt")  # refuses what no training run writes, see pickle_loader.py
             return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
         except Exception as error:
             raise InputError(
