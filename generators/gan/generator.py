@@ -4,8 +4,8 @@
         family, network_class, config_class = "stylenat", StyleNat, StyleNatConfig
 
 A family brings its network (`GanNetwork`) and a frozen config; drawing, conditioning, and the model directory are here.
-The condition of a prompt is a unit vector: the text tower's pooled state, through the projection that CLIP learned for
-it (kept in the model directory), normalised. Classes are one-hot.
+The condition of a prompt is a unit vector: the text encoder's pooled state, through the projection that CLIP learned
+for it (kept in the model directory), normalised. Classes are one-hot.
 
 B batch, Z latent width, P condition width, S style slots, W style width, D text width, H W pixels, 3 RGB.
 """
@@ -168,7 +168,7 @@ class GanGenerator(ABC):
             if projection_PD is not None:
                 if projection_PD.shape[1] != text_encoder.width:
                     raise ValueError(
-                        f"the projection reads {projection_PD.shape[1]}, the tower gives {text_encoder.width}"
+                        f"the projection reads {projection_PD.shape[1]}, the text encoder gives {text_encoder.width}"
                     )
                 self.projection = nn.Parameter(projection_PD.detach().clone(), requires_grad=False)
         if self.labels and len(self.labels) != network.condition_width:

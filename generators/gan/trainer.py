@@ -24,6 +24,7 @@ from star.generators.gan.clip_guidance import ClipGuidance, blur, blur_sigma
 from star.generators.gan.conditioning import Conditioner, TrainableTextEncoder
 from star.generators.gan.config import GanTrainConfig
 from star.generators.gan.consistency import consistency_loss
+from star.generators.gan.discriminator_monitor import DiscriminatorMonitor
 from star.generators.gan.generator import GanGenerator, GanNetwork
 from star.generators.gan.init_from import init_from
 from star.generators.gan.losses import (
@@ -36,7 +37,6 @@ from star.generators.gan.losses import (
     logistic_generator,
     r1_penalty,
 )
-from star.generators.gan.saturation import DiscriminatorMonitor
 from star.generators.training.ema import MovingAverage
 from star.generators.training.run import Run
 from star.generators.training.sample_rng import SampleRng

@@ -157,10 +157,10 @@ def test_a_missing_or_incomplete_clip_is_refused(clip: Path, tmp_path: Path) -> 
     tensors = load_file(clip / "model.safetensors")
     del tensors["visual_projection.weight"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"lacks weights of its image tower, visual_projection\.weight first of 1"):
+    with pytest.raises(InputError, match=r"lacks weights of its image backbone, visual_projection\.weight first of 1"):
         ClipGuidance(tmp_path)
     save_file(tensors | {"visual_projection.weight": torch.zeros(5, 16)}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="could not be loaded as an image tower"):
+    with pytest.raises(InputError, match="could not be loaded as an image backbone"):
         ClipGuidance(tmp_path)
     shutil.copy(clip / "model.safetensors", tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{}")
