@@ -1,8 +1,8 @@
 """Checkpoint files of other programs, read without running anything that they contain.
 
-What torch.save writes has a pickle in it, and a pickle is a program. It is read by `pickles.py`, which builds tensors
-and plain containers and refuses any other name; of the tensors only places are noted (`tensor_files.py`), so of a file
-with the state of an optimiser only those that are asked for are ever read. Files of safetensors are read as well.
+What torch.save writes has a pickle in it, and a pickle is a program. It is read by `pickle_machine.py`, which builds
+tensors and plain containers and refuses any other name; of the tensors only places are noted (`tensor_files.py`), so of
+a file with the state of an optimiser only those that are asked for are ever read. Files of safetensors are read too.
 
     source = CheckpointFile.find("var_d16.pth", [("trainer", "var_wo_ddp"), ()], sign="pos_1LC")
 """

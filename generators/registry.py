@@ -4,19 +4,19 @@
     generator = build("runs/mine/model")        # a model directory
     generator = build("someone/their-model")    # a repository on the Hugging Face hub
 
-Families are given as "module:class" and imported on first use, so this module reaches rooms that it may not import. A
-package of a third party adds one through the entry-point group `star.generators`:
+Families are given as "module:attribute", a class or a `Registration`, and imported on first use, so this module reaches
+rooms that it may not import. A package of a third party adds one through the entry-point group `star.generators`:
 
     [project.entry-points."star.generators"]
-    dots = "their_package.dots:DotsGenerator"
+    dots = "their_package.dots:FAMILY"
 """
 
 import difflib
-import importlib
 import importlib.metadata
 import importlib.util
 import os
 import re
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from star.data.errors import InputError
 from star.data.files import described, read_json
+from star.generators.registration import TARGET, Registration, load
 
 if TYPE_CHECKING:  # `star list` needs no torch
     import torch
@@ -106,14 +107,16 @@ class Entry:
 class Registry:
     """Families and entries; the module's functions use one that everybody shares."""
 
-    def __init__(self, group: str | None = None) -> None:
+    def __init__(self, group: str | None = None, catalogue: str = "") -> None:
+        """group: of entry points that add families. catalogue: "module:function" that gives more entries by name."""
         self._families: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
-        self._group = group
+        self._group, self._catalogue = group, catalogue
 
     def register_family(self, name: str, target: str) -> None:
-        """`target` is "module:class", see `protocol.Family`. Raises ValueError if the name is taken."""
-        if not re.fullmatch(r"[\w.]+:\w+", target):
+        """`target` is "module:class" (`protocol.Family`) or that of a `Registration`. Raises ValueError for a name that
+        is taken."""
+        if not TARGET.fullmatch(target):
             raise ValueError(f"family {name!r} is given as {target!r}, expected 'module:class'")
         if name in self._families:
             raise ValueError(f"family {name!r} is registered already, as {self._families[name]}")
@@ -129,6 +132,10 @@ class Registry:
 
     def entries(self) -> dict[str, Entry]:
         """Models by name, in the order of registration."""
+        catalogue, self._catalogue = self._catalogue, ""
+        if catalogue:
+            for name, entry in load(catalogue)().items():
+                self.register(name, entry)
         return dict(self._entries)
 
     def families(self) -> tuple[str, ...]:
@@ -136,19 +143,24 @@ class Registry:
         self._discover()
         return tuple(self._families)
 
-    def family(self, name: str) -> "type[Family]":
-        """The class of a family, imported now."""
+    def registration(self, name: str) -> Registration:
+        """What a family brings, its module imported now. Raises InputError for an unknown name."""
         self._discover()
         if name not in self._families:
             raise InputError(
                 f"there is no family {name!r}{near(name, self._families)}; install the package that brings it"
             )
-        module, _, attribute = self._families[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        found = load(self._families[name])
+        return found if isinstance(found, Registration) else Registration(generator=self._families[name])
+
+    def family(self, name: str) -> "type[Family]":
+        """The class of a family, imported now."""
+        family: type[Family] = load(self.registration(name).generator)
+        return family
 
     def locate(self, model: str | Path) -> Path:
         """The model directory of a name, a folder or a hub id. Raises InputError with near misses if there is none."""
-        if (entry := self._entries.get(str(model))) is not None:
+        if (entry := self.entries().get(str(model))) is not None:
             if entry.weights.location.startswith("package:"):
                 if (folder := entry.weights.folder()) is None:
                     raise InputError(
@@ -159,8 +171,7 @@ class Registry:
             if entry.weights.fetch:
                 folder = home() / str(model)
                 if not (folder / "config.json").is_file():
-                    module, _, function = entry.weights.fetch.partition(":")
-                    getattr(importlib.import_module(module), function)(str(model), folder)
+                    load(entry.weights.fetch)(str(model), folder)
                 return folder
             return _from_hub(entry.weights.location, str(model))
         if Path(model).is_dir():
@@ -169,7 +180,7 @@ class Registry:
             return _from_hub(model, model)
         raise InputError(
             f"there is no model {str(model)!r}, expected a name of `star list`, a model directory or a hub id"
-            f"{near(str(model), self._entries)}"
+            f"{near(str(model), self.entries())}"
         )
 
     def build(
@@ -206,7 +217,10 @@ class Registry:
     def _discover(self) -> None:
         group, self._group = self._group, None
         for point in importlib.metadata.entry_points(group=group) if group else ():
-            self.register_family(point.name, point.value)
+            try:
+                self.register_family(point.name, point.value)
+            except ValueError as error:  # of one package: the others' families are there all the same
+                warnings.warn(f"an installed package adds a generator that is left out: {error}", stacklevel=2)
 
 
 def near(name: str, known: Collection[str]) -> str:
@@ -236,41 +250,31 @@ def _from_hub(hub_id: str, name: str) -> Path:
         ) from error
 
 
-_shared = Registry(GROUP)
+_shared = Registry(GROUP, catalogue="star.convert.published:entries")
 register_family, register = _shared.register_family, _shared.register
-entries, families, family = _shared.entries, _shared.families, _shared.family
+entries, families, family, registration = _shared.entries, _shared.families, _shared.family, _shared.registration
 locate, build, recommended = _shared.locate, _shared.build, _shared.recommended
 
-register_family("star", "star.generator:StarGenerator")
-register_family("var", "star.class_generator:VarGenerator")
-register_family("styleformer", "star.generators.styleformer.model:StyleformerGenerator")
-register_family("stylegan-t", "star.generators.stylegan_t.model:StyleGanTGenerator")
-register_family("stylenat", "star.generators.stylenat.model:StyleNatGenerator")
-for _name, _family in (
-    ("star-emoji", "star"),
-    ("stylegan-t-emoji", "stylegan-t"),
-    ("stylenat-emoji", "stylenat"),
-    ("styleformer-emoji", "styleformer"),
-):
-    register(_name, Entry(family=_family, weights=Weights(location=f"package:star/weights/{_name}")))
+# Families that can be trained and converted as their Registration says. One that is copied or deleted: its line here.
+GANS = {
+    "stylegan-t": "star.generators.stylegan_t:FAMILY",
+    "stylenat": "star.generators.stylenat:FAMILY",
+    "styleformer": "star.generators.styleformer:FAMILY",
+}
 
-# What the papers published (star/convert/published.py): fetched from the hub and converted when first asked for.
-_STAR = Weights(
-    location="taocrayon/STAR", licence="MIT", source="https://arxiv.org/abs/2406.10797", fetch="star.convert.hub:fetch"
-)
-_VAR = Weights(
-    location="FoundationVision/var",
-    licence="MIT",
-    source="https://arxiv.org/abs/2404.02905",
-    fetch="star.convert.hub:fetch",
-)
-for _name, _side in (
-    ("star-d16-256", 256),
-    ("star-d30-256", 256),
-    ("star-d30-512", 512),
-    ("star-d30-1024", 1024),
-    ("star-d30-1024-refined", 1024),
-):
-    register(_name, Entry(family="star", weights=_STAR, resolution=(_side, _side), conditioning="text"))
-for _name, _side in (("var-d16", 256), ("var-d20", 256), ("var-d24", 256), ("var-d30", 256), ("var-d36-512", 512)):
-    register(_name, Entry(family="var", weights=_VAR, resolution=(_side, _side), conditioning="class"))
+
+def gans() -> dict[str, Registration]:
+    """The GANs of this package with all they bring; loads neither torch nor a network."""
+    return {name: registration(name) for name in GANS}
+
+
+def others() -> tuple[str, ...]:
+    """Names of the families that other packages add; loads nothing of theirs."""
+    return tuple(name for name in families() if name not in _OWN)
+
+
+_OWN = {"star": "star.generator:StarGenerator", "var": "star.class_generator:VarGenerator", **GANS}
+for _name, _target in _OWN.items():
+    register_family(_name, _target)
+for _name in ("star", *GANS):  # ship with the package
+    register(f"{_name}-emoji", Entry(family=_name, weights=Weights(location=f"package:star/weights/{_name}-emoji")))

@@ -2,7 +2,7 @@
 
 torch.save writes a zip archive, which holds a pickle and each storage as a record of its own; before version 1.6 it
 wrote pickles one after the other, and the storages behind them. Nothing here unpickles by Python's own machine, see
-`pickles.py`, and a tensor is never larger than the bytes that the file has for it.
+`pickle_machine.py`, and a tensor is never larger than the bytes that the file has for it.
 """
 
 import mmap

@@ -183,16 +183,6 @@ class PatchDiscriminator(nn.Module):
         return self.layers(image_B3HW)
 
 
-def discriminator_hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Hinge loss of the discriminator (Lim & Ye 2017)."""
-    return 0.5 * (F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean())
-
-
-def generator_hinge(fake_logits: Tensor) -> Tensor:
-    """Hinge loss of the decoder."""
-    return -fake_logits.float().mean()
-
-
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: nn.Parameter) -> Tensor:
     """|grad of reconstruction| / |grad of adversarial| at the last layer, at most 1e4 (Esser et al. 2021, Eq. 7)."""
     wanted = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()

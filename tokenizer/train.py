@@ -26,6 +26,7 @@ from star.data.shards.splits import held_out_shards, training_sources
 from star.generators.config import to_dict
 from star.generators.gan.augment.diffaugment import augment, operations
 from star.generators.gan.discriminators.stylegan2 import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
+from star.generators.gan.losses import hinge_discriminator, hinge_generator
 from star.generators.registry import place_of
 from star.generators.training.data_feed import CachedFeedConfig, Feed
 from star.generators.training.ema import MovingAverage
@@ -36,8 +37,6 @@ from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_
 from star.tokenizer.losses import (
     PatchDiscriminator,
     adaptive_weight,
-    discriminator_hinge,
-    generator_hinge,
     perceptual_distance,
     quantisation_loss,
     reconstruction_loss,
@@ -263,7 +262,7 @@ class _Adversary:
         """The decoder's hinge loss and its adaptive weight."""
         self.network.requires_grad_(False)
         with self.run.autocast():
-            adversarial = generator_hinge(self.network(augment(decoded_B3HW, self.policy)))
+            adversarial = hinge_generator(self.network(augment(decoded_B3HW, self.policy)).float())
         self.network.requires_grad_(True)
         return adversarial, adaptive_weight(reconstruction, adversarial, last_layer)
 
@@ -277,7 +276,7 @@ class _Adversary:
                     real, fake = (self.network(augment(side, self.policy)) for side in (real_B3HW, fake_B3HW))
                 else:
                     real, fake = self.network(augment(torch.cat([real_B3HW, fake_B3HW]), self.policy)).chunk(2)
-            losses.append(discriminator_hinge(real, fake))
+            losses.append(0.5 * hinge_discriminator(real.float(), fake.float()))
             self.run.backward(losses[-1])
         self.run.clip(self.network.parameters())
         self.optimizer.step()

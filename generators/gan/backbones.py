@@ -1,4 +1,4 @@
-"""Frozen image towers of transformers, which read our pictures: image in [-1, 1] of any size.
+"""Frozen image backbones of transformers, which read our pictures: image in [-1, 1] of any size.
 
 A source is a directory or a hub id in transformers' format, with a `preprocessor_config.json` that tells mean and
 deviation. Nothing else of an image processor applies: pictures are resized by area averages, which have a gradient.
@@ -21,11 +21,11 @@ from star.generators.registry import place_of
 
 Tower = TypeVar("Tower", bound=nn.Module)
 
-LARGEST_SIDE = 4096  # pixels that a tower reads
+LARGEST_SIDE = 4096  # pixels that a backbone reads
 
 
 class Preprocessing(nn.Module):
-    """image in [-1, 1] to what a tower was trained on: its size, its mean and deviation of [0, 1]."""
+    """image in [-1, 1] to what a backbone was trained on: its size, its mean and deviation of [0, 1]."""
 
     mean_311: Tensor
     deviation_311: Tensor
@@ -47,11 +47,11 @@ class Preprocessing(nn.Module):
             if (len(mean), len(deviation)) != (3, 3) or min(deviation) <= 0:
                 raise ValueError("expected three of both, deviations above 0")
             if type(side) is not int or not 1 <= side <= LARGEST_SIDE:
-                raise ValueError(f"the tower reads pictures of {shorten(repr(side), 40)} pixels")
+                raise ValueError(f"the backbone reads pictures of {shorten(repr(side), 40)} pixels")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{file} does not tell image_mean and image_std ({error}): give the folder in which a tower was saved "
-                "with its image processor"
+                f"{file} does not tell image_mean and image_std ({error}): give the folder in which a backbone was "
+                "saved with its image processor"
             ) from error
         return cls(side, tuple(mean), tuple(deviation))
 
@@ -70,7 +70,7 @@ def random_crop(image_B3HW: Tensor, side: int) -> Tensor:
 
 def find(source: str | Path) -> Path:
     """The folder of a source, fetched from the hub if need be. Raises InputError if there is none within reach."""
-    return folder_of(place_of(source), VISION_FILES, "an image tower")
+    return folder_of(place_of(source), VISION_FILES, "an image backbone")
 
 
 def load(kind: type[Tower], folder: Path, **options: Any) -> Tower:
@@ -78,16 +78,16 @@ def load(kind: type[Tower], folder: Path, **options: Any) -> Tower:
 
     options: for the model's constructor. Raises InputError if a weight is missing or the folder holds something else.
     """
-    with quiet_transformers(), loading(folder, "an image tower"):
+    with quiet_transformers(), loading(folder, "an image backbone"):
         described: Any = kind
         config = described.config_class.from_pretrained(folder, **SAFE)
         check_size(folder, lambda: kind(config, **options))
-        tower, report = described.from_pretrained(
+        backbone, report = described.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, **SAFE_MODEL, **options
         )
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(
-            f"{folder} lacks weights of its image tower, {missing[0]} first of {len(missing)}: get the folder again"
+            f"{folder} lacks weights of its image backbone, {missing[0]} first of {len(missing)}: get the folder again"
         )
-    return tower.eval().requires_grad_(False)
+    return backbone.eval().requires_grad_(False)

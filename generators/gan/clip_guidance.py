@@ -1,6 +1,6 @@
-"""What StyleGAN-T learns from beside its networks: hinge losses, CLIP's guidance, and a blur that fades.
+"""What StyleGAN-T learns from beside the adversarial losses: CLIP's guidance, and a blur that fades.
 
-Sauer et al. 2023, §3.2 and §3.3. B batch, P condition width, N logits of a picture, H W pixels, 3 RGB.
+Sauer et al. 2023, §3.2 and §3.3. B batch, P condition width, H W pixels, 3 RGB.
 """
 
 import math
@@ -17,30 +17,6 @@ from star.generators.gan.backbones import Preprocessing, find, load, random_crop
 
 GUIDANCE_SIDE = 64  # pixels: what CLIP sees of a larger picture
 SHORTEST_FADE = 1000  # pictures; a blur that is to fade within so few is left out altogether, as released
-
-
-def hinge_real(real_logits: Tensor, pictures: int = 1) -> Tensor:
-    """Mean of max(0, 1 - real). pictures: see `hinge_discriminator`."""
-    return F.relu(1 - real_logits).mean() / pictures
-
-
-def hinge_fake(fake_logits: Tensor, pictures: int = 1) -> Tensor:
-    """Mean of max(0, 1 + fake): the discriminator's side. pictures: see `hinge_discriminator`."""
-    return F.relu(1 + fake_logits).mean() / pictures
-
-
-def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor, pictures: int = 1) -> Tensor:
-    """Sum of both: the discriminator's loss (Lim & Ye 2017).
-
-    pictures: divides once more. The released code divides these means by the size of a process's micro-batch, though
-    not the guidance loss: with `pictures=len(batch)` both weigh against each other as there.
-    """
-    return hinge_real(real_logits, pictures) + hinge_fake(fake_logits, pictures)
-
-
-def hinge_generator(fake_logits: Tensor, pictures: int = 1) -> Tensor:
-    """Mean of -fake: the generator's loss. pictures: see `hinge_discriminator`."""
-    return -fake_logits.mean() / pictures
 
 
 def squared_angles(one_BP: Tensor, other_BP: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ KEPT = 2**28  # bytes of captions' vectors on the device: 131,072 captions at 51
 
 
 class Conditioner:
-    """Conditioner of batches for a network; vectors of captions are kept, in `KEPT` bytes those used last."""
+    """Conditions of batches for a network; vectors of captions are cached, in `KEPT` bytes those used last."""
 
     def __init__(self, network: GanNetwork, clip: str, labels: Sequence[str], device: torch.device) -> None:
         """Raises InputError if the CLIP or the labels do not fit the network."""
@@ -66,8 +66,8 @@ class Conditioner:
         return label
 
 
-class OwnTower(nn.Module):
-    """A copy of the text tower that learns with the generator (Sauer et al. 2023, the text-encoder phase)."""
+class TrainableTextEncoder(nn.Module):
+    """A copy of the text encoder that learns with the generator (Sauer et al. 2023, the text-encoder phase)."""
 
     def __init__(self, text_encoder: TextEncoder, projection_PD: Tensor | None) -> None:
         super().__init__()

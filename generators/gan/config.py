@@ -1,12 +1,37 @@
 """What decides an adversarial training: networks, losses, regularisers, rates. The program is in `train.py`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
+
+from torch import nn
 
 from star.data.errors import InputError
-from star.generators.gan.families import DiscriminatorConfig, NetworkConfig
-from star.generators.protocol import SampleOptions
+from star.generators.gan.generator import GanGenerator, Phase
+from star.generators.protocol import Conditioning, SampleOptions
 from star.generators.training.data_feed import CachedFeedConfig
+
+
+class NetworkConfig(Protocol):
+    """What the trainer reads of the config that a generator network is built from, a frozen dataclass."""
+
+    @property
+    def resolution(self) -> int:
+        """Side of a picture in pixels."""
+        ...
+
+    @property
+    def conditioning(self) -> Conditioning: ...
+
+
+class DiscriminatorConfig(Protocol):
+    """The config of a discriminator, a frozen dataclass."""
+
+    def build(self) -> nn.Module:
+        """A discriminator with fresh weights: raw_B3HW and condition_BP (or None) to logits (B,) or (B, N).
+
+        What of it does not require a gradient stays as it is.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +74,19 @@ class Average:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GanTrainConfig(CachedFeedConfig):
-    """A whole adversarial training; shards and folder are given beside it."""
+    """A whole adversarial training; shards and folder are given beside it.
+
+    A family derives its own, with `family`, and with the types of its two configs, from which the command line and the
+    reading of a stored recipe know their fields.
+    """
+
+    family: ClassVar[type[GanGenerator]]  # the class that draws with what is learnt
 
     network: NetworkConfig
     discriminator: DiscriminatorConfig
     clip: str = ""  # CLIP directory or hub id: text conditions, and where asked for guidance; "" without text
     labels: tuple[str, ...] = ()  # names of the classes
-    phase: Literal["all", "freeze64", "text_encoder"] = "all"  # what of a StyleGAN-T learns
+    phase: Phase = "all"  # what of a StyleGAN-T learns
     init_from: str = ""  # a model directory of the same family to start from, of the same or of half the size
     loss: Literal["hinge", "logistic"] = "logistic"
     loss_per_picture: bool = False  # StyleGAN-T's code divides the hinge losses by the micro-batch once more
@@ -77,7 +108,7 @@ class GanTrainConfig(CachedFeedConfig):
     lr_projection: float = 1.0  # times lr, for a Styleformer's projections: one step moves thousands of tokens together
     lr_decay_from: int = 0  # step from which both rates fall to 0 linearly; 0: never
     betas: tuple[float, float] = (0.0, 0.99)
-    clip_discriminator: float = 0.0  # largest gradient norm of the discriminator's adversarial turn; 0: any
+    clip_discriminator: float = 0.0  # largest norm of the discriminator's adversarial gradient; 0: any
     average: Average = field(default_factory=Average)
     caption_dropout: float = 0.0
     saturated_after: int = 2000  # steps in a row without one mistake of the discriminator that end the run; 0: never

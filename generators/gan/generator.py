@@ -4,8 +4,8 @@
         family, network_class, config_class = "stylenat", StyleNat, StyleNatConfig
 
 A family brings its network (`GanNetwork`) and a frozen config; drawing, conditioning, and the model directory are here.
-The condition of a prompt is a unit vector: the text tower's pooled state, through the projection that CLIP learned for
-it (kept in the model directory), normalised. Classes are one-hot.
+The condition of a prompt is a unit vector: the text encoder's pooled state, through the projection that CLIP learned
+for it (kept in the model directory), normalised. Classes are one-hot.
 
 B batch, Z latent width, P condition width, S style slots, W style width, D text width, H W pixels, 3 RGB.
 """
@@ -28,6 +28,7 @@ from star.generators.pretrained import ModelDirectory, Reference, load_into, wri
 from star.generators.protocol import Conditioning, SampleOptions, check_request
 
 NoiseMode = Literal["random", "const", "none"]
+Phase = Literal["all", "freeze64", "text_encoder"]  # what learns: see GanNetwork.trainable
 PROJECTION = "text_projection"  # beside the network's own tensors in a model directory
 
 
@@ -41,6 +42,7 @@ class GanNetwork(nn.Module, ABC):
     latent_width: int  # Z
     condition_width: int  # P: of the text embedding, or the number of classes; 0 without a condition
     slots: int  # S: layers that each take a style of their own
+    grows: ClassVar[bool] = False  # whether it can start from a network of lower resolution, by `grow_from`
 
     @abstractmethod
     def styles(
@@ -86,6 +88,22 @@ class GanNetwork(nn.Module, ABC):
     def denormalise(self, raw_B3HW: Tensor) -> Tensor:
         """raw to image, not clamped."""
         return raw_B3HW
+
+    def trainable(self, phase: Phase) -> list[nn.Parameter]:
+        """The parameters that learn in a phase of the training; the others are to be frozen.
+
+        Raises InputError for a phase that this network does not have.
+        """
+        if phase == "all":
+            return list(self.parameters())
+        raise InputError(f"the phase {phase} was asked of a {type(self).__name__}, expected a StyleGAN-T: use all")
+
+    def grow_from(self, smaller: Mapping[str, Tensor]) -> None:
+        """Loads the state dict of a network of lower resolution, where `grows` is set.
+
+        Raises InputError where it does not fit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not grow")
 
 
 class MappedNetwork(GanNetwork):
@@ -150,7 +168,7 @@ class GanGenerator(ABC):
             if projection_PD is not None:
                 if projection_PD.shape[1] != text_encoder.width:
                     raise ValueError(
-                        f"the projection reads {projection_PD.shape[1]}, the tower gives {text_encoder.width}"
+                        f"the projection reads {projection_PD.shape[1]}, the text encoder gives {text_encoder.width}"
                     )
                 self.projection = nn.Parameter(projection_PD.detach().clone(), requires_grad=False)
         if self.labels and len(self.labels) != network.condition_width:

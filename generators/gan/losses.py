@@ -1,4 +1,4 @@
-"""What the style-based GANs minimise, apart from how often: logistic losses, R1, path length, lazy regularisation.
+"""What GANs minimise, apart from how often: logistic and hinge losses, R1, path length, lazy regularisation.
 
 A penalty is returned per picture and unweighted; a trainer multiplies by its weight, and by the interval where it adds
 the penalty only every so many steps (Karras et al. 2020, §B).
@@ -21,6 +21,30 @@ def logistic_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def logistic_generator(fake_logits: Tensor) -> Tensor:
     """Mean of softplus(-fake): the generator's side, non-saturating (Goodfellow et al. 2014, §3)."""
     return F.softplus(-fake_logits).mean()
+
+
+def hinge_real(real_logits: Tensor, pictures: int = 1) -> Tensor:
+    """Mean of max(0, 1 - real). pictures: see `hinge_discriminator`."""
+    return F.relu(1 - real_logits).mean() / pictures
+
+
+def hinge_fake(fake_logits: Tensor, pictures: int = 1) -> Tensor:
+    """Mean of max(0, 1 + fake): the discriminator's side. pictures: see `hinge_discriminator`."""
+    return F.relu(1 + fake_logits).mean() / pictures
+
+
+def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor, pictures: int = 1) -> Tensor:
+    """Sum of both: the discriminator's loss (Lim & Ye 2017).
+
+    pictures: divides once more. The released code divides these means by the size of a process's micro-batch, though
+    not the guidance loss: with `pictures=len(batch)` both weigh against each other as there.
+    """
+    return hinge_real(real_logits, pictures) + hinge_fake(fake_logits, pictures)
+
+
+def hinge_generator(fake_logits: Tensor, pictures: int = 1) -> Tensor:
+    """Mean of -fake: the generator's loss. pictures: see `hinge_discriminator`."""
+    return -fake_logits.mean() / pictures
 
 
 def r1_penalty(logits: Tensor, image_B3HW: Tensor) -> Tensor:

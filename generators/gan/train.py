@@ -1,10 +1,10 @@
-"""Adversarial training of the three style-based GANs: one program, in which a preset says which terms are on.
+"""Adversarial training of the style-based GANs: one program, in which a preset says which terms are on.
 
     star train styleformer --preset emoji-cpu --data SHARDS --out RUN
 
 One step: the discriminator learns on a batch of real and drawn pictures, every `r1.every` steps from the R1 penalty as
 well; then the generator learns on the same captions with fresh latents, every `path_length.every` steps from the path
-length too; then the averaged weights follow. The turns are in `game.py`, the presets in `gan_presets.py`.
+length too; then the averaged weights follow. The two steps are in `trainer.py`, each family has its `presets.py`.
 
 Gradients are averaged by hand, not by DDP: R1 and path length differentiate twice, which DDP does not support.
 
@@ -27,7 +27,7 @@ from star.generators.gan.trainer import AdversarialTrainer, TrainingBatch
 from star.generators.pretrained import reference
 from star.generators.training.data_feed import Feed
 from star.generators.training.run import Run
-from star.generators.training.sample_rng import Draws
+from star.generators.training.sample_rng import SampleRng
 
 
 def train(config: GanTrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
@@ -42,44 +42,44 @@ def train(config: GanTrainConfig, *, data: Sequence[str], out: str | Path, resum
     )
     config = feed.config
     run = Run(out, config.run, to_dict(config) | feed.names, resume)
-    game = AdversarialTrainer(config, run)
-    run.track(**game.state())
+    trainer = AdversarialTrainer(config, run)
+    run.track(**trainer.state())
     run.restore()
     pipeline = feed.pipeline(run)
     batches = feed.batches(run, pipeline)
     for step in run.steps():
-        draws = Draws(config.run.seed, step, run.rank, run.world)
-        lessons = [_training_batch(game, next(batches), draws, micro) for micro in range(config.run.accumulate)]
-        game.d_step(step, lessons, draws)
-        game.g_step(step, lessons, draws)
-        game.finish_step()
+        rng = SampleRng(config.run.seed, step, run.rank, run.world)
+        micro_batches = [_training_batch(trainer, next(batches), rng, micro) for micro in range(config.run.accumulate)]
+        trainer.d_step(step, micro_batches, rng)
+        trainer.g_step(step, micro_batches, rng)
+        trainer.finish_step()
         if run.sample_due(step) and run.is_main and config.sample_prompts:
             prompts = config.sample_prompts
-            pixels_B3HW = game.trained().generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
+            pixels_B3HW = trainer.trained().generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
             run.picture("samples", grid(pixels_B3HW, columns=8), step)
     if run.is_main:
-        save(config, game, out / "model", card(game))
+        save(config, trainer, out / "model", card(trainer))
         run.say(pipeline.report.text())
     return out / "model"
 
 
-def _training_batch(game: AdversarialTrainer, batch: Batch, draws: Draws, micro: int) -> TrainingBatch:
+def _training_batch(trainer: AdversarialTrainer, batch: Batch, rng: SampleRng, micro: int) -> TrainingBatch:
     """A batch as the networks see it: some captions left out, some pictures mirrored where the config asks for it."""
-    config = game.config
-    dropped = draws.flags(f"caption {micro}", len(batch), config.caption_dropout).tolist()
+    config = trainer.config
+    dropped = rng.flags(f"caption {micro}", len(batch), config.caption_dropout).tolist()
     prompts = ["" if drop else prompt for prompt, drop in zip(batch.prompts, dropped, strict=True)]
     image_B3HW = batch.image_B3HW
     if config.flips:
-        mirrored = draws.flags(f"flip {micro}", len(batch), 0.5)[:, None, None, None]
+        mirrored = rng.flags(f"flip {micro}", len(batch), 0.5)[:, None, None, None]
         image_B3HW = torch.where(mirrored, image_B3HW.flip(3), image_B3HW)
-    raw_B3HW = game.learner.network.normalise(image_B3HW.to(game.run.device))
-    return TrainingBatch(raw_B3HW, prompts, game.conditions.of(prompts, batch.info))
+    raw_B3HW = trainer.generator.network.normalise(image_B3HW.to(trainer.run.device))
+    return TrainingBatch(raw_B3HW, prompts, trainer.conditions.of(prompts, batch.info))
 
 
-def save(config: GanTrainConfig, game: AdversarialTrainer, path: Path, text: str) -> None:
+def save(config: GanTrainConfig, trainer: AdversarialTrainer, path: Path, text: str) -> None:
     """Writes the averaged generator as the config asks for it, with the options of drawing that it was shown with."""
     shared = config.clip and not config.bring_along and config.phase != "text_encoder"
-    game.trained().save_pretrained(
+    trainer.trained().save_pretrained(
         path,
         card=text,
         about={"options": to_dict(config.sample_options), "licence": config.licence},
@@ -88,10 +88,10 @@ def save(config: GanTrainConfig, game: AdversarialTrainer, path: Path, text: str
     )
 
 
-def card(game: AdversarialTrainer) -> str:
+def card(trainer: AdversarialTrainer) -> str:
     """The model card that a run writes: what learnt, from how much, and the whole recipe."""
-    config, run = game.config, game.run
-    side = " x ".join(str(size) for size in game.learner.network.resolution)
+    config, run = trainer.config, trainer.run
+    side = " x ".join(str(size) for size in trainer.generator.network.resolution)
     name = type(config.network).__name__.removesuffix("Config")
     recipe = json.dumps(to_dict(replace(config, sample_prompts=())), indent=1)
     return (

@@ -13,15 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from star.data.errors import InputError
 from star.data.files import described
-from star.generators.config import to_dict
 from star.generators.gan.released_arguments import Values, check_arguments, clamp_of
-from star.generators.gan.snapshot_pickles import Saved, read_pickle
-from star.generators.pickle_loader import Shapes, check_fit
-from star.generators.pretrained import ModelDirectory, write
+from star.generators.gan.released_tensors import averaged_generator, fitted, shape_of, write_released
+from star.generators.gan.snapshot_pickles import read_pickle
+from star.generators.pickle_loader import Shapes
+from star.generators.pretrained import ModelDirectory
 from star.generators.styleformer.model import Styleformer, StyleformerConfig
 from star.generators.styleformer.names import generator_keys, layers_of, rename
 
@@ -66,9 +64,7 @@ def config_of(shapes: Shapes, arguments: Mapping[str, Any], file: str | Path = "
     """
 
     def shape(key: str) -> tuple[int, ...]:
-        if key not in shapes:
-            raise InputError(f"{file} lacks {key}, expected all tensors of a Styleformer: give the whole file")
-        return shapes[key]
+        return shape_of(shapes, key, "Styleformer", file)
 
     told, mapping = arguments.get("synthesis_kwargs", {}), arguments.get("mapping_kwargs", {})
     if not isinstance(told, Mapping) or type(told.get("depth")) is not int:
@@ -115,8 +111,8 @@ def config_of(shapes: Shapes, arguments: Mapping[str, Any], file: str | Path = "
 def convert_styleformer(file: str | Path, out: str | Path) -> ModelDirectory:
     """Writes the model directory `out` from a released pickle: its averaged generator, G_ema.
 
-    Nothing that the pickle contains is run (persistent.py). Raises InputError, and then has written nothing, for a file
-    that is damaged, would run code, or is not exactly a Styleformer.
+    Nothing that the pickle contains is run (snapshot_pickles.py). Raises InputError, and then has written nothing, for
+    a file that is damaged, would run code, or is not exactly a Styleformer.
     """
     content = read_pickle(file)
     with described(file):
@@ -124,32 +120,14 @@ def convert_styleformer(file: str | Path, out: str | Path) -> ModelDirectory:
 
 
 def _converted(content: Any, file: str | Path, out: str | Path) -> ModelDirectory:
-    saved = content.get("G_ema") if isinstance(content, dict) else None
-    if not isinstance(saved, Saved):
-        raise InputError(f"{file} has no network G_ema, expected a released Styleformer: give another file")
+    saved = averaged_generator(content, "a released Styleformer", file)
     released = saved.tensors()
     shapes = {key: tuple(tensor.shape) for key, tensor in released.items()}
-    try:
-        config = config_of(shapes, saved.arguments, file)
-        tensors = rename(released)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{file} is not what it was given as: {error}") from error
-    with torch.device("meta"):
-        wanted = Styleformer(config).state_dict()
-    names = {ours: key for key, ours in generator_keys(released).items() if ours is not None}
-    check_fit(wanted, names, shapes, file)
-    side = config.resolution
-    return write(
-        out,
-        family="styleformer",
-        config=to_dict(config),
-        tensors={name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()},
-        card=(
-            f"# Styleformer at {side} x {side} pixels\n\n"
-            f"Converted from {Path(file).name} (Park and Kim 2022, {SOURCE}), weights unchanged. The authors state "
-            "no licence for them.\n"
-        ),
-        about={"resolution": [side, side], "conditioning": config.conditioning, "source": SOURCE},
+    config = config_of(shapes, saved.arguments, file)
+    tensors = fitted(released, shapes, lambda: Styleformer(config), generator_keys, rename, file)
+    text = (
+        f"Converted from {Path(file).name} (Park and Kim 2022, {SOURCE}), weights unchanged. The authors state no "
+        "licence for them."
     )
+    plain = {name: tensor.float() for name, tensor in tensors.items()}
+    return write_released(out, "styleformer", config, plain, "Styleformer", text, SOURCE)

@@ -5,15 +5,12 @@ Two tables, one for the generator and one for the discriminator, read strictly: 
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from star.generators.gan.layers import fir_kernel
-
-Table = tuple[tuple[str, str | None], ...]
-OurKeys = Callable[[Iterable[str]], dict[str, str | None]]
+from star.generators.gan.released_tensors import OurKeys, Table, check_low_pass, find
 
 _BLOCK = re.compile(r"synthesis\.b(\d+)_(\d+)\.(.+)")  # side and number of a layer
 _GENERATOR: Table = (
@@ -61,7 +58,7 @@ def generator_keys(released: Iterable[str]) -> dict[str, str | None]:
     for key in released:
         match = _BLOCK.fullmatch(key)
         plain = key if match is None else f"blocks.{places[int(match[1]), int(match[2])]}.{match[3]}"
-        named[key] = _translate(plain, _GENERATOR, key)
+        named[key] = find(plain, _GENERATOR, _unknown(key))
     return named
 
 
@@ -72,7 +69,7 @@ def discriminator_keys(released: Iterable[str]) -> dict[str, str | None]:
     named = {}
     for key, match in found.items():
         plain = key if match is None else f"blocks.{sides.index(int(match[1]))}.{match[2]}"
-        named[key] = _translate(plain, _DISCRIMINATOR, key)
+        named[key] = find(plain, _DISCRIMINATOR, _unknown(key))
     return named
 
 
@@ -86,9 +83,7 @@ def rename(released: Mapping[str, Tensor], our_keys: OurKeys = generator_keys) -
     for key, ours in our_keys(released).items():
         tensor = released[key]
         if ours is None:
-            kernel_kk = fir_kernel()
-            if tensor.shape != kernel_kk.shape or not torch.allclose(tensor.float(), kernel_kk, atol=1e-6):
-                raise ValueError(f"{key} is another filter than 1, 3, 3, 1")
+            check_low_pass(key, tensor)
         elif ours in renamed and not torch.equal(renamed[ours], tensor):
             raise ValueError(f"{key} differs from its other copy")
         else:
@@ -96,8 +91,5 @@ def rename(released: Mapping[str, Tensor], our_keys: OurKeys = generator_keys) -
     return renamed
 
 
-def _translate(plain: str, table: Table, key: str) -> str | None:
-    for pattern, ours in table:
-        if match := re.fullmatch(pattern, plain):
-            return None if ours is None else match.expand(ours)
-    raise ValueError(f"'{key}' is not a tensor of a released Styleformer; is this another file?")
+def _unknown(key: str) -> str:
+    return f"'{key}' is not a tensor of a released Styleformer; is this another file?"

@@ -21,8 +21,9 @@ from star.data.errors import InputError
 from star.data.files import described
 from star.data.text import TextEncoder
 from star.generators.gan.released_arguments import Values, check_arguments, clamp_of
+from star.generators.gan.released_tensors import Table, averaged_generator, find, fitted, shape_of
 from star.generators.gan.snapshot_pickles import Saved, read_pickle
-from star.generators.pickle_loader import Shapes, check_fit
+from star.generators.pickle_loader import Shapes
 from star.generators.pretrained import ModelDirectory
 from star.generators.stylegan_t.model import StyleGanT, StyleGanTConfig, StyleGanTGenerator
 from star.generators.stylegan_t.names import generator_keys, rename_generator
@@ -38,7 +39,7 @@ ATTRIBUTES: dict[str, Values] = {"activation": ("lrelu", "linear"), "use_noise":
 CLIP = "mapping.clip.model."
 # The text side of open_clip's CLIP, by the names of transformers. What is None is left out: the scale of CLIP's own
 # loss, and the projection, which stands beside a tower here.
-TOWER: tuple[tuple[str, str | None], ...] = (
+TOWER: Table = (
     (r"token_embedding\.weight", "embeddings.token_embedding.weight"),
     (r"positional_embedding", "embeddings.position_embedding.weight"),
     (r"transformer\.resblocks\.(\d+)\.ln_([12])\.(weight|bias)", r"encoder.layers.\1.layer_norm\2.\3"),
@@ -61,9 +62,7 @@ def config_of(
     """
 
     def shape(key: str) -> tuple[int, ...]:
-        if key not in shapes:
-            raise InputError(f"{file} lacks {key}, expected all tensors of a StyleGAN-T: give the whole file")
-        return shapes[key]
+        return shape_of(shapes, key, "StyleGAN-T", file)
 
     sides = sorted({int(match[1]) for key in shapes if (match := re.match(r"synthesis\.b(\d+)\.", key))})
     channels = {side: shape(f"synthesis.b{side}.convs1.0.weight")[0] for side in sides}
@@ -86,8 +85,8 @@ def convert_stylegan_t(file: str | Path, out: str | Path, text_encoder: str | No
     """Writes the model directory `out` from a snapshot: its averaged generator, G_ema, and its text tower.
 
     text_encoder: directory or hub id of the CLIP that the training began with. Nothing that the pickle contains is run
-    (persistent.py). Raises InputError, and then has written nothing, for a file that is damaged, would run anything but
-    that program, or is not exactly a StyleGAN-T, and for another CLIP.
+    (snapshot_pickles.py). Raises InputError, and then has written nothing, for a file that is damaged, would run
+    anything but that program, or is not exactly a StyleGAN-T, and for another CLIP.
     """
     content = read_pickle(file, PROGRAM)
     with described(file):
@@ -95,9 +94,7 @@ def convert_stylegan_t(file: str | Path, out: str | Path, text_encoder: str | No
 
 
 def _converted(content: Any, file: str | Path, out: str | Path, text_encoder: str | None) -> ModelDirectory:
-    saved = content.get("G_ema") if isinstance(content, dict) else None
-    if not isinstance(saved, Saved):
-        raise InputError(f"{file} has no network G_ema, expected a snapshot of StyleGAN-T's code: give another file")
+    saved = averaged_generator(content, "a snapshot of StyleGAN-T's code", file)
     released = saved.tensors()
     tower = {key.removeprefix(CLIP): tensor for key, tensor in released.items() if key.startswith(CLIP)}
     groups = _shared(saved, "num_groups", None, file)
@@ -114,14 +111,10 @@ def _converted(content: Any, file: str | Path, out: str | Path, text_encoder: st
             "given, expected the CLIP that it was trained with (openai/clip-vit-large-patch14) where it reads text, "
             "and none otherwise: correct --text-encoder"
         )
-    try:
-        tensors, keys = rename_generator(released), generator_keys(released)
-        own = _tower(tower)
-    except ValueError as error:
-        raise InputError(f"{file} is not what it was given as: {error}") from error
+    tensors = fitted(released, shapes, lambda: StyleGanT(config), generator_keys, rename_generator, file)
+    own = _text_side(tower, file)
     with torch.device("meta"):
         network = StyleGanT(config)
-    check_fit(network.state_dict(), {ours: key for key, ours in keys.items() if ours is not None}, shapes, file)
     network.load_state_dict(tensors, assign=True)
     encoder, projection_PD = None, None
     if text_encoder is not None:
@@ -160,21 +153,20 @@ def _shared(saved: Saved, name: str, default: Any, file: str | Path) -> Any:
     return found[0] if found else default
 
 
-def _tower(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The text side of an open_clip model by transformers' names; ValueError for a name never seen."""
+def _text_side(released: Mapping[str, Tensor], file: str | Path) -> dict[str, Tensor]:
+    """The text side of an open_clip model by transformers' names. Raises InputError for a name never seen."""
     renamed: dict[str, Tensor] = {}
     for key, tensor in released.items():
         if match := TOGETHER.fullmatch(key):
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
                 renamed[f"encoder.layers.{match[1]}.self_attn.{letter}_proj.{match[2]}"] = part
             continue
-        for pattern, ours in TOWER:
-            if match := re.fullmatch(pattern, key):
-                if ours is not None:
-                    renamed[match.expand(ours)] = tensor
-                break
-        else:
-            raise ValueError(f"'{CLIP}{key}' is not a tensor of open_clip's text side")
+        try:
+            ours = find(key, TOWER, f"'{CLIP}{key}' is not a tensor of open_clip's text side")
+        except ValueError as error:
+            raise InputError(f"{file} is not what it was given as: {error}") from error
+        if ours is not None:
+            renamed[ours] = tensor
     return renamed
 
 

@@ -8,7 +8,7 @@ part, towards the mean picture of this text.
     raw_B3HW, w_BSW = network(latent_BZ, condition_BP)
 
 It grows: a network of 64 pixels is trained first, and its weights begin a larger one (`grow_from`), of which either
-everything learns or what `trainable` says. The layers and how they start are in stylegan_t_layers.py.
+everything learns or what `trainable` says. The layers and how they start are in layers.py.
 
 B batch, Z latent width, P condition width, S style slots, W = Z + P style width, H W pixels, 3 RGB.
 """
@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from star.data.errors import InputError
 from star.data.tiny import tiny_text_encoder
 from star.generators.config import check_ranges
-from star.generators.gan.generator import GanGenerator, GanNetwork, NoiseMode
+from star.generators.gan.generator import GanGenerator, GanNetwork, NoiseMode, Phase
 from star.generators.gan.layers import MappingNetwork
 from star.generators.protocol import Conditioning
 from star.generators.stylegan_t.layers import FIRST_SIDE, Block
 
-Phase = Literal["all", "freeze64", "text_encoder"]
 TRUNK = 64  # pixels; what is frozen while a grown network learns finer blocks
 
 
@@ -107,6 +106,8 @@ CONFIGS = {
 class StyleGanT(GanNetwork):
     """The generator network; raw pictures are in [-1, 1], as they were trained."""
 
+    grows: ClassVar[bool] = True
+
     def __init__(self, config: StyleGanTConfig) -> None:
         super().__init__()
         self.config = config
@@ -166,55 +167,54 @@ class StyleGanT(GanNetwork):
         assert raw_B3HW is not None  # the last block always has an RGB layer
         return raw_B3HW
 
+    def trainable(self, phase: Phase) -> list[nn.Parameter]:
+        """The network's parameters that learn in a phase; the others are to be frozen.
 
-def trainable(network: StyleGanT, phase: Phase) -> list[nn.Parameter]:
-    """The network's parameters that learn in a phase; the others are to be frozen.
-
-    all: everything, for the network of 64 pixels and, in the paper, for grown ones. freeze64: blocks finer than 64
-    pixels and every RGB layer, the coarse ones included, as the released code grows. text_encoder: none, it is the text
-    tower's turn, with a gradient that comes through the frozen network. Raises InputError for freeze64 where there is
-    nothing finer than 64 pixels.
-    """
-    if phase == "all":
-        return list(network.parameters())
-    if phase == "text_encoder":
-        return []
-    if network.config.resolution <= TRUNK:
-        raise InputError(
-            f"the phase freeze64 was asked of a network of {network.config.resolution} pixels, expected more than "
-            f"{TRUNK}: grow it first, or train all of it"
-        )
-    return [
-        parameter
-        for side, block in network.blocks.items()
-        for name, parameter in block.named_parameters()
-        if int(side) > TRUNK or name.startswith("to_rgb.")
-    ]
-
-
-def grow_from(network: StyleGanT, smaller: Mapping[str, Tensor]) -> None:
-    """Loads the state dict of a lower-resolution network: mapping and shared blocks; finer blocks stay as they are.
-
-    Raises InputError if it has a tensor that the network lacks or has in another shape, or lacks one of a shared block.
-    """
-    own = network.state_dict()
-    for name, tensor in smaller.items():
-        if name not in own:
+        all: everything, for the network of 64 pixels and, in the paper, for grown ones. freeze64: blocks finer than 64
+        pixels and every RGB layer, the coarse ones included, as the released code grows. text_encoder: none, the text
+        encoder learns, with a gradient that comes through the frozen network. Raises InputError for freeze64 where
+        there is nothing finer than 64 pixels.
+        """
+        if phase == "all":
+            return list(self.parameters())
+        if phase == "text_encoder":
+            return []
+        if self.config.resolution <= TRUNK:
             raise InputError(
-                f"the smaller network has {name}, which the larger one lacks: give one of the same kind, with fewer "
-                "resolutions and an RGB layer at each"
+                f"the phase freeze64 was asked of a network of {self.config.resolution} pixels, expected more than "
+                f"{TRUNK}: grow it first, or train all of it"
             )
-        if tensor.shape != own[name].shape:
-            raise InputError(
-                f"{name} has shape {tuple(tensor.shape)} in the smaller network and {tuple(own[name].shape)} in the "
-                "larger one: give both the same widths"
-            )
-    known = {int(match[1]) for name in smaller if (match := re.match(r"blocks\.(\d+)\.", name))}
-    for name in own.keys() - smaller.keys():
-        match = re.match(r"blocks\.(\d+)\.", name)
-        if match is None or int(match[1]) <= max(known, default=0):
-            raise InputError(f"the smaller network lacks {name}: give its whole state dict")
-    network.load_state_dict(own | dict(smaller))
+        return [
+            parameter
+            for side, block in self.blocks.items()
+            for name, parameter in block.named_parameters()
+            if int(side) > TRUNK or name.startswith("to_rgb.")
+        ]
+
+    def grow_from(self, smaller: Mapping[str, Tensor]) -> None:
+        """Loads the state dict of a lower-resolution network: mapping and shared blocks; finer blocks stay as they are.
+
+        Raises InputError if it has a tensor that the network lacks or has in another shape, or lacks one of a shared
+        block.
+        """
+        own = self.state_dict()
+        for name, tensor in smaller.items():
+            if name not in own:
+                raise InputError(
+                    f"the smaller network has {name}, which the larger one lacks: give one of the same kind, with "
+                    "fewer resolutions and an RGB layer at each"
+                )
+            if tensor.shape != own[name].shape:
+                raise InputError(
+                    f"{name} has shape {tuple(tensor.shape)} in the smaller network and {tuple(own[name].shape)} in "
+                    "the larger one: give both the same widths"
+                )
+        known = {int(match[1]) for name in smaller if (match := re.match(r"blocks\.(\d+)\.", name))}
+        for name in own.keys() - smaller.keys():
+            match = re.match(r"blocks\.(\d+)\.", name)
+            if match is None or int(match[1]) <= max(known, default=0):
+                raise InputError(f"the smaller network lacks {name}: give its whole state dict")
+        self.load_state_dict(own | dict(smaller))
 
 
 class StyleGanTGenerator(GanGenerator):

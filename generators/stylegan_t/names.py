@@ -1,7 +1,7 @@
 """The names that the released StyleGAN-T code gives its tensors, and ours: generator and discriminator heads.
 
 Read strictly: a key without a counterpart is refused by name. `None` marks what our networks do not store: the low-pass
-filter, which is held against ours, and the towers (CLIP's text, DINO's image tower), which are models of their own.
+filter, which is held against ours, and the backbones (CLIP's text, DINO's image side), models of their own.
 """
 
 import re
@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from star.generators.gan.layers import fir_kernel
 from star.generators.gan.released_arguments import Values, check_arguments, clamp_of
+from star.generators.gan.released_tensors import Table, check_low_pass, find
 from star.generators.stylegan_t.model import StyleGanTConfig
 
 # The arguments of the released synthesis network, and what of them can be told apart from ours.
@@ -38,9 +37,7 @@ ARGUMENTS: dict[str, Values] = {
     "resample_filter": ([1, 3, 3, 1],),
 }
 
-_Table = tuple[tuple[str, str | None], ...]
-
-_CONV: _Table = (
+_CONV: Table = (
     (r"weight", "weight"),
     (r"bias", "bias"),
     (r"noise_strength", "noise_strength"),
@@ -48,42 +45,42 @@ _CONV: _Table = (
     (r"affine\.proj\.(weight|bias)", r"style.affine.\1"),
     (r"resample_filter", None),
 )
-_RESIDUAL: _Table = (
+_RESIDUAL: Table = (
     (r"norm\.(weight|bias)", r"norm.\1"),
     (r"gamma", "layer_scale_1C11"),
     *((theirs, None if ours is None else f"conv.{ours}") for theirs, ours in _CONV),
 )
-_INPUT: _Table = (
+_INPUT: Table = (
     (r"weight", "weight"),
     (r"affine\.(weight|bias)", r"affine.\1"),
     (r"freqs", "frequencies_C2"),
     (r"phases", "phases_C"),
     (r"transform", "transform_33"),
 )
-_RGB: _Table = (
+_RGB: Table = (
     (r"weight", "weight"),
     (r"bias", "bias"),
     (r"affine\.proj\.(weight|bias)", r"style.affine.\1"),
 )
-_BLOCK: _Table = (
+_BLOCK: Table = (
     *((rf"input\.{theirs}", f"first.{ours}") for theirs, ours in _INPUT),
     *((rf"conv0\.{theirs}", None if ours is None else f"first.{ours}") for theirs, ours in _CONV),
     *((rf"torgb\.{theirs}", f"to_rgb.{ours}") for theirs, ours in _RGB),
     (r"resample_filter", None),
 )
-_MAPPING: _Table = (
+_MAPPING: Table = (
     (r"mapping\.mlp\.fc(\d+)\.(weight|bias)", r"mapping.layers.\1.\2"),
     (r"mapping\.x_avg", "mapping.average_W"),
     (r"mapping\.clip\..+", None),
 )
-_NORMED: _Table = (
+_NORMED: Table = (
     (r"0\.bias", "conv.bias"),
     (r"0\.weight_orig", "conv.weight"),
     (r"0\.weight_u", "conv.left_O"),
     (r"0\.weight_v", "conv.right_I"),
     (r"1\.(weight|bias)", r"norm.\1"),
 )
-_HEAD: _Table = (
+_HEAD: Table = (
     *((rf"main\.0\.{theirs}", f"first.{ours}") for theirs, ours in _NORMED),
     *((rf"main\.1\.fn\.{theirs}", f"second.{ours}") for theirs, ours in _NORMED),
     (r"cls\.bias", "classify.bias"),
@@ -146,7 +143,7 @@ def _generator_key(key: str) -> str | None:
         return _find(key, _MAPPING, "", key)
     block, rest = f"blocks.{match[1]}.", match[2]
     if match := re.fullmatch(r"convs1\.(\d+)\.(.+)", rest):
-        table = _RESIDUAL if int(match[1]) % 2 else _CONV  # plain and residual ones take turns
+        table = _RESIDUAL if int(match[1]) % 2 else _CONV  # plain and residual ones alternate
         return _find(match[2], table, f"{block}layers.{match[1]}.", key)
     return _find(rest, _BLOCK, block, key)
 
@@ -159,11 +156,9 @@ def _discriminator_key(key: str) -> str | None:
     return _find(key, (), "", key)
 
 
-def _find(rest: str, table: _Table, prefix: str, key: str) -> str | None:
-    for theirs, ours in table:
-        if match := re.fullmatch(theirs, rest):
-            return None if ours is None else prefix + match.expand(ours)
-    raise ValueError(f"'{key}' is not a tensor of the released StyleGAN-T; is this another file?")
+def _find(rest: str, table: Table, prefix: str, key: str) -> str | None:
+    ours = find(rest, table, f"'{key}' is not a tensor of the released StyleGAN-T; is this another file?")
+    return None if ours is None else prefix + ours
 
 
 def _rename(released: Mapping[str, Tensor], our_key: Callable[[str], str | None]) -> dict[str, Tensor]:
@@ -172,7 +167,5 @@ def _rename(released: Mapping[str, Tensor], our_key: Callable[[str], str | None]
         if (ours := our_key(key)) is not None:
             renamed[ours] = tensor
         elif key.endswith("resample_filter"):
-            kernel_kk = fir_kernel()
-            if tensor.shape != kernel_kk.shape or not torch.allclose(tensor.float(), kernel_kk, atol=1e-6):
-                raise ValueError(f"{key} is another filter than 1, 3, 3, 1")
+            check_low_pass(key, tensor)
     return renamed

@@ -15,10 +15,10 @@ import torch
 
 from star.data.errors import InputError
 from star.data.files import described
-from star.generators.config import to_dict
 from star.generators.gan.released_arguments import Values, check_arguments
-from star.generators.pickle_loader import CheckpointFile, Shapes, check_fit
-from star.generators.pretrained import ModelDirectory, write
+from star.generators.gan.released_tensors import fitted, shape_of, write_released
+from star.generators.pickle_loader import CheckpointFile, Shapes
+from star.generators.pretrained import ModelDirectory
 from star.generators.stylenat.model import START, StyleNatConfig, StyleNatNetwork
 from star.generators.stylenat.names import generator_keys, rename
 
@@ -66,9 +66,7 @@ def config_of(
     check_arguments(arguments or {}, ARGUMENTS, "a generator", file)
 
     def shape(key: str) -> tuple[int, ...]:
-        if key not in shapes:
-            raise InputError(f"{file} lacks {key}, expected all tensors of a StyleNAT generator: give the whole file")
-        return shapes[key]
+        return shape_of(shapes, key, "StyleNAT generator", file)
 
     count = len({match[1] for key in shapes if (match := re.match(r"layers\.(\d+)\.", key))})
     if not count:
@@ -126,34 +124,16 @@ def convert_stylenat(file: str | Path, out: str | Path) -> ModelDirectory:
 def _converted(source: CheckpointFile, out: str | Path) -> ModelDirectory:
     file, shapes = source.path, source.shapes
     config = config_of(shapes, file=file)
-    try:
-        names = {ours: key for key, ours in generator_keys(shapes).items() if ours is not None}
-        with torch.device("meta"):
-            wanted = StyleNatNetwork(config).state_dict()
-        del wanted[AVERAGE]
-        check_fit(wanted, names, shapes, file)
-        tensors = rename(source)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{file} is not what it was given as: {error}") from error
+    tensors = fitted(source, shapes, lambda: StyleNatNetwork(config), generator_keys, rename, file, absent=[AVERAGE])
     with torch.random.fork_rng(devices=[]):
         network = StyleNatNetwork(config)
     network.load_state_dict(tensors | {AVERAGE: network.mapping.average_W})
     latent_BZ = torch.randn(LATENTS, config.latent_width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         network.mapping.average_W.copy_(network.mapping(latent_BZ).mean(dim=0))
-    side = config.resolution
-    return write(
-        out,
-        family="stylenat",
-        config=to_dict(config),
-        tensors=network.state_dict(),
-        card=(
-            f"# StyleNAT at {side} x {side} pixels\n\n"
-            f"Converted from {Path(file).name} (Walton et al. 2022, {SOURCE}), weights unchanged; the mean of styles "
-            f"is ours, over {LATENTS} latents. The authors' code is under the MIT licence; they state none for the "
-            "weights, and ask that samples keep a watermark.\n"
-        ),
-        about={"resolution": [side, side], "conditioning": config.conditioning, "source": SOURCE},
+    text = (
+        f"Converted from {Path(file).name} (Walton et al. 2022, {SOURCE}), weights unchanged; the mean of styles is "
+        f"ours, over {LATENTS} latents. The authors' code is under the MIT licence; they state none for the weights, "
+        "and ask that samples keep a watermark."
     )
+    return write_released(out, "stylenat", config, network.state_dict(), "StyleNAT", text, SOURCE)

@@ -5,15 +5,13 @@ Two tables, one for the generator and one for the discriminator, read strictly: 
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from star.generators.gan.layers import fir_kernel
-
-Table = tuple[tuple[str, str | None], ...]
-OurKeys = Callable[[Iterable[str]], dict[str, str | None]]
+from star.generators.gan.released_tensors import OurKeys, Table, find
 
 _BLOCK, _OURS = r"layers\.(\d+)\.blocks\.(\d+)", r"levels.\1.blocks.\2"
 _GENERATOR: Table = (
@@ -59,7 +57,7 @@ def generator_keys(released: Iterable[str]) -> dict[str, str | None]:
     """For each released name of the generator ours. Raises ValueError for a name never seen."""
     # Their mapping counts its first normalisation as a layer.
     plain = {key: re.sub(r"^style\.(\d+)", lambda match: f"style.{int(match[1]) - 1}", key) for key in released}
-    return {key: _translate(name, _GENERATOR, key) for key, name in plain.items()}
+    return {key: find(name, _GENERATOR, _unknown(key)) for key, name in plain.items()}
 
 
 def discriminator_keys(released: Iterable[str]) -> dict[str, str | None]:
@@ -77,7 +75,7 @@ def discriminator_keys(released: Iterable[str]) -> dict[str, str | None]:
         if match := re.fullmatch(r"from_rgbs\.(\d+)\.(.+)", key):
             stage = int(match[1])
             plain = f"{f'stages.{stage}.' if stage < stages else ''}from_rgbs.{match[2]}"
-        ours = _translate(plain, _PARTS, key)
+        ours = find(plain, _PARTS, _unknown(key))
         if ours is not None:
             part, _, kind = ours.rpartition(".")
             if kind not in _WEIGHTS:
@@ -117,13 +115,6 @@ def _check_filter(key: str, tensor: Tensor) -> None:
         return
     if tensor.shape != expected.shape or not torch.allclose(tensor.float(), expected, atol=1e-6):
         raise ValueError(f"{key} is another filter than the released one")
-
-
-def _translate(plain: str, table: Table, key: str) -> str | None:
-    for pattern, ours in table:
-        if match := re.fullmatch(pattern, plain):
-            return None if ours is None else match.expand(ours)
-    raise ValueError(_unknown(key))
 
 
 def _unknown(key: str) -> str:

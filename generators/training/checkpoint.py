@@ -1,7 +1,7 @@
 """The checkpoints of a training run on disk: written whole or not at all, newest found, old ones pruned.
 
 A checkpoint is a folder `step-00001000` with `state.pt` (tensors and plain containers) and `run.json`; where parameters
-are cut over processes (`sharding.py`), the pieces are in `pieces/`. It is written under another name, flushed to the
+are cut over processes (`fsdp.py`), the pieces are in `pieces/`. It is written under another name, flushed to the
 disk and then renamed, so whatever carries the name `step-...` is complete, and the newest is the one with the highest
 number: no pointer file can be half-written or point astray.
 """
@@ -40,7 +40,7 @@ class Snapshot:
     def state(self) -> dict[str, Any]:
         """The state on the CPU. Raises InputError if the file cannot be read."""
         try:
-            content(self.path / "state.pt")  # refuses what no training run writes, see restricted.py
+            content(self.path / "state.pt")  # refuses what no training run writes, see pickle_loader.py
             return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
         except Exception as error:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Averaged weights, kept beside the learnt ones: of whole networks, and of networks in pieces (sharding.py)."""
+"""Averaged weights, kept beside the learnt ones: of whole networks, and of networks in pieces (fsdp.py)."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A training run: processes, state that survives a kill, logs and pictures. The trainer owns its loop.
+"""A training run: steps, state that survives a kill, a log, and stops on signals. The trainer owns its loop.
 
     run = Run(out, config.run, to_dict(config), resume)
     model, optimizer = ...                               # built after Run: seeded alike in every process
@@ -23,38 +23,31 @@ pipeline is a pure function of i. So the state is what `track` was given, the st
 (Not so with `minutes`: how far a run comes, and with it every learning rate, depends on the machine.)
 """
 
-import contextlib
 import json
-import math
-import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from star.data.disk import refusal, writing
+from star.data.disk import refusal
 from star.data.errors import DivergenceError, InputError
 from star.data.progress import Progress, clock
-from star.generators.precision import allow_tf32
 from star.generators.training import checkpoint as snapshots
 from star.generators.training import ranges
 from star.generators.training.folder_lock import Claim
-from star.generators.training.meters import Means, append_line, forget_lines_after
+from star.generators.training.processes import Processes
+from star.generators.training.run_log import RunLog, installed_trackers
 from star.generators.training.signals import Stopped, StopRequest
 from star.generators.training.throughput import Throughput
 from star.generators.training.total_steps import TotalSteps
 from star.generators.training.train_state import CHECKPOINTS, Stateful, TrainState, to_continue
 
 Item = TypeVar("Item")
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +59,7 @@ class RunConfig:
     seed: int = 0
     batch_size: int = 32  # pictures per optimiser step, over all processes and accumulated micro-batches
     precision: Literal["no", "bf16"] = "no"  # no: float32, whose products a GPU computes in TF32 (precision.py)
-    sharding: Literal["none", "fsdp2"] = "none"  # over processes: copies (DDP), or pieces (FSDP2, see sharding.py)
+    sharding: Literal["none", "fsdp2"] = "none"  # over processes: copies (DDP), or pieces (FSDP2, see fsdp.py)
     grad_clip: float = 1.0  # largest gradient norm; 0 leaves gradients as they are
     accumulate: int = 1  # micro-batches per optimiser step
     log_every: int = 50  # steps, like the three below
@@ -85,7 +78,7 @@ class RunConfig:
                 raise InputError(f"run.{name} is {getattr(self, name)}, expected at least 0: correct it")
 
 
-class Run:
+class Run(Processes):
     """One training run in one folder: `config.json`, `metrics.jsonl`, `checkpoints/`, `pictures/`, `tensorboard/`."""
 
     def __init__(self, out: str | Path, config: RunConfig, full_config: Mapping[str, Any], resume: bool) -> None:
@@ -98,11 +91,15 @@ class Run:
         self.out, self.config = Path(out), config
         ranges.check(full_config, ranged=False)
         self.full_config: dict[str, Any] = json.loads(json.dumps(full_config))  # as it will read from the disk
-        self.accelerator = Accelerator(log_with=_trackers(config.trackers), project_dir=self.out)
-        self.device: torch.device = self.accelerator.device
-        allow_tf32(self.device)
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.is_main: bool = self.accelerator.is_main_process
+        super().__init__(
+            precision=config.precision,
+            sharding=config.sharding,
+            accumulate=config.accumulate,
+            grad_clip=config.grad_clip,
+            seed=config.seed,
+            log_with=installed_trackers(config.trackers),
+            project_dir=self.out,
+        )
         parts = self.world * config.accumulate
         if config.batch_size % parts:
             raise InputError(
@@ -112,9 +109,8 @@ class Run:
         self.micro_batch_size = config.batch_size // parts  # pictures per process and forward pass: the pipeline's size
         self.step = 0  # finished steps
         self.images = 0  # pictures seen by all processes
-        self.tracked = TrainState(self.accelerator, in_pieces=config.sharding == "fsdp2" and self.world > 1)
-        self._means = Means()  # of what was logged since the last line
-        self._notes = Means()  # of what the main process alone knows
+        self.tracked = TrainState(self.accelerator, in_pieces=self.in_pieces)
+        self._log = RunLog(self.out, self)
         self.throughput = Throughput(config.peak_tflops, self.world)
         self._seconds = 0.0  # of training, over all starts of this run
         self._total_steps = TotalSteps(config.steps, config.minutes)
@@ -125,43 +121,6 @@ class Run:
         self.seed(rank=0, step=0)
 
     # ---- what the trainer's loop uses
-
-    def prepare(self, *objects: Any) -> Any:
-        """Networks (and optimisers) moved to the device and wrapped for the processes of this run by accelerate."""
-        return self.accelerator.prepare(*objects)
-
-    def distribute(self, network: nn.Module, blocks: Iterable[nn.Module] = (), *, learns: bool = True) -> Any:
-        """A network on the device, as a copy (DDP) or in pieces (FSDP2, each of `blocks` gathered by itself).
-
-        learns: False for one that only follows, such as averaged weights, whose copies exchange no gradients.
-        """
-        if self.config.sharding == "none":
-            return self.prepare(network) if learns else network.to(self.device)
-        from star.generators.training.fsdp import shard
-
-        network.to(self.device)
-        shard(network, blocks, self.device)
-        return network
-
-    def whole(self, network: Network, build: Callable[[], Network]) -> Network:
-        """The network itself, or in the main process a whole copy of one that is in pieces.
-
-        Every process must ask for it; what the others get is no use to them. build: makes one with any weights.
-        """
-        if self.config.sharding == "none" or self.world == 1:
-            return network
-        from star.generators.training.fsdp import whole_state
-
-        state = whole_state(network)
-        if not self.is_main:
-            return network
-        copy = build()
-        copy.load_state_dict(state)
-        return copy.to(self.device)
-
-    def unwrap(self, module: nn.Module) -> Any:
-        """The network itself, without the wrapper of `prepare`."""
-        return self.accelerator.unwrap_model(module)
 
     def track(self, **named: Stateful) -> None:
         """Makes objects part of the saved state: all that changes while training, under names that stay the same."""
@@ -178,8 +137,7 @@ class Run:
         self.step, self.images, self._seconds = int(state["step"]), int(state["images"]), float(state["seconds"])
         if state.get("finished"):
             self._total_steps.steps = self.step
-        self._means.load_state_dict(state["means"])
-        self._notes.load_state_dict(state.get("notes", {}))
+        self._log.load_state_dict(state)
         self.say(f"continued from step {self.step} in {self.out}")
         return self.step
 
@@ -201,7 +159,7 @@ class Run:
         """
         if self._resumed_from is not None and self.step != self._resumed_from.step:
             raise RuntimeError("call restore() before steps(): this run is to be continued")
-        self._init_trackers()
+        self._log.open_trackers(self.step)
         self.progress = Progress(
             self.config.steps, unit="steps", rate_unit="images", start=self.step, enabled=self.is_main
         )
@@ -209,7 +167,7 @@ class Run:
         self._images_before = self.images
         try:
             with self._stop:
-                while self.step < self._look_ahead():
+                while self.step < self._agreed_total_steps():
                     self.seed(rank=self.rank, step=self.step)
                     self.throughput.begin()
                     yield self.step
@@ -219,60 +177,11 @@ class Run:
             self.say(f"{self.step} steps and {self.images} images in {clock(self._seconds)}; wrote {self.out}")
         finally:
             self.progress.close()
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
+            self._log.close()
 
     def feed(self, batches: Iterator[Item]) -> Iterator[Item]:
         """The same batches; the time spent waiting for them is logged, and told where it starves the device."""
         return self.throughput.feed(batches)
-
-    def micro_steps(self, *modules: nn.Module) -> Iterator[int]:
-        """The micro-batches of one optimiser step; gradients of `modules` are exchanged in the last one only."""
-        last = self.config.accumulate - 1
-        for micro in range(self.config.accumulate):
-            with contextlib.ExitStack() as stack:
-                for module in modules:
-                    if self.config.sharding == "fsdp2" and self.world > 1:
-                        module.set_requires_gradient_sync(micro == last)  # type: ignore[operator]  # an FSDPModule
-                    elif micro < last:
-                        stack.enter_context(self.accelerator.no_sync(module))
-                yield micro
-
-    def autocast(self) -> torch.autocast:
-        """bfloat16 where the config asks for it; needed around every forward pass and its loss.
-
-        Networks in pieces use each weight once, and keeping a lowered copy of all of them would undo the cutting.
-        """
-        enabled, kept = self.config.precision == "bf16", self.config.sharding == "none"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=kept)
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of the loss, a mean over its micro-batch; accumulated micro-batches weigh equally."""
-        self.accelerator.backward(loss / self.config.accumulate)
-
-    def average(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes, in every one of them."""
-        return self.accelerator.reduce(value, "mean") if self.world > 1 else value
-
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Gradients of networks that were not given to `prepare`, averaged over all processes."""
-        if self.world == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = self.average(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
-
-    def clip(self, parameters: Iterable[nn.Parameter], limit: float | None = None) -> Tensor:
-        """Scales gradients down to `limit`, if not given `grad_clip` (0: leaves them), and returns their norm before
-        that, a scalar on the device."""
-        limit = self.config.grad_clip if limit is None else limit
-        norm = nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
-        if self.config.sharding == "none":
-            return norm
-        from star.generators.training.fsdp import whole
-
-        return whole(norm)
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done `every` so many steps is due in this one, the last step included; 0 is never.
@@ -294,37 +203,21 @@ class Run:
         A vector becomes `name/0`, `name/1`, ... (losses per scale). `images`: pictures this process learnt from.
         """
         self.images += images * self.world
-        self._means.add(values)
+        self._log.means.add(values)
 
     def note(self, values: Mapping[str, float | Tensor]) -> None:
         """Adds to the next log line what only the main process knows; the others' notes are dropped."""
         if self.is_main:
-            self._notes.add(values)
+            self._log.notes.add(values)
 
     def picture(self, name: str, pixels_3HW: Tensor, step: int) -> Path:
         """Writes uint8 pixels to `pictures/<name>-<finished steps>.png` and to the trackers; returns the path."""
-        from star.data.images import save_png
-
-        path = self.out / "pictures" / f"{name}-{step + 1:08d}.png"
-        if self.is_main:
-            path.parent.mkdir(exist_ok=True)
-            save_png(pixels_3HW, path)
-            for tracker in self.accelerator.trackers:
-                if tracker.name == "tensorboard":
-                    tracker.writer.add_image(name, pixels_3HW.cpu().numpy(), step + 1)
-        return path
+        return self._log.picture(name, pixels_3HW, step + 1)
 
     def say(self, text: str) -> None:
         """Prints a line on the main process without tearing the progress bar."""
         if self.is_main:
             self.progress.say(text)
-
-    def seed(self, *, rank: int, step: int) -> None:
-        """Seeds Python, NumPy and torch from (seed, rank, step)."""
-        words = np.random.SeedSequence([self.config.seed, rank, step]).generate_state(3)
-        random.seed(int(words[0]))
-        np.random.seed(words[1])  # noqa: NPY002  (for libraries that draw from it; ours use generators)
-        torch.manual_seed(int(words[2]))
 
     def save(self) -> Path:
         """Writes a checkpoint of the finished steps.
@@ -338,8 +231,7 @@ class Run:
             "images": self.images,
             "seconds": self._seconds,
             "finished": self.step >= self.total_steps,
-            "means": self._means.state_dict(),
-            "notes": self._notes.state_dict(),
+            **self._log.state_dict(),
         }
         about = {
             "step": self.step,
@@ -359,7 +251,7 @@ class Run:
         last = self.step >= self._total_steps.steps
         if self.step % self.config.log_every == 0 or last:
             self._write_line()
-        signal_number = self._agreed_signal()
+        signal_number = self.agreed(self._stop.number)  # all must stop after the same step
         if signal_number or self.step % self.config.checkpoint_every == 0 or last:
             self.save()
         images, self._images_before = self.images - self._images_before, self.images
@@ -372,37 +264,31 @@ class Run:
             )
             raise Stopped(128 + signal_number)
 
-    def _look_ahead(self) -> int:
-        """The horizon before the next step, the same in every process: the main one's clock decides."""
-        self._total_steps.look(self.step, self._seconds)
-        if self.config.minutes and self.world > 1:
-            mine = torch.tensor([self._total_steps.steps if self.is_main else 0], device=self.device)
-            self._total_steps.steps = int(self.accelerator.gather(mine).max())
+    def _agreed_total_steps(self) -> int:
+        """How many steps the run will have, the same in every process: the main one's clock decides."""
+        self._total_steps.update(self.step, self._seconds)
+        if self.config.minutes:
+            self._total_steps.steps = self.agreed(self._total_steps.steps if self.is_main else 0)
         self.progress.total = self._total_steps.steps
         return self._total_steps.steps
 
     def _write_line(self) -> None:
         self._check_finite()
-        means = self._means.take() | self._notes.take()
-        if not self.is_main:
-            return
         rate = self.progress.rate
-        self.progress.values = {name: value for name, value in means.items() if "/" not in name}
-        state = {"step": self.step, "images": self.images, "seconds": round(self._seconds, 3)}
-        pace = {"images_per_second": round(rate, 3), **self.throughput.line(rate)}
-        with writing(self.out / "metrics.jsonl"):
-            append_line(self.out / "metrics.jsonl", {**state, **pace, **means})
-        with writing(self.out / "tensorboard"):
-            self.accelerator.log({**means, **pace}, step=self.step)
+        counts = {"step": self.step, "images": self.images, "seconds": round(self._seconds, 3)}
+        speed = {"images_per_second": round(rate, 3), **self.throughput.line(rate)} if self.is_main else {}
+        means = self._log.write(counts, speed)
+        if self.is_main:
+            self.progress.values = {name: value for name, value in means.items() if "/" not in name}
 
     def _check_finite(self) -> None:
         """A loss, over all processes, or weights that are not finite end the run before they can be saved."""
         broken = self.tracked.not_finite()
         if self.world > 1:
-            self._means.reduce(lambda total: self.accelerator.reduce(total.to(self.device), "mean").to(total.device))
+            self._log.reduce()
             found = self.accelerator.reduce(torch.tensor(float(len(broken)), device=self.device), "sum")
             broken = broken or (["weights"] if float(found) else [])
-        self._refuse(self._means.not_finite() or broken, self.step)
+        self._refuse(self._log.means.not_finite() or broken, self.step)
 
     def _refuse(self, names: Sequence[str], step: int) -> None:
         """Raises DivergenceError if anything is no longer finite."""
@@ -424,32 +310,10 @@ class Run:
             self._claim = Claim.of(self.out)
             text = json.dumps(self.full_config, indent=1) + "\n"
             (self.out / "config.json").write_text(text, encoding="utf-8")
-            forget_lines_after(self.out / "metrics.jsonl", self._resumed_from.step if self._resumed_from else 0)
+            self._log.continue_at(self._resumed_from.step if self._resumed_from else 0)
         except OSError as error:
             raise refusal(error, self.out, "cannot be written") or InputError(
                 f"{self.out} cannot be written ({error.strerror}), expected a folder for the run: choose another one"
             ) from error
         if resume and self._resumed_from is None:
             self.say(f"{self.out} holds no checkpoint yet: starting at step 0")
-
-    def _init_trackers(self) -> None:
-        if self.is_main and self.accelerator.log_with:
-            options = {"tensorboard": {"purge_step": self.step + 1 if self.step else None}}
-            self.accelerator.init_trackers("tensorboard", init_kwargs=options)
-
-    def _agreed_signal(self) -> int:
-        """The signal that any process received: all of them must stop after the same step."""
-        mine = self._stop.number
-        if self.world == 1:
-            return mine
-        return int(self.accelerator.gather(torch.tensor([mine], device=self.device)).max())
-
-
-def _trackers(names: Sequence[str]) -> list[str] | None:
-    """The trackers for accelerate, which skips a missing one in silence; only TensorBoard, on by default, may be."""
-    missing = [name for name in names if find_spec(name) is None]
-    if set(missing) - {"tensorboard"}:
-        raise InputError(
-            f"run.trackers names {', '.join(missing)}, which is not installed: install star-t2i[track], or leave it out"
-        )
-    return [name for name in names if name not in missing] or None

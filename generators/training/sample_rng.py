@@ -15,8 +15,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
-    """The draws of one step for the process `rank` of `world`."""
+class SampleRng:
+    """Random numbers of one step for the process `rank` of `world`."""
 
     seed: int
     step: int

@@ -16,7 +16,7 @@ class Throughput:
         """peak_tflops: what one device can do by its data sheet, 10^12 operations per second; 0: not stated."""
         self.peak = peak_tflops * 1e12 * world
         self.flops_per_image = 0.0  # of training: forward and backward; 0: not counted
-        self._watch = StallMonitor()
+        self._stalls = StallMonitor()
         self._waited = self._began = self._line_waited = 0.0
         self._line_began = time.monotonic()
 
@@ -38,7 +38,7 @@ class Throughput:
     def end(self) -> str | None:
         """A step ended; returns a line to say where data starve the device (star.data.loader.stall_monitor)."""
         self._line_waited += self._waited
-        return self._watch.step(self._waited, time.monotonic() - self._began)
+        return self._stalls.step(self._waited, time.monotonic() - self._began)
 
     def line(self, images_per_second: float) -> dict[str, float]:
         """data_wait, a share of the time since the last line; where the work of a picture is counted tflops, 10^12

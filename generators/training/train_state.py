@@ -78,7 +78,7 @@ class TrainState:
     """Everything that changes while training, under names that stay the same."""
 
     def __init__(self, accelerator: Accelerator, *, in_pieces: bool) -> None:
-        """in_pieces: parameters are cut over the processes, and each writes its own (`sharding.py`)."""
+        """in_pieces: parameters are cut over the processes, and each writes its own (`fsdp.py`)."""
         self.accelerator, self.in_pieces = accelerator, in_pieces
         self.items: dict[str, Stateful] = {}
 

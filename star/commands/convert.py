@@ -1,22 +1,18 @@
 """`star convert KIND FILE OUT`: a released checkpoint to a model directory."""
 
 import argparse
-import importlib
 
 from star.convert.published import KINDS, RELEASED, TOKENIZER_FILE
 from star.data.disk import check_writable
 from star.data.errors import InputError
+from star.generators import registry
+from star.generators.registration import load
 
-# Converters of the style-based GANs and of the perceptual distance, "module:function", called with the file, the folder
-# and what TOLD names: shapes tell them everything else.
-GANS = {
-    "styleformer": "star.generators.styleformer.convert:convert_styleformer",
-    "stylenat": "star.generators.stylenat.convert:convert_stylenat",
-    "stylegan-t": "star.generators.stylegan_t.convert:convert_stylegan_t",
-    "lpips": "star.tokenizer.lpips:convert_lpips",
+# Converters called with the file, the folder and the options named here: shapes tell them everything else.
+CONVERTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{name: (gan.converter, gan.converter_options) for name, gan in registry.gans().items()},
+    "lpips": ("star.tokenizer.lpips:convert_lpips", ("linear",)),
 }
-# What beside the file some of them are told.
-TOLD = {"stylegan-t": ("text_encoder",), "lpips": ("linear",)}
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -28,7 +24,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "its resolution, a preset says.",
         epilog=f"presets: {', '.join(RELEASED)}",
     )
-    kinds = (*KINDS, *GANS)
+    kinds = (*KINDS, *CONVERTERS, *(name for name in registry.others() if name not in CONVERTERS))
     parser.add_argument("kind", choices=kinds, metavar="KIND", help=f"one of {', '.join(kinds)}")
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("out", metavar="OUT", help="folder for the model directory")
@@ -54,8 +50,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def work(args: argparse.Namespace) -> int:
     check_writable(args.out)
-    if args.kind in GANS:
-        return _work_of_gan(args)
+    if args.kind not in KINDS:
+        return _convert_by_file(args)
     if args.linear is not None:
         raise InputError(f"--linear {args.linear} was given for a {args.kind}, which has no such weights: leave it out")
     from star.convert.convert import convert
@@ -73,13 +69,22 @@ def work(args: argparse.Namespace) -> int:
     return 0
 
 
-def _work_of_gan(args: argparse.Namespace) -> int:
-    told = {option: getattr(args, option) for option in TOLD.get(args.kind, ())}
+def _convert_by_file(args: argparse.Namespace) -> int:
+    if args.kind in CONVERTERS:
+        converter, options = CONVERTERS[args.kind]
+    else:
+        family = registry.registration(args.kind)
+        converter, options = family.converter, family.converter_options
+    if not converter:
+        raise InputError(
+            f"the package of {args.kind} registers no converter, expected one in its Registration: convert {args.file} "
+            "with its own program"
+        )
+    told = {option: getattr(args, option) for option in options}
     for option in ("preset", "tokenizer", "text_encoder", "linear"):
         if option not in told and (value := getattr(args, option)) is not None:
             raise InputError(
                 f"--{option.replace('_', '-')} {value} was given for a {args.kind}, whose file is enough: leave it out"
             )
-    module, _, function = GANS[args.kind].partition(":")
-    print(getattr(importlib.import_module(module), function)(args.file, args.out, **told).path)
+    print(load(converter)(args.file, args.out, **told).path)
     return 0

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +9,11 @@ from typing import Any
 from star.commands.pipes import add_allow_pipe, minding_pipes
 from star.data.disk import check_writable
 from star.data.errors import InputError
+from star.generators import registry
+from star.generators.registration import load
 
-# What can be trained: where its presets and its trainer are, and in one phrase what it is.
+# What can be trained: where its presets and its trainer are, and in one phrase what it is. Families of other packages
+# are found by their entry points.
 TRAINERS = {
     "tokenizer": (
         "star.tokenizer.presets:PRESETS",
@@ -28,9 +30,7 @@ TRAINERS = {
         "star.clip.train:train",
         "a small CLIP, whose text tower reads the prompts",
     ),
-    "stylegan-t": ("star.generators.gan.presets:STYLEGAN_T", "star.generators.gan.train:train", "a StyleGAN-T"),
-    "stylenat": ("star.generators.gan.presets:STYLENAT", "star.generators.gan.train:train", "a StyleNAT"),
-    "styleformer": ("star.generators.gan.presets:STYLEFORMER", "star.generators.gan.train:train", "a Styleformer"),
+    **{name: (gan.presets, gan.trainer, gan.summary) for name, gan in registry.gans().items()},
     "judge": (
         "star.eval.extractors.train_classifier:PRESETS",
         "star.eval.extractors.train_classifier:train",
@@ -42,7 +42,9 @@ TRAINERS = {
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("train", help="train a network on shards")
     networks = parser.add_subparsers(metavar="NETWORK", title="networks", required=True)
-    for name, (_, _, phrase) in TRAINERS.items():
+    phrases = {name: phrase for name, (_, _, phrase) in TRAINERS.items()}
+    phrases |= {name: f"a {name}" for name in registry.others() if name not in TRAINERS}
+    for name, phrase in phrases.items():
         network = networks.add_parser(
             name,
             help=phrase,
@@ -77,14 +79,31 @@ def work(args: argparse.Namespace) -> int:
         raise InputError("no shards were given, expected --data with folders or tars; `star data synthetic` makes some")
     out = args.out or f"runs/{args.network}"
     check_writable(out)
-    train = _load(TRAINERS[args.network][1])
+    train = load(trainer(args.network)[1])
     print(train(config, data=args.data, out=out, resume=args.resume))
     return 0
 
 
 def presets(network: str) -> Mapping[str, Any]:
     """The recipes of a network by name."""
-    return _load(TRAINERS[network][0])
+    found: Mapping[str, Any] = load(trainer(network)[0])
+    return found
+
+
+def trainer(network: str) -> tuple[str, str, str]:
+    """Where the presets and the trainer of a network are, and in one phrase what it is.
+
+    Raises InputError for a family that brings no presets.
+    """
+    if network in TRAINERS:
+        return TRAINERS[network]
+    family = registry.registration(network)
+    if not family.presets:
+        raise InputError(
+            f"the package of {network} registers a class alone, expected a Registration with presets: train it with "
+            "its own program, or register it as docs/extending.md shows"
+        )
+    return family.presets, family.trainer, family.summary
 
 
 def configure(network: str, preset: str, overrides: Sequence[str] = ()) -> Any:
@@ -115,8 +134,3 @@ def _spell(override: str) -> str:
     """Booleans as Python spells them."""
     name, equals, value = override.partition("=")
     return f"{name}={value.capitalize()}" if equals and value in ("true", "false") else override
-
-
-def _load(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)

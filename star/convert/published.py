@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from star.generators.registry import Entry, Weights
+
 SIZES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIZES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 SIZES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
@@ -77,3 +79,18 @@ RELEASED: dict[str, Released] = {
     "var-d30": replace(_VAR, depth=30, file="var_d30.pth"),
     "var-d36-512": replace(_VAR, depth=36, file="var_d36.pth", sizes=SIZES_512),
 }
+
+
+_PAPERS = {STAR_HUB: ("MIT", "https://arxiv.org/abs/2406.10797"), VAR_HUB: ("MIT", "https://arxiv.org/abs/2404.02905")}
+
+
+def entries() -> dict[str, Entry]:
+    """The released generators as models by name: fetched from the hub and converted when first asked for."""
+    found = {}
+    for name, released in RELEASED.items():
+        licence, source = _PAPERS[released.hub]
+        weights = Weights(location=released.hub, licence=licence, source=source, fetch="star.convert.hub:fetch")
+        family, conditioning = ("var", "class") if released.kind == "var" else ("star", "text")
+        resolution = (released.resolution, released.resolution)
+        found[name] = Entry(family=family, weights=weights, resolution=resolution, conditioning=conditioning)
+    return found

@@ -8,7 +8,7 @@ from torch import nn
 
 from star.data.errors import InputError
 from star.generators.protocol import Family, Generator, SampleOptions
-from tests.generators.gan.lessons import lesson
+from tests.generators.gan.fitting import fitting_loss
 
 PROMPTS = ["a red circle", "a blue square", "", "ein grüner Kreis 🟢", "a red circle", "مربع أزرق", "a b c d e f g"]
 SEEDS = [0, 1, 2, 3, 7, 2**63 - 1, 0]
@@ -118,7 +118,7 @@ def gradient_reaches_every_parameter(family: type[Family]) -> None:
     generator = family.for_test()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network, loss = lesson(generator, prompts_for(generator)[:4])
+        network, loss = fitting_loss(generator, prompts_for(generator)[:4])
         waiting = dict(network.named_parameters())
         for _ in range(2):
             network.zero_grad()
@@ -135,7 +135,7 @@ def learns_one_batch(family: type[Family]) -> None:
     generator = family.for_test()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network, loss = lesson(generator, prompts_for(generator)[:4])
+        network, loss = fitting_loss(generator, prompts_for(generator)[:4])
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
         losses = []
         for _ in range(50):

@@ -10,7 +10,7 @@ from torch import Tensor
 from star.generators import registry
 from star.generators.protocol import Family, SampleOptions
 from tests.generators import contract
-from tests.generators.training.toy import ToyGenerator
+from tests.generators.toy import ToyGenerator
 
 Law = Callable[[type[Family]], None]
 LAWS: list[Law] = [

@@ -11,9 +11,9 @@ import torch
 from star.data.errors import InputError
 from star.generators import registry
 from star.generators.registry import Entry, Registry, Weights
-from tests.generators.training.toy import ToyGenerator
+from tests.generators.toy import ToyGenerator
 
-TOY = "tests.generators.training.toy:ToyGenerator"
+TOY = "tests.generators.toy:ToyGenerator"
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_duplicates_raise(toys: Registry) -> None:
     with pytest.raises(ValueError, match="'nobody', which is not registered"):
         toys.register("other", Entry(family="nobody", weights=entry.weights))
     with pytest.raises(ValueError, match="expected 'module:class'"):
-        toys.register_family("wrong", "tests.generators.training.toy")
+        toys.register_family("wrong", "tests.generators.toy")
 
 
 def test_folder_of_an_unknown_family_is_named(toys: Registry, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_listing_imports_no_torch_and_no_family() -> None:
     program = (
         "import sys; from star.generators import registry; registry.families(); "
         "[entry.about() for entry in registry.entries().values()]; "
-        "assert not {'star.generator', 'star.model', 'torch'} & set(sys.modules)"
+        "assert 'star.generator' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

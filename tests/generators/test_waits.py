@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from star.data.synthetic import write
-from star.generators.gan.presets import STYLEFORMER, STYLEGAN_T
+from star.generators.styleformer.presets import PRESETS as STYLEFORMER
+from star.generators.stylegan_t.presets import PRESETS as STYLEGAN_T
 from star.generators.training.ema import MovingAverage
 from star.generators.training.run import Run, RunConfig
 from tests.generators.waits import Waits
@@ -19,7 +20,7 @@ from tests.generators.waits import Waits
 STEPS = 4
 # Chance that belongs to the host, drawn on the CPU by generators of its own or torch's.
 # And Adam's count of steps, which torch keeps on the CPU unless it is asked otherwise.
-OF_THE_HOST = {"sample_rng.py:chance", "backbones.py:random_crop", "backbones.py:<genexpr>", "trainer.py:_move"}
+OF_THE_HOST = {"sample_rng.py:chance", "backbones.py:random_crop", "backbones.py:<genexpr>", "trainer.py:_update"}
 ONCE = {"text.py:_forward"}  # for each caption when it is first met
 
 

@@ -13,8 +13,9 @@ from transformers import ViTConfig, ViTModel
 
 from star.generators.gan.augment.diffaugment import AugmentDraws, augment
 from star.generators.gan.backbones import Preprocessing
-from star.generators.gan.clip_guidance import blur, blur_sigma, hinge_fake, hinge_generator, hinge_real, squared_angles
+from star.generators.gan.clip_guidance import blur, blur_sigma, squared_angles
 from star.generators.gan.discriminators.projected import FrozenFeatures, Head, ProjectedConfig, ProjectedDiscriminator
+from star.generators.gan.losses import hinge_fake, hinge_generator, hinge_real
 from star.generators.stylegan_t.layers import Block
 from star.generators.stylegan_t.model import StyleGanT
 from star.generators.stylegan_t.names import config_of_arguments, rename_discriminator, rename_generator, rename_head

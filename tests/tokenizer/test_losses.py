@@ -16,8 +16,6 @@ from star.tokenizer.losses import (
     FeatureDistance,
     PatchDiscriminator,
     adaptive_weight,
-    discriminator_hinge,
-    generator_hinge,
     perceptual_distance,
     quantisation_loss,
     reconstruction_loss,
@@ -160,16 +158,6 @@ def test_the_patch_discriminator_is_spectrally_normalised_and_judges_pictures_ap
             assert torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item() == pytest.approx(1, abs=0.05)
     images = normal(3, 3, 16, 16)
     torch.testing.assert_close(network(images)[1:2], network(images[1:2]))
-
-
-def test_hinge_losses() -> None:
-    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
-    # max(0, 1 - real): 0, 0.5, 2; max(0, 1 + fake): 0, 1, 2
-    assert discriminator_hinge(real, fake).item() == pytest.approx(0.5 * (2.5 / 3 + 3 / 3))
-    assert discriminator_hinge(torch.tensor([1.0]), torch.tensor([-1.0])) == 0
-    assert generator_hinge(fake).item() == pytest.approx(2 / 3)
-    assert discriminator_hinge(real.bfloat16(), fake.bfloat16()).dtype == torch.float32
-    assert generator_hinge(fake.bfloat16()).dtype == torch.float32
 
 
 def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer() -> None:

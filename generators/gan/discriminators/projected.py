@@ -3,13 +3,13 @@
     discriminator = ProjectedDiscriminator(config, FrozenFeatures.from_pretrained(config.features))
     logits_BN = discriminator(raw_B3HW, condition_BP)
 
-Each head judges every patch of one depth of the tower; the text projects the judgement of a patch to one number. Only
-heads learn. In the released code the tower is DINO's ViT-S/16.
+Each head gives logits for every patch at one depth of the backbone; the text projects those of a patch to one number.
+Only heads learn. In the released code the backbone is DINO's ViT-S/16.
 
 A head starts as follows: convolutions as torch's own do, norms at 1 and 0, the text's projection at N(0, 1) (divided by
 sqrt(P) when it is used) and 0.
 
-B batch, P condition width, C channels of the tower, N patches or the logits of all heads, O I k of a convolution,
+B batch, P condition width, C channels of the backbone, N patches or the logits of all heads, O I k of a convolution,
 D projection width, H W pixels, 3 RGB.
 """
 
@@ -33,7 +33,7 @@ from star.generators.gan.backbones import Preprocessing, find, load, random_crop
 from star.generators.gan.layers import SQRT2, EqualLinear, SpectralWeight, leaky
 
 # What a source may be, by the model type of its config; the pooler of a ViT is not read, and DINO has none.
-TOWERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "clip": (CLIPVisionModel, {}),
     "clip_vision_model": (CLIPVisionModel, {}),
     "vit": (ViTModel, {"add_pooling_layer": False}),
@@ -46,15 +46,15 @@ TOWERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 class ProjectedConfig:
     """The discriminator; the defaults are the paper's."""
 
-    features: str = "facebook/dino-vits16"  # directory or hub id of the tower
-    taps: tuple[int, ...] = (2, 5, 8, 11)  # blocks of the tower whose output a head reads, from 0
+    features: str = "facebook/dino-vits16"  # directory or hub id of the backbone
+    taps: tuple[int, ...] = (2, 5, 8, 11)  # blocks of the backbone whose output a head reads, from 0
     patches: bool = True  # one more head reads the first block's input
     condition_width: int = 768  # 0 without a condition
     projection: int = 64  # D: numbers per patch that the text projects to one
     kernel: int = 9  # patches in a row that a head's second convolution reads
     group: int = 8  # pictures that are normalised together
     augment: str = "color,translation,cutout"
-    crop: float = 0.5  # probability of a crop of the tower's size instead of a resize, where pictures are larger
+    crop: float = 0.5  # probability of a crop of the backbone's size instead of a resize, where pictures are larger
 
     def __post_init__(self) -> None:
         names = ("condition_width", "projection", "kernel", "group")
@@ -74,21 +74,26 @@ class ProjectedConfig:
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)}, expected {expected}: correct it")
 
+    def build(self) -> "ProjectedDiscriminator":
+        """The discriminator with fresh heads on the named features. Raises InputError if those are not there."""
+        return ProjectedDiscriminator(self, FrozenFeatures.from_pretrained(self.features))
+
 
 class FrozenFeatures(nn.Module):
     """A vision transformer that stays as it is; the gradient goes through it to the picture.
 
-    Its position embedding is resized by the tower itself where `preprocessing.side` is not the size it learnt at.
+    Its position embedding is resized by the backbone itself where `preprocessing.side` is not the size it learnt at.
     """
 
-    def __init__(self, tower: nn.Module, preprocessing: Preprocessing) -> None:
-        """tower: a transformer of `TOWERS`; it is taken over: frozen, and cut by `keep`."""
+    def __init__(self, backbone: nn.Module, preprocessing: Preprocessing) -> None:
+        """backbone: a transformer of `BACKBONES`; it is taken over: frozen, and cut by `keep`."""
         super().__init__()
-        self.tower, self.preprocessing = tower.eval().requires_grad_(False), preprocessing
-        config: Any = tower.config
+        # The attribute keeps the name that stored states of trainings have for it.
+        self.tower, self.preprocessing = backbone.eval().requires_grad_(False), preprocessing
+        config: Any = backbone.config
         self.width: int = config.hidden_size
         self.others = 1 + getattr(config, "num_register_tokens", 0)  # tokens before the patches
-        parameters = inspect.signature(tower.forward).parameters
+        parameters = inspect.signature(backbone.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
 
     @classmethod
@@ -98,20 +103,20 @@ class FrozenFeatures(nn.Module):
         Raises InputError where it is none of these, or something of it is missing.
         """
         folder = find(source)
-        model, options = TOWERS[check_folder(folder, TOWERS)]
-        tower = load(model, folder, **options)
-        return cls(tower, Preprocessing.read(folder, tower.config.image_size))  # type: ignore[arg-type, union-attr]
+        model, options = BACKBONES[check_folder(folder, BACKBONES)]
+        backbone = load(model, folder, **options)
+        return cls(backbone, Preprocessing.read(folder, backbone.config.image_size))  # type: ignore[arg-type, union-attr]
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The tower's transformer blocks, in order."""
+        """The backbone's transformer blocks, in order."""
         return next(module for module in self.tower.modules() if isinstance(module, nn.ModuleList))
 
     def keep(self, count: int) -> None:
         """Drops the blocks after the first `count`. Raises InputError if there are fewer."""
         if len(self.blocks) < count:
             raise InputError(
-                f"block {count - 1} was asked of a tower of {len(self.blocks)} blocks, numbered from 0: choose taps "
+                f"block {count - 1} was asked of a backbone of {len(self.blocks)} blocks, numbered from 0: choose taps "
                 "that it has"
             )
         del self.blocks[max(count, 1) :]  # the first is kept: its input is seen by its side
@@ -123,7 +128,7 @@ class FrozenFeatures(nn.Module):
     def forward(self, image_B3HW: Tensor, taps: Sequence[int], patches: bool) -> list[Tensor]:
         """features_BCN after each block of `taps`, then, if asked for, those before the first.
 
-        Blocks' outputs as they are, without the tower's last norm; the class token is added to each patch. image: in
+        Blocks' outputs as they are, without the backbone's last norm; the class token is added to each patch. image: in
         [-1, 1].
         """
         tokens = self.tower(

@@ -88,6 +88,10 @@ class StyleGan2DiscriminatorConfig:
     def channels(self, side: int) -> int:
         return max(min(self.channel_base // side, self.channel_max), 1)
 
+    def build(self) -> "StyleGan2Discriminator":
+        """The discriminator with fresh weights."""
+        return StyleGan2Discriminator(self)
+
 
 _AUTO = StyleGan2DiscriminatorConfig()
 _CIFAR = StyleGan2DiscriminatorConfig(resolution=32, architecture="orig", channel_base=32768, group=32)

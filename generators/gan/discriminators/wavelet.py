@@ -61,6 +61,10 @@ class WaveletConfig:
         """Side of a picture in pixels."""
         return SMALLEST << len(self.widths)
 
+    def build(self) -> "WaveletDiscriminator":
+        """The discriminator with fresh weights."""
+        return WaveletDiscriminator(self)
+
 
 _FFHQ_256 = WaveletConfig()
 CONFIGS: dict[str, WaveletConfig] = {

@@ -117,7 +117,7 @@ def test_cut_prompts_are_counted_in_one_line(
 
 
 def test_a_model_is_known_by_what_it_draws_with(tmp_path: Path) -> None:
-    from tests.generators.training.toy import ToyGenerator
+    from tests.generators.toy import ToyGenerator
 
     generator = ToyGenerator.for_test()
     generator.save_pretrained(tmp_path / "one")

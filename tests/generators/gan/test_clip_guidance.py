@@ -14,16 +14,8 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from star.data.errors import InputError
 from star.data.images import pixels_to_pil
-from star.generators.gan.clip_guidance import (
-    ClipGuidance,
-    blur,
-    blur_sigma,
-    hinge_discriminator,
-    hinge_fake,
-    hinge_generator,
-    hinge_real,
-    squared_angles,
-)
+from star.generators.gan.clip_guidance import ClipGuidance, blur, blur_sigma, squared_angles
+from star.generators.gan.losses import hinge_discriminator, hinge_fake, hinge_generator, hinge_real
 
 CLIP_EMOJI = Path(__file__).parents[3] / "star" / "weights" / "clip-emoji"
 SIDES = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 16}
@@ -165,10 +157,10 @@ def test_a_missing_or_incomplete_clip_is_refused(clip: Path, tmp_path: Path) -> 
     tensors = load_file(clip / "model.safetensors")
     del tensors["visual_projection.weight"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"lacks weights of its image tower, visual_projection\.weight first of 1"):
+    with pytest.raises(InputError, match=r"lacks weights of its image backbone, visual_projection\.weight first of 1"):
         ClipGuidance(tmp_path)
     save_file(tensors | {"visual_projection.weight": torch.zeros(5, 16)}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="could not be loaded as an image tower"):
+    with pytest.raises(InputError, match="could not be loaded as an image backbone"):
         ClipGuidance(tmp_path)
     shutil.copy(clip / "model.safetensors", tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{}")

@@ -5,13 +5,12 @@ import torch
 
 import star.generators.gan.conditioning
 from star.generators.gan.conditioning import Conditioner
-from star.generators.gan.families import build_network
-from star.generators.gan.presets import STYLEGAN_T
+from star.generators.stylegan_t.presets import PRESETS as STYLEGAN_T
 
 
 def test_vectors_are_the_same_however_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     config = STYLEGAN_T["test"]
-    network = build_network(config.network)
+    network = config.family.network_class(config.network)
     prompts = [f"a picture of {number} stars" for number in range(8)]
     plain = Conditioner(network, config.clip, (), torch.device("cpu"))
     expected_BP = plain.of(prompts, [])

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from star.generators.gan.losses import (
     PathLength,
+    hinge_discriminator,
+    hinge_generator,
     lazy_optimizer_settings,
     logistic_discriminator,
     logistic_generator,
@@ -30,7 +32,7 @@ def test_logistic_losses_are_cross_entropies() -> None:
     assert float(logistic_generator(-certain)) == 600.0
 
 
-def judge(image_B3HW: Tensor, weight: Tensor) -> Tensor:
+def discriminate(image_B3HW: Tensor, weight: Tensor) -> Tensor:
     """A discriminator of one hidden layer, (B, 2) logits."""
     hidden = torch.tanh(image_B3HW.flatten(1) @ weight)
     return torch.stack([hidden.square().sum(dim=1), hidden.sum(dim=1)], dim=1)
@@ -39,7 +41,7 @@ def judge(image_B3HW: Tensor, weight: Tensor) -> Tensor:
 def test_r1_is_the_squared_gradient_of_each_picture() -> None:
     weight = drawn(12, 3)
     image = drawn(4, 3, 2, 2, seed=1).requires_grad_()
-    penalty = r1_penalty(judge(image, weight), image)
+    penalty = r1_penalty(discriminate(image, weight), image)
     assert penalty.shape == (4,)
     step = 1e-5
     for i in range(4):
@@ -47,7 +49,9 @@ def test_r1_is_the_squared_gradient_of_each_picture() -> None:
         for j in range(12):
             moved = torch.zeros(12, dtype=torch.float64)
             moved[j] = step
-            ends = [judge((image[i].flatten() + sign * moved).reshape(1, 3, 2, 2), weight).sum() for sign in (1, -1)]
+            ends = [
+                discriminate((image[i].flatten() + sign * moved).reshape(1, 3, 2, 2), weight).sum() for sign in (1, -1)
+            ]
             slopes.append((ends[0] - ends[1]) / (2 * step))
         torch.testing.assert_close(penalty[i], torch.stack(slopes).square().sum(), rtol=1e-7, atol=0)
 
@@ -55,7 +59,7 @@ def test_r1_is_the_squared_gradient_of_each_picture() -> None:
 def test_r1_has_the_gradient_that_finite_differences_have() -> None:
     image = drawn(2, 3, 2, 2, seed=1).requires_grad_()
     weight = drawn(12, 3).mul(0.3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda w: r1_penalty(judge(image, w), image), (weight,))
+    assert torch.autograd.gradcheck(lambda w: r1_penalty(discriminate(image, w), image), (weight,))
 
 
 def draw(w_BSW: Tensor, weight: Tensor) -> Tensor:
@@ -135,3 +139,11 @@ def test_noise_has_the_size_of_a_picture_that_is_wider_than_high() -> None:
     torch.manual_seed(0)
     penalty = PathLength(decay=0.0).double()(w.reshape(-1, 3, 4, 16), w)
     assert float(penalty.detach().mean()) == pytest.approx(3.0, rel=0.02)
+
+
+def test_hinge_losses_stop_at_the_margin() -> None:
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, -1.0, 2.0])
+    assert hinge_discriminator(real, fake).item() == pytest.approx(2.5 / 3 + 3 / 3)
+    assert hinge_discriminator(torch.tensor([1.0]), torch.tensor([-1.0])) == 0
+    assert hinge_discriminator(real, fake, pictures=3).item() == pytest.approx((2.5 / 3 + 3 / 3) / 3)
+    assert hinge_generator(fake).item() == pytest.approx(2 / 3)

@@ -15,15 +15,14 @@ from star.data.errors import DivergenceError, InputError
 from star.data.shards.write import ShardWriter
 from star.data.synthetic import sample, write
 from star.generators.config import from_dict, to_dict
-from star.generators.gan import presets as gan_presets
 from star.generators.gan.config import Average, Blur, GanTrainConfig, Lazy
-from star.generators.gan.presets import STYLEFORMER, STYLEGAN_T, STYLENAT
 from star.generators.gan.train import train
-from star.generators.registry import build
+from star.generators.registration import load
+from star.generators.registry import GANS, build, registration
 from star.generators.training.run import RunConfig
-from tests.generators.gan.lessons import lesson
+from tests.generators.gan.fitting import fitting_loss
 
-PRESETS = {"stylegan-t": STYLEGAN_T["test"], "stylenat": STYLENAT["test"], "styleformer": STYLEFORMER["test"]}
+PRESETS = {name: load(registration(name).presets)["test"] for name in GANS}
 
 
 @pytest.fixture(scope="module")
@@ -217,16 +216,16 @@ def test_the_half_life_of_averaged_weights_grows_with_the_pictures_seen() -> Non
     assert Average(half_life=1000, rampup=0).decay(1000, 0) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", ["STYLEGAN_T", "STYLENAT", "STYLEFORMER"])
-def test_every_preset_survives_its_json(name: str) -> None:
-    for preset, recipe in getattr(gan_presets, name).items():
-        assert from_dict(GanTrainConfig, to_dict(recipe)) == recipe, preset
+@pytest.mark.parametrize("family", GANS)
+def test_every_preset_survives_its_json(family: str) -> None:
+    for preset, recipe in load(registration(family).presets).items():
+        assert from_dict(type(recipe), to_dict(recipe)) == recipe, preset
 
 
-def test_the_same_network_also_learns_outside_the_game() -> None:
-    """What the contract's laws use is the network that the game trains."""
+def test_the_same_network_also_learns_outside_the_trainer() -> None:
+    """What the contract's laws use is the network that the trainer trains."""
     generator: Any = build("styleformer-test")
-    network, loss = lesson(generator, ["a", "b"])
+    network, loss = fitting_loss(generator, ["a", "b"])
     assert network is generator.network
     value: Tensor = loss()
     assert value.requires_grad

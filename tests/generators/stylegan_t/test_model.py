@@ -17,8 +17,6 @@ from star.generators.stylegan_t.model import (
     StyleGanT,
     StyleGanTConfig,
     StyleGanTGenerator,
-    grow_from,
-    trainable,
 )
 
 TINY = StyleGanTConfig(
@@ -219,21 +217,21 @@ LARGE = replace(TINY, resolution=128, channel_base=1024)
 def test_what_learns_in_each_phase() -> None:
     network = build(LARGE)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    assert [names[id(p)] for p in trainable(network, "all")] == list(names.values())
-    assert trainable(network, "text_encoder") == []
-    chosen = {names[id(p)] for p in trainable(network, "freeze64")}
+    assert [names[id(p)] for p in network.trainable("all")] == list(names.values())
+    assert network.trainable("text_encoder") == []
+    chosen = {names[id(p)] for p in network.trainable("freeze64")}
     expected = {name for name in names.values() if name.startswith("blocks.128.") or ".to_rgb." in name}
     assert chosen == expected
     assert len({name for name in chosen if name.startswith("blocks.8.")}) == 4  # weight, bias, two of the style
     with pytest.raises(InputError, match="freeze64 was asked of a network of 16 pixels, expected more than 64"):
-        trainable(build(), "freeze64")
+        build().trainable("freeze64")
 
 
 def test_freeze64_moves_nothing_else() -> None:
     network, (latent_BZ, condition_BP) = build(LARGE), inputs(2)
     before = {name: tensor.clone() for name, tensor in network.named_parameters()}
     network.requires_grad_(False)
-    learning = trainable(network, "freeze64")
+    learning = network.trainable("freeze64")
     for parameter in learning:
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(learning, lr=0.01)
@@ -248,7 +246,7 @@ def test_growing_keeps_what_was_learnt() -> None:
     with torch.no_grad():
         smaller.mapping.average_W.fill_(0.5)
     fresh = {name: tensor.clone() for name, tensor in larger.state_dict().items()}
-    grow_from(larger, smaller.state_dict())
+    larger.grow_from(smaller.state_dict())
     for name, tensor in larger.state_dict().items():
         source = smaller.state_dict().get(name, fresh[name])
         assert torch.equal(tensor, source), name
@@ -270,15 +268,15 @@ def test_growing_refuses_what_does_not_fit() -> None:
     larger = build(replace(TINY, resolution=32, channel_base=256))
     state = build().state_dict()
     with pytest.raises(InputError, match=r"the smaller network has blocks\.8\.skip, which the larger one lacks"):
-        grow_from(larger, state | {"blocks.8.skip": torch.zeros(1)})
+        larger.grow_from(state | {"blocks.8.skip": torch.zeros(1)})
     with pytest.raises(InputError, match=r"the smaller network lacks blocks\.8\.first\.weight"):
-        grow_from(larger, {name: tensor for name, tensor in state.items() if name != "blocks.8.first.weight"})
+        larger.grow_from({name: tensor for name, tensor in state.items() if name != "blocks.8.first.weight"})
     with pytest.raises(InputError, match=r"the smaller network lacks mapping"):
-        grow_from(larger, {name: tensor for name, tensor in state.items() if name.startswith("blocks")})
+        larger.grow_from({name: tensor for name, tensor in state.items() if name.startswith("blocks")})
     with pytest.raises(InputError, match=r"has shape .* in the smaller network and .* in the larger one"):
-        grow_from(larger, build(replace(TINY, channel_max=4)).state_dict())
+        larger.grow_from(build(replace(TINY, channel_max=4)).state_dict())
     with pytest.raises(InputError, match=r"the smaller network has blocks\.32\..*, which the larger one lacks"):
-        grow_from(build(), larger.state_dict())
+        build().grow_from(larger.state_dict())
     bare = build(replace(TINY, resolution=32, channel_base=256, architecture="orig"))
     with pytest.raises(InputError, match=r"has blocks\.16\.to_rgb\..*, which the larger one lacks: .* an RGB layer at"):
-        grow_from(bare, build(replace(TINY, architecture="orig")).state_dict())
+        bare.grow_from(build(replace(TINY, architecture="orig")).state_dict())

@@ -282,7 +282,7 @@ def test_indivisible_batch_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_tracker_asked_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("star.generators.training.run.find_spec", lambda name: None)
+    monkeypatch.setattr("star.generators.training.run_log.find_spec", lambda name: None)
     Run(tmp_path, config(trackers=("tensorboard",)), {}, False)
     with pytest.raises(InputError, match=r"names wandb, which is not installed"):
         Run(tmp_path, config(trackers=("wandb",)), {}, False)

@@ -16,9 +16,9 @@ from star.generators.training.total_steps import TotalSteps
 
 def end_of(durations: list[float], budget: float, most: int = 10_000) -> tuple[int, float, list[int]]:
     """Steps, seconds and horizons of a run whose steps take so long, the last duration again and again."""
-    horizon, step, seconds, seen = TotalSteps(most, budget / 60), 0, 0.0, []
-    while step < horizon.look(step, seconds):
-        seen.append(horizon.steps)
+    total_steps, step, seconds, seen = TotalSteps(most, budget / 60), 0, 0.0, []
+    while step < total_steps.update(step, seconds):
+        seen.append(total_steps.steps)
         seconds += durations[min(step, len(durations) - 1)]
         step += 1
     return step, seconds, seen
@@ -53,7 +53,7 @@ def test_the_steps_are_the_most() -> None:
 
 
 def test_a_time_that_is_over_leaves_one_step() -> None:
-    assert TotalSteps(100, 1.0).look(30, 61.0) == 31
+    assert TotalSteps(100, 1.0).update(30, 61.0) == 31
 
 
 def run(out: Path, minutes: float, resume: bool = False) -> tuple[Run, list[float]]:

@@ -25,7 +25,6 @@ from transformers import (
 
 from star.data.errors import InputError
 from star.generators.gan.backbones import Preprocessing, random_crop
-from star.generators.gan.clip_guidance import hinge_discriminator, hinge_generator
 from star.generators.gan.discriminators.projected import (
     FrozenFeatures,
     Head,
@@ -34,6 +33,7 @@ from star.generators.gan.discriminators.projected import (
     SpectralConv1d,
     VirtualBatchNorm,
 )
+from star.generators.gan.losses import hinge_discriminator, hinge_generator
 
 CLIP_EMOJI = Path(__file__).parents[4] / "star" / "weights" / "clip-emoji"
 SIZES: dict[str, Any] = {
@@ -55,19 +55,19 @@ CONFIG = ProjectedConfig(
 MEAN, DEVIATION = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-def tower_of(kind: str = "vit") -> nn.Module:
+def backbone_of(kind: str = "vit") -> nn.Module:
     """Three blocks of random weights; transformers starts near zero, where all pictures look alike."""
     torch.manual_seed(0)
-    tower = MAKERS[kind]()
+    backbone = MAKERS[kind]()
     with torch.no_grad():
-        for parameter in tower.parameters():
+        for parameter in backbone.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(10)
-    return tower
+    return backbone
 
 
 def features_of(kind: str = "vit", side: int = 8) -> FrozenFeatures:
-    return FrozenFeatures(tower_of(kind), Preprocessing(side, MEAN, DEVIATION))
+    return FrozenFeatures(backbone_of(kind), Preprocessing(side, MEAN, DEVIATION))
 
 
 def build(config: ProjectedConfig = CONFIG) -> ProjectedDiscriminator:
@@ -245,7 +245,7 @@ def test_groups_of_pictures_are_independent() -> None:
 
 
 def test_the_gradient_of_a_picture() -> None:
-    """Of the hinge losses, through heads and tower, against finite differences in float64."""
+    """Of the hinge losses, through heads and backbone, against finite differences in float64."""
     discriminator = build(replace(CONFIG, taps=(1,))).double().eval()
     image_B3HW, condition_BP = (tensor.double() for tensor in inputs(2))
     image_B3HW.requires_grad_(True)
@@ -320,12 +320,12 @@ def test_impossible_configs(changes: dict, message: str) -> None:
 
 
 def save(kind: str, folder: Path) -> None:
-    tower_of(kind).save_pretrained(folder)  # type: ignore[operator]
+    backbone_of(kind).save_pretrained(folder)  # type: ignore[operator]
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": DEVIATION}))
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_saved_tower_gives_the_same_features(kind: str, tmp_path: Path) -> None:
+def test_a_saved_backbone_gives_the_same_features(kind: str, tmp_path: Path) -> None:
     save(kind, tmp_path)
     image_B3HW, _ = inputs()
     for one, other in zip(
@@ -348,7 +348,7 @@ def test_the_image_side_of_clip_emoji() -> None:
     assert logits_BN.isfinite().all()
 
 
-def test_sources_that_are_no_tower(tmp_path: Path) -> None:
+def test_sources_that_are_no_backbone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere/none is neither a folder here nor a hub repository within reach"):
         FrozenFeatures.from_pretrained("nowhere/none")
     with pytest.raises(InputError, match=r"config\.json cannot be read"):
@@ -360,5 +360,5 @@ def test_sources_that_are_no_tower(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match=r"preprocessor_config\.json does not tell image_mean and image_std"):
         FrozenFeatures.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match="block 4 was asked of a tower of 3 blocks, numbered from 0"):
+    with pytest.raises(InputError, match="block 4 was asked of a backbone of 3 blocks, numbered from 0"):
         build(replace(CONFIG, taps=(0, 4)))

@@ -1,4 +1,4 @@
-"""When a discriminator has won: it makes no more mistakes, and the generator has nothing left to learn from."""
+"""When a discriminator has saturated: it makes no more mistakes, and the generator gets no useful gradient."""
 
 import torch
 from torch import Tensor, nn

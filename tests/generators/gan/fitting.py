@@ -15,15 +15,15 @@ from star.class_generator import VarGenerator
 from star.generator import StarGenerator
 from star.generators.gan.generator import GanGenerator
 from star.training.targets import make_targets, token_losses
-from tests.generators.training.toy import ToyGenerator
+from tests.generators.toy import ToyGenerator
 
 Loss = Callable[[], Tensor]
 
 
-def lesson(generator: Any, prompts: list[str]) -> tuple[nn.Module, Loss]:
+def fitting_loss(generator: Any, prompts: list[str]) -> tuple[nn.Module, Loss]:
     """The network that learns, and the loss of one batch: pictures of soft colours, one for each prompt.
 
-    A GAN has to hit given pictures from given latents: its way to a gradient, without the game.
+    A GAN has to hit given pictures from given latents: its way to a gradient, without a discriminator.
     """
     height, width = generator.resolution
     picture_generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,29 @@
+"""What the recipes of several families share: the CLIP that ships, sizes of a run, the licence of what is learnt."""
+
+from typing import Any, Literal
+
+from star.generators.training.run import RunConfig
+
+CLIP = "clip-emoji"  # ships
+LICENCE = "MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0"
+
+
+def run_config(steps: int, batch: int, every: int, *, precision: Literal["no", "bf16"], **settings: Any) -> RunConfig:
+    """A run that leaves gradients as they are, as all three papers do.
+
+    every: steps between two checkpoints, and between two grids of samples. precision: "no" is TF32 on a GPU
+    (precision.py). settings: other fields of RunConfig.
+    """
+    return RunConfig(
+        steps=steps,
+        batch_size=batch,
+        precision=precision,
+        grad_clip=0.0,
+        sample_every=every,
+        checkpoint_every=every,
+        **settings,
+    )
+
+
+EMOJI_CPU_RUN = run_config(4000, 8, 500, precision="no", log_every=25)
+EMOJI_RUN = run_config(40000, 64, 2000, precision="no")
