@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from star.data.files import parse_json
 from star.data.shards.faults import SampleError
-from star.data.untrusted import parse_json
 
 TEXT_BYTES = 4 << 20  # of a sample's .json or .txt
 PARTS = 200_000  # lists, objects and what they hold

@@ -7,8 +7,6 @@ meta_data.json is an object of id -> {"category", "prompt"}; the picture of an i
 import json
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources.abc import Traversable
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from star.data.errors import InputError
+from star.data.files import READ_ERRORS, read_bytes
 from star.data.formats import is_picture
 
 META_NAME = "meta_data.json"
@@ -23,7 +22,6 @@ MAX_BYTES = 256 * 2**20
 MAX_PARTS = 4_000_000  # objects, lists and what they hold; the published 30,000 entries have some 200,000
 MAX_NAME = 200  # bytes of an id or category; file systems take 255, and endings come behind
 FILE_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
-READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: an encrypted zip
 
 INCOMPLETE = "entries without a category or a prompt"
 FIELD_TWICE = "entries with two categories or two prompts"
@@ -118,22 +116,15 @@ def _listing(folder: Path, changed: int) -> dict[str, list[str]]:
     return pictures_by_id(path.name for path in folder.iterdir())
 
 
-def _read(path: Traversable) -> bytearray:
+def _read(path: Traversable) -> bytes:
     try:
-        if isinstance(path, Path) and path.exists() and not path.is_file():
-            raise OSError("it is no regular file")
-        data = bytearray()  # grows with what is there; read(n) would take n bytes of memory first
-        with path.open("rb") as file:
-            while len(data) <= MAX_BYTES and (more := file.read(2**20)):
-                data += more
+        data = read_bytes(path, MAX_BYTES)
     except READ_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"{path} cannot be read ({reason}); give a folder or zip in the MJHQ-30k layout, {META_NAME} beside "
             "category folders"
         ) from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB; give the prompts of a benchmark")
     parts = sum(map(data.count, (b"{", b"[", b",")))
     if parts > MAX_PARTS:
         raise InputError(f"{path} has {parts} parts, at most {MAX_PARTS} are read; give the prompts of a benchmark")
@@ -144,7 +135,7 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as it stands, with keys that are given twice."""
 
 
-def _pairs(path: Traversable, data: bytearray) -> _Pairs:
+def _pairs(path: Traversable, data: bytes) -> _Pairs:
     try:
         # Bytes that are not UTF-8 become halves of surrogate pairs, and cost the entry they are in.
         text = data.decode(json.detect_encoding(data), "surrogateescape").removeprefix("\ufeff")

@@ -141,7 +141,7 @@ def check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
 
 
 def _check_description(path: Path) -> None:
-    values = read_json(path, items=MOST_WORDS)
+    values = read_json(path, most=MOST_WORDS)
     _check_code(values, path)
     told = values.get("tokenizer_class")
     if path.name == "tokenizer_config.json" and told is not None and not TOKENIZERS.fullmatch(str(told)):
@@ -191,7 +191,7 @@ def _check_values(config: dict[str, Any], path: Path) -> None:
 
 def _check_tokenizer(path: Path) -> None:
     """Raises InputError for a tokenizer whose rules would take a prompt's letters beyond all measure."""
-    values = read_json(path, "a tokenizer", largest=LARGEST_VOCABULARY, items=MOST_WORDS)
+    values = read_json(path, "a tokenizer", largest=LARGEST_VOCABULARY, most=MOST_WORDS)
     growth, waiting = 1, [values.get("normalizer"), values.get("pre_tokenizer")]
     while waiting:
         rule = waiting.pop()

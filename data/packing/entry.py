@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from star.data.files import open_regular, read_all
 from star.data.shards.faults import Reason, SampleError
-from star.data.untrusted import open_regular, read_all
 
 LARGEST_PICTURE = 256 * 2**20  # bytes
 

@@ -21,7 +21,7 @@ import fsspec  # type: ignore[import-untyped]
 from webdataset.gopen import gopen
 
 from star.data.errors import InputError
-from star.data.untrusted import parse_json, read_all
+from star.data.files import parse_json, read_all
 
 TIMEOUT = 60.0  # seconds without a single byte
 ATTEMPTS = 5  # in a row, without a byte between them

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
 from star.data.captions import captions_of
+from star.data.files import open_regular
 from star.data.formats import BY_EXTRA, OTHERS, STORED
 from star.data.shards.archive import (
     MAGIC_BYTES,
@@ -27,7 +28,6 @@ from star.data.shards.archive import (
 )
 from star.data.shards.faults import MENDED, NOTES, Fault, Reason, SampleError
 from star.data.shards.remote import is_url, open_stream
-from star.data.untrusted import open_regular
 
 __all__ = [
     "IMAGE_EXTENSIONS",
