@@ -49,7 +49,7 @@ class MetaFault(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """meta_data.json as it stands: sound entries in its order, the others with their reasons, and what was changed."""
+    """meta_data.json as it stands: usable entries in its order, the others with their reasons, and what was changed."""
 
     entries: list[MetaEntry]
     faults: list[MetaFault]
@@ -60,24 +60,24 @@ def read_meta(path: Traversable) -> Meta:
     """Reads meta_data.json, a file of a folder or of a zip.
 
     An entry that is wrong costs only itself: without a category or a prompt, with an id or category that would lead
-    out of the folder, with text that no UTF-8 file can hold, or given twice (then its first meaning is told). Line
+    out of the folder, with text that no UTF-8 file can hold, or given twice (then its first meaning is reported). Line
     breaks in prompts become spaces. At most 256 MiB are read and four million parts understood. Raises InputError if
     the file cannot be read, is no JSON object, is nested too deep, passes these bounds, or holds nothing.
     """
     pairs = _pairs(path, _read(path))
-    said: dict[str, list[tuple[str, str, str]]] = {}
+    meanings_by_id: dict[str, list[tuple[str, str, str]]] = {}
     pairs.reverse()
     while pairs:  # what was read is let go as it is understood
         key, value = pairs.pop()
-        said.setdefault(key, []).append(_said(value))
+        meanings_by_id.setdefault(key, []).append(_fields_of(value))
     meta = Meta([], [], [])
-    for key, meanings in said.items():
+    for key, meanings in meanings_by_id.items():
         category, prompt, reason = meanings[0]
         joined = " ".join(prompt.splitlines())
         if len(meanings) > 1:
             reason = TWICE
         if reason := reason or _fault(key, category, joined):
-            meta.faults.append(MetaFault(_sound(key), reason, _sound(category), _sound(joined)))
+            meta.faults.append(MetaFault(_encodable(key), reason, _encodable(category), _encodable(joined)))
             continue
         if joined != prompt:
             meta.joined.append(key)
@@ -150,19 +150,19 @@ def _pairs(path: Traversable, data: bytes) -> _Pairs:
     return pairs
 
 
-def _said(entry: Any) -> tuple[str, str, str]:
+def _fields_of(entry: Any) -> tuple[str, str, str]:
     """Category, prompt and "" of an entry; two times "" and the reason where it is not complete."""
-    told = dict(entry) if isinstance(entry, _Pairs) else {}
-    if told and sum(name in ("category", "prompt") for name, _ in entry) > 2:
+    fields = dict(entry) if isinstance(entry, _Pairs) else {}
+    if fields and sum(name in ("category", "prompt") for name, _ in entry) > 2:
         return "", "", FIELD_TWICE
-    category, prompt = told.get("category"), told.get("prompt")
+    category, prompt = fields.get("category"), fields.get("prompt")
     if not (isinstance(category, str) and category and isinstance(prompt, str) and prompt.strip()):
         return "", "", INCOMPLETE
     return sys.intern(category), prompt, ""  # a few strings, not one for every entry
 
 
 def _fault(key: str, category: str, prompt: str) -> str:
-    if any(_sound(text) != text for text in (key, category, prompt)):
+    if any(_encodable(text) != text for text in (key, category, prompt)):
         return BAD_TEXT
     if not _names_file(key):
         return BAD_ID
@@ -173,6 +173,6 @@ def _names_file(name: str) -> bool:
     return FILE_NAME.fullmatch(name) is not None and len(name.encode()) <= MAX_NAME
 
 
-def _sound(text: str) -> str:
+def _encodable(text: str) -> str:
     """The text with "?" for every half of a surrogate pair, so that it can be written."""
     return text.encode("utf-8", "replace").decode("utf-8")

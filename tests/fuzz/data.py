@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from star.data.captions import captions_of, text_mended
+from star.data.captions import captions_of, text_repaired
 from star.data.errors import InputError
 from star.data.images import decode, upright_size
 from star.data.loader.pipeline import DataConfig, Pipeline
@@ -169,7 +169,7 @@ def read_list(path: Path) -> None:
 
 def read_captions(path: Path) -> None:
     members = {"json": path.read_bytes()}
-    text_mended(members)
+    text_repaired(members)
     captions, info = captions_of(members)
     json.dumps([captions, info], ensure_ascii=False).encode()
 

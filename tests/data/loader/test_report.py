@@ -43,7 +43,7 @@ REASONS = {
     "k000": "broken picture",
     "k006": "missing caption",
     "k007": "empty caption",
-    "k012": "no picture",
+    "k012": "missing picture",
     "k034": "broken json",
 }
 

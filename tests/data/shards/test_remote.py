@@ -103,7 +103,7 @@ class Stumbling(io.BytesIO):
     start = 0
 
 
-def test_a_broken_connection_is_mended_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_connection_is_repaired_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_DELAY", 0.0)
     whole = bytes(range(256)) * 20
     opened: list[int] = []

@@ -200,7 +200,7 @@ def test_a_sample_without_a_picture_has_a_reason() -> None:
     assert image_bytes({"json": b"", "webp": b"1"}) == ("webp", b"1")
     with pytest.raises(SampleError, match="only json, mp4") as caught:
         image_bytes({"mp4": b"", "json": b""})
-    assert caught.value.reason == "no picture"
+    assert caught.value.reason == "missing picture"
 
 
 def test_a_shard_that_shrinks_or_vanishes_after_indexing_is_told(make_shard: Callable[..., Path]) -> None:
