@@ -9,12 +9,14 @@ again without decoding what came before: the order is walked through, and each s
 
 from collections.abc import Iterator
 
+from star.data.captions import captions_of
+from star.data.decoding import upright_size
 from star.data.errors import InputError
-from star.data.images import upright_size
 from star.data.loader.aspect import nearest
 from star.data.loader.positions import Ref
 from star.data.loader.virtual_workers import Sample, VirtualWorker
-from star.data.shards.tar import Fault, Group, SampleError, captions_of, fetch, image_bytes
+from star.data.shards.faults import Fault, SampleError
+from star.data.shards.tar import Group, fetch, image_bytes
 
 
 class BucketedVirtualWorker:

@@ -14,8 +14,9 @@ from weakref import WeakValueDictionary
 
 from star.data.loader.order import Part, deal, shuffled
 from star.data.loader.slow_shards import report_if_slow, timed_groups
+from star.data.shards.faults import Fault, SampleError
 from star.data.shards.remote import base_name, is_url, read_json
-from star.data.shards.tar import Fault, Group, SampleError, fetch, index_shard, is_seekable, read_shard
+from star.data.shards.tar import Group, fetch, index_shard, is_seekable, read_shard
 
 logger = logging.getLogger(__name__)
 

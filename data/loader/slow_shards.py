@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from star.data.shards.tar import Fault, Group
+from star.data.shards.faults import Fault
+from star.data.shards.tar import Group
 
 SLOW = 5.0  # seconds for one sample, or for the headers of one shard
 

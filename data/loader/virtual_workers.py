@@ -16,24 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from star.data.captions import REPAIRED_TEXT, text_repaired
+from star.data.captions import REPAIRED_TEXT, captions_of, text_repaired
+from star.data.decoding import upright_size
 from star.data.errors import InputError
-from star.data.images import Crop, decode, pil_to_pixels, resize, upright_size
+from star.data.images import Crop, decode, pil_to_pixels, resize
 from star.data.loader.aspect import nearest
 from star.data.loader.order import choose
 from star.data.loader.positions import Order, Ref
 from star.data.loader.weighted_sampling import WeightedSampling
-from star.data.shards.tar import (
-    Fault,
-    Group,
-    SampleError,
-    captions_of,
-    fetch,
-    image_bytes,
-    index_shard,
-    is_seekable,
-    read_shard,
-)
+from star.data.shards.faults import Fault, SampleError
+from star.data.shards.tar import Group, fetch, image_bytes, index_shard, is_seekable, read_shard
 
 # Makes named tensors of a sample's members, given which of its captions was chosen. Raises SampleError. Picklable.
 Reader = Callable[[Mapping[str, bytes], int], dict[str, Tensor]]
@@ -60,11 +52,6 @@ class Settings(NamedTuple):
     lanes: int
     per_lane: int
     reader: Reader | None
-
-    @property
-    def shards(self) -> tuple[str, ...]:
-        """Those of all sources."""
-        return tuple(shard for source in self.sources for shard in source.shards)
 
 
 class Sample(NamedTuple):

@@ -1,4 +1,4 @@
-"""Packing captioned pictures into shards, and what lists and checks them."""
+"""Packing captioned pictures into shards."""
 
 import json
 import re
@@ -16,14 +16,10 @@ from star.data.loader.report import SkipReport
 from star.data.packing.entry import LARGEST_PICTURE, Entry, read_file, shown
 from star.data.packing.sources import Kind, entries, kind_of
 from star.data.progress import Progress
-from star.data.shards.check import CheckReport, check
 from star.data.shards.faults import Fault, Reason, SampleError
 from star.data.shards.listing import list_shards
 from star.data.shards.write import ShardWriter
 from star.data.whole import ends_early
-
-__all__ = ["CheckReport", "ImageFormat", "PackReport", "check", "list_shards", "pack"]
-
 
 ImageFormat = Literal["keep", "png", "webp", "jpg"]
 EXTENSIONS = {"PNG": "png", "WEBP": "webp", "JPEG": "jpg", "BMP": "bmp", "GIF": "gif", "TIFF": "tif", "MPO": "jpg"}

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-from star.data.captions import captions_of
 from star.data.files import open_regular
 from star.data.formats import BY_EXTRA, OTHERS, STORED
 from star.data.shards.archive import (
@@ -26,25 +25,8 @@ from star.data.shards.archive import (
     too_large,
     walk,
 )
-from star.data.shards.faults import NOTES, REPAIRED, Fault, Reason, SampleError
+from star.data.shards.faults import Fault, SampleError
 from star.data.shards.remote import is_url, open_stream
-
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "NOTES",
-    "REPAIRED",
-    "Fault",
-    "Group",
-    "Place",
-    "Reason",
-    "SampleError",
-    "captions_of",
-    "fetch",
-    "image_bytes",
-    "index_shard",
-    "is_seekable",
-    "read_shard",
-]
 
 IMAGE_EXTENSIONS = (*STORED, *OTHERS, *BY_EXTRA)  # in the order in which a sample with several pictures is read
 

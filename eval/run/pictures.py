@@ -10,9 +10,10 @@ from importlib.resources.abc import Traversable
 from PIL import Image
 from torch import Tensor
 
+from star.data.decoding import upright_size
 from star.data.errors import InputError
 from star.data.files import MIB, read_bytes, size_of
-from star.data.images import decode, pil_to_pixels, upright_size
+from star.data.images import decode, pil_to_pixels
 
 MAX_BYTES = 128 * MIB
 MAX_PIXELS = 2**25  # 5792 x 5792; a decoder's copies take some 16 bytes for each

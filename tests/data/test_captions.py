@@ -10,7 +10,7 @@ import pytest
 from star.data.captions import captions_of, text_repaired
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards.check import check
-from star.data.shards.tar import SampleError
+from star.data.shards.faults import SampleError
 
 MakeShard = Callable[..., Path]
 

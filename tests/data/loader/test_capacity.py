@@ -9,7 +9,8 @@ import pytest
 
 import star.data.loader.capacity
 from star.data.loader.capacity import RECORD_BYTES, count_samples, decide, free_memory
-from star.data.shards.tar import Fault, Group
+from star.data.shards.faults import Fault
+from star.data.shards.tar import Group
 
 MakeShard = Callable[..., Path]
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from star.data.errors import InputError
-from star.data.packing.pack import PackReport, check, pack
+from star.data.packing.pack import PackReport, pack
+from star.data.shards.check import check
 from star.data.shards.tar import Group, read_shard
 from star.data.shards.write import ShardWriter, read_index
 

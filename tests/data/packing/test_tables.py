@@ -13,8 +13,9 @@ import pytest
 from star.data.errors import InputError
 from star.data.packing import tables
 from star.data.packing.entry import Entry
-from star.data.packing.pack import check, pack
+from star.data.packing.pack import pack
 from star.data.packing.sources import entries
+from star.data.shards.check import check
 
 
 @pytest.fixture

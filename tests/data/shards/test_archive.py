@@ -16,7 +16,8 @@ import pytest
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards import archive
 from star.data.shards.check import check
-from star.data.shards.tar import Fault, Group, SampleError, fetch, index_shard, is_seekable, read_shard
+from star.data.shards.faults import Fault, SampleError
+from star.data.shards.tar import Group, fetch, index_shard, is_seekable, read_shard
 
 MakeShard = Callable[..., Path]
 END = bytes(1024)

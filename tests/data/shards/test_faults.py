@@ -9,7 +9,8 @@ import pytest
 
 from star.data.loader import slow_shards
 from star.data.loader.pipeline import DataConfig, Pipeline
-from star.data.shards.tar import Fault, Group, read_shard
+from star.data.shards.faults import Fault
+from star.data.shards.tar import Group, read_shard
 
 MakeShard = Callable[..., Path]
 PER_SHARD = 6

@@ -12,9 +12,10 @@ import torch
 from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards import remote
+from star.data.shards.faults import Fault
 from star.data.shards.listing import list_shards
 from star.data.shards.remote import Opened, RetryingStream
-from star.data.shards.tar import Fault, read_shard
+from star.data.shards.tar import read_shard
 
 MakeShard = Callable[..., Path]
 

@@ -6,19 +6,11 @@ from typing import Any
 
 import pytest
 
+from star.data.captions import captions_of
 from star.data.errors import InputError
+from star.data.shards.faults import Fault, SampleError
 from star.data.shards.listing import list_shards
-from star.data.shards.tar import (
-    Fault,
-    Group,
-    SampleError,
-    captions_of,
-    fetch,
-    image_bytes,
-    index_shard,
-    is_seekable,
-    read_shard,
-)
+from star.data.shards.tar import Group, fetch, image_bytes, index_shard, is_seekable, read_shard
 
 
 def by_place(shard: Path, faults: list[Fault]) -> list[Group]:
