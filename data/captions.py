@@ -1,31 +1,31 @@
-"""What is said about a picture: captions and the record of a sample, from bytes that anybody may have written."""
+"""Captions and the record of a sample, from bytes that anybody may have written."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from star.data.files import parse_json
 from star.data.shards.faults import SampleError
-from star.data.untrusted import parse_json
 
 TEXT_BYTES = 4 << 20  # of a sample's .json or .txt
 PARTS = 200_000  # lists, objects and what they hold
 CAPTIONS = 1000
 CHARACTERS = 100_000  # of one caption; a text encoder reads some hundreds
-MENDED_TEXT = "its .json holds half of a surrogate pair; read as U+FFFD"
+REPAIRED_TEXT = "its .json holds half of a surrogate pair; read as U+FFFD"
 
 
 def captions_of(members: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Captions, the main one first, and the whole record of a sample.
 
     Read from `.json` (`caption`, then `captions`; either may be one text or a list of them), or from `.txt` as one
-    caption. Halves of surrogate pairs become U+FFFD, here and in the whole record (`text_mended` tells). Raises
+    caption. Halves of surrogate pairs become U+FFFD, here and in the whole record (see `text_repaired`). Raises
     SampleError if no caption is there, or the texts are too large, or nested too deep.
     """
     info: dict[str, Any] = {}
     found: list[Any] = []
     if "json" in members:
         info = _record(members["json"])
-        found = [*_several(info.get("caption")), *_several(info.get("captions"))]
+        found = [*_as_list(info.get("caption")), *_as_list(info.get("captions"))]
     if "txt" in members:
         try:
             found.append(_bounded(members["txt"], "txt").decode("utf-8-sig"))
@@ -46,7 +46,7 @@ def captions_of(members: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, 
     return captions, info
 
 
-def text_mended(members: Mapping[str, Any]) -> bool:
+def text_repaired(members: Mapping[str, Any]) -> bool:
     """Whether `captions_of` changed a text of the record, because no UTF-8 file could hold it."""
     data = members.get("json")
     if not isinstance(data, bytes) or not _may_hold_halves(data):
@@ -70,7 +70,7 @@ def _record(content: Any) -> dict[str, Any]:
     info = _parsed(data)
     if not isinstance(info, dict):
         raise SampleError("broken json", f"a {type(info).__name__}, expected an object")
-    return _mended(info) if _may_hold_halves(data) else info
+    return _repaired(info) if _may_hold_halves(data) else info
 
 
 def _parsed(data: bytes) -> Any:
@@ -88,17 +88,17 @@ def _bounded(content: Any, what: str) -> bytes:
     return bytes(content)
 
 
-def _several(said: Any) -> Sequence[Any]:
-    return said if isinstance(said, list) else [said]
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _may_hold_halves(data: bytes) -> bool:
     return b"\\ud" in data or b"\\uD" in data
 
 
-def _mended(value: Any) -> Any:
+def _repaired(value: Any) -> Any:
     if isinstance(value, str):
         return whole_text(value)
     if isinstance(value, dict):
-        return {whole_text(name): _mended(item) for name, item in value.items()}
-    return [_mended(item) for item in value] if isinstance(value, list) else value
+        return {whole_text(name): _repaired(item) for name, item in value.items()}
+    return [_repaired(item) for item in value] if isinstance(value, list) else value

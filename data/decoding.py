@@ -119,10 +119,10 @@ def _formats() -> tuple[str, ...]:
 
 
 def _orientation(picture: Image.Image) -> int | None:
-    """The EXIF orientation that is still to be applied, 1 (upright) if none is, None if it cannot be told."""
+    """The EXIF orientation that is still to be applied, 1 (upright) if none is, None if it is unknown."""
     # Without any of these a PNG would be decoded in search of it.
-    told = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"} & picture.info.keys()
-    if not told or picture.format == "TIFF":  # which PIL turns by itself
+    hints = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"} & picture.info.keys()
+    if not hints or picture.format == "TIFF":  # which PIL turns by itself
         return 1
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")

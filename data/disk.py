@@ -1,4 +1,4 @@
-"""What the disk refuses, told in one sentence: it is full or read-only, or a file is where a folder was due.
+"""What the disk refuses, in one sentence: it is full or read-only, or a file is where a folder was due.
 
     with writing(path):
         ...                       # writes a file or folder, whole or not at all
@@ -53,11 +53,11 @@ def refusal(error: BaseException, place: str | Path, what: str = "could not be w
 
 
 def _number(error: BaseException) -> int | None:
-    """The errno that an exception tells, itself or, as libraries in Rust do, in its text."""
+    """The errno of an exception, from itself or, as libraries in Rust do, in its text."""
     if isinstance(error, OSError):
         return error.errno
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return int(told[1]) if told else None
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 @contextlib.contextmanager
@@ -71,12 +71,12 @@ def writing(place: str | Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        told = refusal(error, place)
-        if told is None and isinstance(error, OSError):
-            told = InputError(f"{place} could not be written ({error.strerror or error}): choose another place")
-        if told is None:
+        refused = refusal(error, place)
+        if refused is None and isinstance(error, OSError):
+            refused = InputError(f"{place} could not be written ({error.strerror or error}): choose another place")
+        if refused is None:
             raise
-        raise told from error
+        raise refused from error
 
 
 def check_writable(place: str | Path) -> None:

@@ -17,7 +17,6 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from star.data.decoding import WHITE, decode
-from star.data.decoding import upright_size as upright_size  # for whoever imports it from here
 from star.data.disk import refusal
 from star.data.errors import InputError
 

@@ -7,8 +7,6 @@ meta_data.json is an object of id -> {"category", "prompt"}; the picture of an i
 import json
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources.abc import Traversable
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from star.data.errors import InputError
+from star.data.files import READ_ERRORS, read_bytes
 from star.data.formats import is_picture
 
 META_NAME = "meta_data.json"
@@ -23,7 +22,6 @@ MAX_BYTES = 256 * 2**20
 MAX_PARTS = 4_000_000  # objects, lists and what they hold; the published 30,000 entries have some 200,000
 MAX_NAME = 200  # bytes of an id or category; file systems take 255, and endings come behind
 FILE_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
-READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: an encrypted zip
 
 INCOMPLETE = "entries without a category or a prompt"
 FIELD_TWICE = "entries with two categories or two prompts"
@@ -51,7 +49,7 @@ class MetaFault(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """meta_data.json as it stands: sound entries in its order, the others with their reasons, and what was changed."""
+    """meta_data.json as it stands: usable entries in its order, the others with their reasons, and what was changed."""
 
     entries: list[MetaEntry]
     faults: list[MetaFault]
@@ -62,24 +60,24 @@ def read_meta(path: Traversable) -> Meta:
     """Reads meta_data.json, a file of a folder or of a zip.
 
     An entry that is wrong costs only itself: without a category or a prompt, with an id or category that would lead
-    out of the folder, with text that no UTF-8 file can hold, or given twice (then its first meaning is told). Line
+    out of the folder, with text that no UTF-8 file can hold, or given twice (then its first meaning is reported). Line
     breaks in prompts become spaces. At most 256 MiB are read and four million parts understood. Raises InputError if
     the file cannot be read, is no JSON object, is nested too deep, passes these bounds, or holds nothing.
     """
     pairs = _pairs(path, _read(path))
-    said: dict[str, list[tuple[str, str, str]]] = {}
+    meanings_by_id: dict[str, list[tuple[str, str, str]]] = {}
     pairs.reverse()
     while pairs:  # what was read is let go as it is understood
         key, value = pairs.pop()
-        said.setdefault(key, []).append(_said(value))
+        meanings_by_id.setdefault(key, []).append(_fields_of(value))
     meta = Meta([], [], [])
-    for key, meanings in said.items():
+    for key, meanings in meanings_by_id.items():
         category, prompt, reason = meanings[0]
         joined = " ".join(prompt.splitlines())
         if len(meanings) > 1:
             reason = TWICE
         if reason := reason or _fault(key, category, joined):
-            meta.faults.append(MetaFault(_sound(key), reason, _sound(category), _sound(joined)))
+            meta.faults.append(MetaFault(_encodable(key), reason, _encodable(category), _encodable(joined)))
             continue
         if joined != prompt:
             meta.joined.append(key)
@@ -118,22 +116,15 @@ def _listing(folder: Path, changed: int) -> dict[str, list[str]]:
     return pictures_by_id(path.name for path in folder.iterdir())
 
 
-def _read(path: Traversable) -> bytearray:
+def _read(path: Traversable) -> bytes:
     try:
-        if isinstance(path, Path) and path.exists() and not path.is_file():
-            raise OSError("it is no regular file")
-        data = bytearray()  # grows with what is there; read(n) would take n bytes of memory first
-        with path.open("rb") as file:
-            while len(data) <= MAX_BYTES and (more := file.read(2**20)):
-                data += more
+        data = read_bytes(path, MAX_BYTES)
     except READ_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"{path} cannot be read ({reason}); give a folder or zip in the MJHQ-30k layout, {META_NAME} beside "
             "category folders"
         ) from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB; give the prompts of a benchmark")
     parts = sum(map(data.count, (b"{", b"[", b",")))
     if parts > MAX_PARTS:
         raise InputError(f"{path} has {parts} parts, at most {MAX_PARTS} are read; give the prompts of a benchmark")
@@ -144,7 +135,7 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as it stands, with keys that are given twice."""
 
 
-def _pairs(path: Traversable, data: bytearray) -> _Pairs:
+def _pairs(path: Traversable, data: bytes) -> _Pairs:
     try:
         # Bytes that are not UTF-8 become halves of surrogate pairs, and cost the entry they are in.
         text = data.decode(json.detect_encoding(data), "surrogateescape").removeprefix("\ufeff")
@@ -159,19 +150,19 @@ def _pairs(path: Traversable, data: bytearray) -> _Pairs:
     return pairs
 
 
-def _said(entry: Any) -> tuple[str, str, str]:
+def _fields_of(entry: Any) -> tuple[str, str, str]:
     """Category, prompt and "" of an entry; two times "" and the reason where it is not complete."""
-    told = dict(entry) if isinstance(entry, _Pairs) else {}
-    if told and sum(name in ("category", "prompt") for name, _ in entry) > 2:
+    fields = dict(entry) if isinstance(entry, _Pairs) else {}
+    if fields and sum(name in ("category", "prompt") for name, _ in entry) > 2:
         return "", "", FIELD_TWICE
-    category, prompt = told.get("category"), told.get("prompt")
+    category, prompt = fields.get("category"), fields.get("prompt")
     if not (isinstance(category, str) and category and isinstance(prompt, str) and prompt.strip()):
         return "", "", INCOMPLETE
     return sys.intern(category), prompt, ""  # a few strings, not one for every entry
 
 
 def _fault(key: str, category: str, prompt: str) -> str:
-    if any(_sound(text) != text for text in (key, category, prompt)):
+    if any(_encodable(text) != text for text in (key, category, prompt)):
         return BAD_TEXT
     if not _names_file(key):
         return BAD_ID
@@ -182,6 +173,6 @@ def _names_file(name: str) -> bool:
     return FILE_NAME.fullmatch(name) is not None and len(name.encode()) <= MAX_NAME
 
 
-def _sound(text: str) -> str:
+def _encodable(text: str) -> str:
     """The text with "?" for every half of a surrogate pair, so that it can be written."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,10 +1,10 @@
-"""Folders in transformers' format, of unknown origin: looked through before the library sees them.
+"""Folders in transformers' format, of unknown origin: checked before the library sees them.
 
     with loading(folder, "a text encoder"):
         check_folder(folder, ["clip", "t5"])
         tower = CLIPTextModel.from_pretrained(folder, **SAFE)
 
-The library would run code that a folder brings along when told to, fetch kernels that it names, follow an adapter to
+The library would run code that a folder brings along if asked to, fetch kernels that it names, follow an adapter to
 another folder, and build whatever sizes it reads. So: kinds are those asked for, nothing in it names code, sizes are
 within reason and need no more numbers than the safetensors files hold, and every file is a file of bounded size.
 """
@@ -141,12 +141,12 @@ def check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
 
 
 def _check_description(path: Path) -> None:
-    values = read_json(path, items=MOST_WORDS)
+    values = read_json(path, most=MOST_WORDS)
     _check_code(values, path)
-    told = values.get("tokenizer_class")
-    if path.name == "tokenizer_config.json" and told is not None and not TOKENIZERS.fullmatch(str(told)):
+    kind = values.get("tokenizer_class")
+    if path.name == "tokenizer_config.json" and kind is not None and not TOKENIZERS.fullmatch(str(kind)):
         raise InputError(
-            f"{path} asks for a {shorten(told, 60)}, expected the tokenizer of CLIP, T5 or BERT: give another folder"
+            f"{path} asks for a {shorten(kind, 60)}, expected the tokenizer of CLIP, T5 or BERT: give another folder"
         )
     if path.name.endswith(".index.json"):
         places = values.get("weight_map")
@@ -191,7 +191,7 @@ def _check_values(config: dict[str, Any], path: Path) -> None:
 
 def _check_tokenizer(path: Path) -> None:
     """Raises InputError for a tokenizer whose rules would take a prompt's letters beyond all measure."""
-    values = read_json(path, "a tokenizer", largest=LARGEST_VOCABULARY, items=MOST_WORDS)
+    values = read_json(path, "a tokenizer", largest=LARGEST_VOCABULARY, most=MOST_WORDS)
     growth, waiting = 1, [values.get("normalizer"), values.get("pre_tokenizer")]
     while waiting:
         rule = waiting.pop()

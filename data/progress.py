@@ -65,7 +65,7 @@ class Progress:
             self._marks.popleft()
         if self._bar is not None:
             self._bar.set_postfix_str(self._tail(), refresh=False)
-            with self._seen_or_not():
+            with self._unless_closed():
                 self._bar.update(count)
         elif self.enabled and now - self._last_line >= LINE_EVERY:
             self._last_line = now
@@ -78,7 +78,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left at the present rate, None if it cannot be told."""
+        """Time left at the present rate, None if it is unknown."""
         rate = self._per_second(1)
         if self.total is None or rate <= 0:
             return None
@@ -94,7 +94,7 @@ class Progress:
         """Prints a line to standard error without tearing the bar."""
         if not self.enabled:
             return
-        with self._seen_or_not():
+        with self._unless_closed():
             if self._bar is not None:
                 self._bar.write(text, file=sys.stderr)
             else:
@@ -102,12 +102,12 @@ class Progress:
 
     def close(self) -> None:
         if self._bar is not None:
-            with self._seen_or_not():
+            with self._unless_closed():
                 self._bar.close()
             self._bar = None
 
     @contextlib.contextmanager
-    def _seen_or_not(self) -> Iterator[None]:
+    def _unless_closed(self) -> Iterator[None]:
         """That nobody can see the progress any more, since a terminal or a pipe was closed, does not end the work."""
         try:
             yield

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from star.data.errors import InputError
-from star.data.pretrained import SAFE, SAFE_MODEL, check_files, check_folder, check_size, loading
+from star.data.pretrained import SAFE, SAFE_MODEL, check_files, check_folder, check_size, folder_of, loading
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +144,7 @@ class TextEncoder(nn.Module):
 
         Raises InputError where nothing usable is found, a weight is missing, or tower and tokenizer disagree.
         """
-        root = Path(source)
-        if not root.is_dir():
-            root = _snapshot(str(source))
+        root = folder_of(source, HUB_FILES, "a text encoder")
         tower_at = root / "text_encoder" if (root / "text_encoder").is_dir() else root
         tokenizer_at = root / "tokenizer" if (root / "tokenizer").is_dir() else root
         if not (tower_at / "config.json").exists():
@@ -262,7 +259,7 @@ class TextEncoder(nn.Module):
 
 def text_projection(source: str | Path) -> Tensor | None:
     """CLIP's learned map (P, D) from the pooled state to the space shared with pictures; None without one."""
-    root = Path(source) if Path(source).is_dir() else _snapshot(str(source))
+    root = folder_of(source, HUB_FILES, "a text encoder")
     check_files(root)
     for file in sorted((root / "text_encoder" if (root / "text_encoder").is_dir() else root).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
@@ -273,17 +270,6 @@ def text_projection(source: str | Path) -> Tensor | None:
 
 def _short(prompt: str, limit: int = 40) -> str:
     return prompt if len(prompt) <= limit else prompt[: limit - 1] + "…"
-
-
-def _snapshot(name: str) -> Path:
-    """The local copy of a hub repository, fetched if need be."""
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except (OSError, ValueError) as error:  # no network, no such repository, not a repository name at all
-        raise InputError(
-            f"Text encoder {name!r} is neither a directory here nor a hub repository within reach; "
-            "check the path, or fetch the repository first where the hub can be reached."
-        ) from error
 
 
 @contextmanager

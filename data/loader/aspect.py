@@ -1,6 +1,6 @@
 """Aspect-ratio buckets: a few sizes, and which of them a picture goes to.
 
-Sizes are (height, width) in pixels.
+No trainer uses them yet, see `aspect_batches`. Sizes are (height, width) in pixels.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Whether a data set fits into memory: what its pictures take once they are decoded, and how much there is.
 
 An estimate, made before anything is decoded. Samples are counted by the index.json beside shards; of local shards that
-it does not name, or not as they are now, a few are counted and the others judged by their size. Of other remote shards
-nothing is known.
+it does not name, or not as they are now, a few are counted and the others estimated from their size. Of other
+remote shards nothing is known.
 """
 
 import os
@@ -17,8 +17,8 @@ from star.data.shards.remote import is_url, read_json
 from star.data.shards.tar import Group, index_shard, is_seekable, read_shard
 from star.data.shards.write import INDEX_NAME, read_index
 
-COUNTED = 4  # shards in full
-WORDS = 2048  # bytes of a sample's key, captions and record
+SHARDS_COUNTED = 4  # shards in full
+RECORD_BYTES = 2048  # bytes of a sample's key, captions and record
 SHARE = 0.5  # of the memory that is free may be taken, if nobody says how much
 
 _GROUP = Path("/sys/fs/cgroup")
@@ -44,7 +44,7 @@ def decide(shards: Sequence[str], bytes_each: int, *, limit_gib: float = 0.0, pr
     )
     if number is None:
         return Decision(False, f"streamed: no index.json tells how many samples the shards hold ({allowed} allowed)")
-    needed = number * (bytes_each + WORDS)
+    needed = number * (bytes_each + RECORD_BYTES)
     verb, compared = ("in memory", "fit into") if needed <= limit else ("streamed", "do not fit into")
     return Decision(
         needed <= limit, f"{verb}: about {number:,} samples, {needed / 2**30:.2f} GiB decoded, {compared} {allowed}"
@@ -68,7 +68,7 @@ def count_samples(shards: Sequence[str]) -> int | None:
         elif os.path.isfile(shard):
             sizes[shard] = os.path.getsize(shard)
     by_headers = [shard for shard in sizes if is_seekable(shard)]
-    counted = by_headers[:: -(-len(by_headers) // COUNTED)] if by_headers else list(sizes)[:1]
+    counted = by_headers[:: -(-len(by_headers) // SHARDS_COUNTED)] if by_headers else list(sizes)[:1]
     found = sum(sum(1 for _ in _groups(shard)) for shard in counted)
     read = sum(sizes[shard] for shard in counted)
     return total + (round(found * sum(sizes.values()) / read) if read else 0)
@@ -105,7 +105,7 @@ def _local_index(folder: Path) -> dict[str, int]:
     """Samples by the name of a shard that is as long as the index says."""
     try:
         entries = read_index(folder) or {}
-    except InputError:  # check tells of it
+    except InputError:  # `check` reports it
         return {}
     return {
         name: max(0, entry["samples"])

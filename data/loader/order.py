@@ -1,11 +1,12 @@
-"""Who sees which sample when: pure functions of (seed, epoch, lane), so that any batch can be found again.
+"""Who sees which sample when: pure functions of (seed, epoch, virtual worker), so any batch can be found again.
 
-A lane is a stream of its own. An epoch's shards are shuffled and dealt to the lanes; where there are fewer shards than
-lanes, several lanes share a shard and take its samples in turn. No two lanes see the same sample in one epoch, and
-together they see all. The part a lane gets moves on by one each epoch, so that no lane is tied to one shard.
+A virtual worker is a stream of its own, whichever process reads it. An epoch's shards are shuffled and dealt to the
+virtual workers; where there are fewer shards than those, several share a shard and take its samples in turn. No two
+see the same sample in one epoch, and together they see all. The part that one gets moves on by one each epoch, so that
+none is tied to one shard.
 
-What a training sees is one sequence, to which each lane gives `turn` samples in its turn. A batch is a stretch of it,
-whoever makes the batch: any number of processes and workers, in batches of any size.
+What a training sees is one sequence, to which the virtual workers contribute `per_turn` samples each, round robin. A
+batch is a stretch of it, whoever makes the batch: any number of processes and workers, in batches of any size.
 """
 
 import hashlib
@@ -29,33 +30,33 @@ class Part(NamedTuple):
         return len(range(self.first, samples, self.step))
 
 
-def deal(shards: int, lanes: int, lane: int, epoch: int, seed: int, shuffle: bool) -> list[Part]:
-    """The parts of shards that `lane` of `lanes` reads in this epoch, in order."""
+def deal(shards: int, virtual_workers: int, index: int, epoch: int, seed: int, shuffle: bool) -> list[Part]:
+    """The parts of shards that virtual worker number `index` reads in this epoch, in order."""
     order = list(range(shards))
     if shuffle:
         Random(f"{seed}/{epoch}/shards").shuffle(order)
-    share = (lane + epoch) % lanes
-    if shards >= lanes:
-        return [Part(shard, 0, 1) for shard in order[share::lanes]]
-    position, turn = share % shards, share // shards
-    return [Part(order[position], turn, len(range(position, lanes, shards)))]
+    share = (index + epoch) % virtual_workers
+    if shards >= virtual_workers:
+        return [Part(shard, 0, 1) for shard in order[share::virtual_workers]]
+    position, first = share % shards, share // shards
+    return [Part(order[position], first, len(range(position, virtual_workers, shards)))]
 
 
-class Turn(NamedTuple):
-    """Positions first, first + 1, ... of one lane."""
+class Span(NamedTuple):
+    """Positions first, first + 1, ... of one virtual worker."""
 
-    lane: int
+    virtual_worker: int
     first: int
     number: int
 
 
-def turns(first: int, number: int, lanes: int, turn: int) -> Iterator[Turn]:
-    """Where in the lanes the positions first, ..., first + number - 1 of the whole sequence are."""
+def round_robin(first: int, number: int, virtual_workers: int, per_turn: int) -> Iterator[Span]:
+    """Where in the virtual workers the positions first, ..., first + number - 1 of the whole sequence are."""
     end = first + number
     while first < end:
-        before, place = divmod(first, turn)
-        taken = min(turn - place, end - first)
-        yield Turn(before % lanes, before // lanes * turn + place, taken)
+        before, place = divmod(first, per_turn)
+        taken = min(per_turn - place, end - first)
+        yield Span(before % virtual_workers, before // virtual_workers * per_turn + place, taken)
         first += taken
 
 

@@ -1,10 +1,11 @@
 """Shards to batches: what the iterator holds after each stage.
 
-shard names -> dealt to ranks and workers, shuffled per epoch (`order`) -> references to samples, shuffled within a
-buffer -> decoded, resized uint8 pictures with captions (`lanes`) -> chunks, possibly from worker processes -> `Batch`.
+shard names -> dealt to virtual workers, shuffled per epoch (`order`) -> references to samples, shuffled within a
+buffer (`positions`) -> decoded, resized uint8 pictures with captions (`virtual_workers`) -> chunks, possibly from
+worker processes (`workers`) -> `Batch`.
 With `cache=True` every picture is decoded once and kept as uint8; an epoch is then one permutation of all of them, and
 the batches of `world` ranks laid side by side are the batch one rank alone would see at `world` times the size.
-Several sources are mixed by weight, each with an order and epochs of its own. With `buckets` a batch has the size of
+Several sources are sampled by weight, each with an order and epochs of its own. With `buckets` a batch has the size of
 one of them. With a `reader` a sample is whatever that makes of its members, in place of a picture.
 
 Shapes: B batch, H W pixels, 3 RGB.
@@ -27,8 +28,8 @@ from star.data.loader.aspect import check_buckets
 from star.data.loader.batch import Batch, cut, joined, to_batch
 from star.data.loader.order import choose, permutation
 from star.data.loader.report import SkipReport
-from star.data.loader.virtual_workers import Chunk, Lane, Reader, Settings, Source, nothing_usable
-from star.data.loader.weighted_sampling import Mix
+from star.data.loader.virtual_workers import Chunk, Reader, Settings, Source, VirtualWorker, nothing_usable
+from star.data.loader.weighted_sampling import WeightedSampling
 from star.data.loader.workers import Chunks, Endless, Once, run
 from star.data.shards.listing import list_shards
 from star.data.shards.remote import is_url
@@ -54,14 +55,15 @@ class DataConfig:
     caption: Literal["random", "first"] = "random"
     shuffle: bool = True
     buffer: int = 4096
-    """Samples among which the next one is drawn, in each lane; not used with cache."""
+    """Samples among which the next one is drawn, in each virtual worker; not used with cache."""
     workers: int = 0
     """Processes that decode; 0 decodes in the training process. Who decodes changes nothing in the order."""
     lanes: int = 0
-    """Streams that the data are dealt to, whoever reads them; 0: as `default_lanes` has it. Not used with cache."""
+    """Virtual workers: streams that the data are dealt to, whichever process reads them; 0: as `default_lanes`
+    has it. Not used with cache."""
     per_lane: int = 0
-    """Samples that each lane gives in its turn; 0: a batch. With both numbers given, the order of all samples is the
-    same for all numbers of processes and workers and sizes of batches. Not used with cache or buckets."""
+    """Samples that each virtual worker gives in its turn; 0: a batch. With both numbers given, the order of all samples
+    is the same for all numbers of processes and workers and sizes of batches. Not used with cache or buckets."""
     seed: int = 0
     allow_pipe: bool = False
     """Whether text lists of shards may name commands (pipe:...), which are run."""
@@ -107,7 +109,7 @@ class Pipeline:
     def __init__(
         self, config: DataConfig, *, batch_size: int, rank: int = 0, world: int = 1, reader: Reader | None = None
     ) -> None:
-        """reader: what is made of a sample's members, see `lanes`; pictures if not given."""
+        """reader: what is made of a sample's members, see `Reader`; pictures if not given."""
         if batch_size < 1:
             raise InputError(f"The batch size is {batch_size}; give at least 1.")
         if not 0 <= rank < world:
@@ -121,7 +123,7 @@ class Pipeline:
         self.sources = _sources(config)
         self.lanes = config.lanes or (1 if config.cache else default_lanes(config, self.shards, world))
         self.per_lane = config.per_lane or batch_size
-        self.mix = Mix([source.weight for source in self.sources], str(config.seed))
+        self.sampling = WeightedSampling([source.weight for source in self.sources], str(config.seed))
         self.reader = reader
         self.report = SkipReport()
         self._cache: Chunk | None = None
@@ -138,7 +140,7 @@ class Pipeline:
         Batch i is a pure function of (config, batch_size, rank, world, i), whatever the workers; where lanes and
         per_lane are given, it is batch number i * world + rank of one rank alone. In each epoch of a source every
         usable sample of it comes once, except that an unusable picture's place is taken by a neighbour; a batch may
-        span two epochs. Lanes have their epochs by themselves.
+        span two epochs. Virtual workers have their epochs by themselves.
         """
         if start < 0:
             raise InputError(f"Batches cannot start at {start}; give 0 or more.")
@@ -172,8 +174,8 @@ class Pipeline:
             whole = self.cached()
             yield from zip(whole.captions, whole.info, strict=True)
             return
-        words = self._settings()._replace(random_caption=False, reader=self.reader or _without_picture)
-        for chunk in self._load(Once(words, self.batch_size, 0, 1, 0)):
+        settings = self._settings()._replace(random_caption=False, reader=self.reader or _without_picture)
+        for chunk in self._load(Once(settings, self.batch_size, 0, 1, 0)):
             yield from zip(chunk.captions, chunk.info, strict=True)
 
     def windows(self, part: int, parts: int) -> Iterator[Batch]:
@@ -187,7 +189,7 @@ class Pipeline:
                 yield self._gather(window.tolist(), epochs=None)
             return
         settings = self._settings()._replace(random_caption=False)
-        for chunk in Lane(settings, 1, 0).once(self.batch_size, part, parts):
+        for chunk in VirtualWorker(settings, 1, 0).once(self.batch_size, part, parts):
             self.report.add(chunk.faults)
             yield to_batch(chunk)
 
@@ -201,7 +203,7 @@ class Pipeline:
                     raise nothing_usable(source.shards, self.report.named)
                 chunks += mine
                 self._cached_per_source.append(sum(len(chunk.keys) for chunk in mine))
-            whole = _in_one(chunks)
+            whole = _concatenated(chunks)
             size = whole.pixels_B3HW.numel() / 2**20
             logger.info("%d pictures of %d shards in memory, %.0f MiB", len(whole.keys), len(self.shards), size)
             self._cache = whole
@@ -214,10 +216,10 @@ class Pipeline:
         orders = [(-1, permutation(0, 0, 0, False))] * len(totals)
         for number in count(start):
             first = (number * self.world + self.rank) * self.batch_size
-            passed = self.mix.before(first)
+            passed = self.sampling.before(first)
             places, epochs = [], []
             for position in range(first, first + self.batch_size):
-                source = self.mix.source(position)
+                source = self.sampling.source(position)
                 epoch, place = divmod(passed[source], totals[source])
                 passed[source] += 1
                 if epoch != orders[source][0]:
@@ -293,19 +295,22 @@ class Pipeline:
 
 
 def default_lanes(config: DataConfig, shards: Sequence[str], world: int) -> int:
-    """One for each process; one for each worker of each process where shards are read from front to back (remote or
-    compressed ones, or for buckets), so that each is read once."""
+    """How many virtual workers there are if nobody says so: one for each process.
+
+    One for each worker of each process where shards are read from front to back (remote or compressed ones, or for
+    buckets), so that each is read once.
+    """
     by_place = not config.buckets and all(shard.lower().endswith(".tar") and not is_url(shard) for shard in shards)
     return world if by_place else world * max(1, config.workers)
 
 
 def _without_picture(members: Mapping[str, bytes], choice: int) -> dict[str, Tensor]:
-    """A `Reader` of samples of which only the words are wanted."""
+    """A `Reader` of samples of which only captions and records are wanted."""
     image_bytes(members)
     return {}
 
 
-def _in_one(chunks: list[Chunk]) -> Chunk:
+def _concatenated(chunks: list[Chunk]) -> Chunk:
     """All of them as one, each let go as soon as it is copied; the list is left empty."""
     chunks[:] = [chunk for chunk in chunks if chunk.keys]
     size = chunks[0].pixels_B3HW.shape[1:]

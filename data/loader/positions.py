@@ -1,4 +1,4 @@
-"""The endless order of one source's samples in one lane, as references that are read only when somebody wants them.
+"""The endless order of one source's samples in a virtual worker, as references that are read only when wanted.
 
 An order can begin anywhere: positions passed over are counted by headers or by an index, where one tells how many
 samples a shard holds, and their shards are not read for them.
@@ -13,9 +13,10 @@ from random import Random
 from weakref import WeakValueDictionary
 
 from star.data.loader.order import Part, deal, shuffled
-from star.data.loader.slow_shards import tell_if_slow, watched
+from star.data.loader.slow_shards import report_if_slow, timed_groups
+from star.data.shards.faults import Fault, SampleError
 from star.data.shards.remote import base_name, is_url, read_json
-from star.data.shards.tar import Fault, Group, SampleError, fetch, index_shard, is_seekable, read_shard
+from star.data.shards.tar import Group, fetch, index_shard, is_seekable, read_shard
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,12 @@ class Ref:
             raise SampleError("truncated or damaged tar", "the shard is shorter than when it was counted")
         began = time.monotonic()
         group = fetch(self.shard, self.group)
-        tell_if_slow(self.shard, began, self.order.faults)
+        report_if_slow(self.shard, began, self.order.faults)
         return group
 
 
 class Order:
-    """The part of a source that falls to `lane` of `lanes`.
+    """The part of a source that falls to virtual worker number `index`.
 
     `counting` asks for references without groups wherever a shard's length is known: for walking through the order.
     """
@@ -56,22 +57,22 @@ class Order:
     def __init__(
         self,
         shards: Sequence[str],
-        lanes: int,
-        lane: int,
+        virtual_workers: int,
+        index: int,
         *,
         seed: int,
         shuffle: bool,
         buffer: int,
         faults: list[Fault],
-        nothing_met: Callable[[], None],
+        on_empty_epoch: Callable[[], None],
     ) -> None:
-        """faults: where to tell what is wrong. nothing_met: called after an epoch without a single sample."""
-        self.shards, self.lanes, self.lane = shards, lanes, lane
+        """faults: what is wrong is added to it. on_empty_epoch: called after an epoch without a single sample."""
+        self.shards, self.virtual_workers, self.index = shards, virtual_workers, index
         self.seed, self.shuffle, self.buffer = seed, shuffle, buffer
-        self.faults, self.nothing_met = faults, nothing_met
+        self.faults, self.on_empty_epoch = faults, on_empty_epoch
         self.counts: dict[str, int] = {}
         self.counting = False
-        self._promised: dict[str, dict[str, int]] = {}
+        self._indexes: dict[str, dict[str, int]] = {}
         # Only references that somebody still holds are looked for when their shard is read at last.
         self._unread: dict[str, WeakValueDictionary[tuple[int, int], Ref]] = {}
         self._skip = 0
@@ -84,33 +85,33 @@ class Order:
     def refs(self) -> Iterator[Ref]:
         """The endless order, less what is passed over."""
         for epoch in count():
-            parts = deal(len(self.shards), self.lanes, self.lane, epoch, self.seed, self.shuffle)
+            parts = deal(len(self.shards), self.virtual_workers, self.index, epoch, self.seed, self.shuffle)
             if self._skip:
                 length = self._length(parts, self._skip)
                 if length is not None and 0 < length <= self._skip:
                     self._skip -= length
                     continue
-            random = Random(f"{self.seed}/{epoch}/{self.lane}/samples")
+            random = Random(f"{self.seed}/{epoch}/{self.index}/samples")
             order = self._references(parts, epoch)
-            met = False
+            any_sample = False
             for ref in shuffled(order, self.buffer, random) if self.shuffle else order:
-                met = True
+                any_sample = True
                 if self._skip:
                     self._skip -= 1
                 else:
                     yield ref
-            if not met:
-                self.nothing_met()
+            if not any_sample:
+                self.on_empty_epoch()
 
     def once(self) -> Iterator[Ref]:
-        """Every sample of the lane once, in shard order."""
-        return self._references(deal(len(self.shards), self.lanes, self.lane, 0, 0, False), epoch=0)
+        """Every sample of this part once, in shard order."""
+        return self._references(deal(len(self.shards), self.virtual_workers, self.index, 0, 0, False), epoch=0)
 
     def read(self, shard: str) -> Iterator[tuple[int, Group]]:
         """The samples of a shard, each with its place."""
         reader = index_shard if is_seekable(shard) else read_shard
         place = -1
-        for place, group in enumerate(watched(reader, shard, self.faults)):
+        for place, group in enumerate(timed_groups(reader, shard, self.faults)):
             yield place, group
         known = self.counts.setdefault(shard, place + 1)
         if known != place + 1:
@@ -151,20 +152,20 @@ class Order:
             if is_seekable(shard):
                 self._indexed = shard, list(self.read(shard))
             elif is_url(shard) and not shard.startswith("pipe:"):
-                promised = self._index_of(folder).get(base_name(shard))
-                if promised is not None:
-                    self.counts[shard] = promised
+                number = self._index_of(folder).get(base_name(shard))
+                if number is not None:
+                    self.counts[shard] = number
         return self.counts.get(shard)
 
     def _index_of(self, folder: str) -> dict[str, int]:
-        if folder not in self._promised:
+        if folder not in self._indexes:
             try:
                 entries = read_json(f"{folder}/index.json")["shards"]
-                self._promised[folder] = {name: int(entry["samples"]) for name, entry in entries.items()}
+                self._indexes[folder] = {name: int(entry["samples"]) for name, entry in entries.items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 logger.info("no usable index.json in %s (%s): resuming has to read through its shards", folder, error)
-                self._promised[folder] = {}
-        return self._promised[folder]
+                self._indexes[folder] = {}
+        return self._indexes[folder]
 
     def _length(self, parts: Sequence[Part], most: int) -> int | None:
         """Positions in these parts; None if that is unknown, or more than `most`: then no more headers are counted."""

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 
-from star.data.shards.faults import MENDED, NOTES, Fault
+from star.data.shards.faults import NOTES, REPAIRED, Fault
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ class SkipReport:
 
     @property
     def total(self) -> int:
-        """Faults that cost something; a slow shard or a mended name is named, but nothing of it is lost."""
-        return self.reasons.total() - sum(self.reasons[free] for free in (*NOTES, *MENDED))
+        """Faults that cost something; a slow shard or a repaired name is listed, but nothing of it is lost."""
+        return self.reasons.total() - sum(self.reasons[free] for free in (*NOTES, *REPAIRED))
 
     def add(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
@@ -44,7 +44,7 @@ class SkipReport:
             if len(self.named) < NAMED:
                 self.named.append(fault)
             number = self.reasons[fault.reason]
-            what = "noticed" if fault.reason in NOTES else "mended" if fault.reason in MENDED else "skipped"
+            what = "noticed" if fault.reason in NOTES else "repaired" if fault.reason in REPAIRED else "skipped"
             if number <= LOGGED_SINGLY:
                 logger.warning("%s %s", what, describe(fault))
             elif number.bit_count() == 1:

@@ -1,4 +1,4 @@
-"""Noticing that the device waits for data: a share of the last steps, told once for each stretch in which it is high.
+"""Noticing that the device waits for data: as a share of the last steps, reported once whenever it becomes high.
 
 watch = StallMonitor()
 for step in run.steps():
@@ -27,7 +27,7 @@ class StallMonitor:
         self.share = share
         self._last: deque[tuple[float, float]] = deque(maxlen=steps)
         self._begun = False  # the first step waits for workers to start, which says nothing of the others
-        self._told = False
+        self._reported = False
 
     @property
     def waiting(self) -> float:
@@ -49,10 +49,10 @@ class StallMonitor:
             return None
         high = self.waiting > self.share
         line = None
-        if high and not self._told:
+        if high and not self._reported:
             line = (
-                f"data starves the device: {100 * self.waiting:.0f} % of the last {len(self._last)} steps was waiting "
-                "for pictures; more workers, or `star data encode`, may help"
+                f"the device waits for data: {100 * self.waiting:.0f} % of the last {len(self._last)} steps was "
+                "waiting for pictures; more workers, or `star data encode`, may help"
             )
-        self._told = high
+        self._reported = high
         return line

@@ -1,9 +1,9 @@
-"""One lane of the pipeline: from positions to decoded samples, endless or once, starting anywhere.
+"""A virtual worker of the pipeline: from positions to decoded samples, endless or once, starting anywhere.
 
-The lane's order is made of references, drawn from its sources by weight; only those it hands out are read and decoded.
-A position whose sample turns out unusable when decoded is given to the next usable sample of the lane, so what stands
-at any other position never depends on what was broken before it. Pictures that go to buckets by their aspect are
-chunked in `buckets`.
+Its order is made of references, drawn from the sources by weight; only those it hands out are read and decoded. A
+position whose sample turns out unusable when decoded is given to the virtual worker's next usable sample, so what
+stands at any other position never depends on what was broken before it. Pictures that go to buckets by their aspect
+are chunked in `aspect_batches`.
 
 Shapes: B batch, H W pixels, 3 RGB.
 """
@@ -16,24 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from star.data.captions import MENDED_TEXT, text_mended
+from star.data.captions import REPAIRED_TEXT, captions_of, text_repaired
+from star.data.decoding import upright_size
 from star.data.errors import InputError
-from star.data.images import Crop, decode, pil_to_pixels, resize, upright_size
+from star.data.images import Crop, decode, pil_to_pixels, resize
 from star.data.loader.aspect import nearest
 from star.data.loader.order import choose
 from star.data.loader.positions import Order, Ref
-from star.data.loader.weighted_sampling import Mix
-from star.data.shards.tar import (
-    Fault,
-    Group,
-    SampleError,
-    captions_of,
-    fetch,
-    image_bytes,
-    index_shard,
-    is_seekable,
-    read_shard,
-)
+from star.data.loader.weighted_sampling import WeightedSampling
+from star.data.shards.faults import Fault, SampleError
+from star.data.shards.tar import Group, fetch, image_bytes, index_shard, is_seekable, read_shard
 
 # Makes named tensors of a sample's members, given which of its captions was chosen. Raises SampleError. Picklable.
 Reader = Callable[[Mapping[str, bytes], int], dict[str, Tensor]]
@@ -47,7 +39,7 @@ class Source(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a lane needs to know of the data config."""
+    """What a virtual worker needs to know of the data config."""
 
     sources: tuple[Source, ...]
     size: tuple[int, int]
@@ -61,11 +53,6 @@ class Settings(NamedTuple):
     per_lane: int
     reader: Reader | None
 
-    @property
-    def shards(self) -> tuple[str, ...]:
-        """Those of all sources."""
-        return tuple(shard for source in self.sources for shard in source.shards)
-
 
 class Sample(NamedTuple):
     pixels_3HW: Tensor
@@ -78,7 +65,7 @@ class Sample(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Samples of one lane and one size, stacked for travel between processes, and the faults met on the way to them."""
+    """Samples of one size, stacked for travel between processes, and the faults met on the way to them."""
 
     pixels_B3HW: Tensor
     prompts: list[str]
@@ -105,23 +92,23 @@ def pack_chunk(samples: Sequence[Sample], faults: list[Fault], size: tuple[int, 
     )
 
 
-class Lane:
-    """Reads the part of the data that falls to `lane` of `lanes`."""
+class VirtualWorker:
+    """Reads the part of the data that falls to number `index` of so many virtual workers, in whichever process."""
 
-    def __init__(self, settings: Settings, lanes: int, lane: int) -> None:
+    def __init__(self, settings: Settings, virtual_workers: int, index: int) -> None:
         self.settings = settings
         self.faults: list[Fault] = []
-        self.mix = Mix([source.weight for source in settings.sources], f"{settings.seed}/{lane}")
+        self.sampling = WeightedSampling([source.weight for source in settings.sources], f"{settings.seed}/{index}")
         self.orders = [
             Order(
                 source.shards,
-                lanes,
-                lane,
+                virtual_workers,
+                index,
                 seed=settings.seed,
                 shuffle=settings.shuffle,
                 buffer=settings.buffer,
                 faults=self.faults,
-                nothing_met=lambda source=source: self.stop_if_nothing_usable((source,)),  # type: ignore[misc]
+                on_empty_epoch=lambda source=source: self.stop_if_nothing_usable((source,)),  # type: ignore[misc]
             )
             for source in settings.sources
         ]
@@ -131,7 +118,7 @@ class Lane:
         # (the last of them is usable, so that each of the others has one to stand in for it)
 
     def samples(self, first: int, number: int) -> list[Sample]:
-        """Those at the lane's positions first, first + 1, ...; no later call may ask for any of them again.
+        """Those at positions first, first + 1, ...; no later call may ask for any of them again.
 
         Positions that nobody asks for are passed over. Raises InputError if not one sample can be used.
         """
@@ -161,7 +148,7 @@ class Lane:
         return found[:number]
 
     def once(self, batch_size: int, worker: int, workers: int) -> Iterator[Chunk]:
-        """Every sample of the lane once, in shard order; of each `workers` windows the one that falls to `worker`.
+        """Every sample once, in shard order; of each `workers` windows the one that falls to `worker`.
 
         Chunks lack their unusable samples, and a window has a chunk for every size in it; the last one may be empty,
         only there to bring the last faults.
@@ -181,24 +168,24 @@ class Lane:
         yield pack_chunk([], self.take_faults(), self.settings.size)
 
     def next_ref(self) -> Ref:
-        """The next one of the lane's endless order: its sources by weight."""
-        source = self.mix.source(self._position)
+        """The next one of the endless order: the sources by weight."""
+        source = self.sampling.source(self._position)
         self._position += 1
         return next(self._refs[source])
 
     def _pass_over(self, positions: int) -> None:
-        before, after = (self.mix.before(place) for place in (self._position, self._position + positions))
+        before, after = (self.sampling.before(place) for place in (self._position, self._position + positions))
         for order, begun, passed in zip(self.orders, before, after, strict=True):
             order.pass_over(passed - begun)
         self._position += positions
 
     def decode(self, ref: Ref) -> Sample | None:
-        """The sample, or None with a fault told."""
+        """The sample, or None if it cannot be used, which is added to the faults."""
         try:
             group = ref.read()
             sample = decode_group(group, self.settings, ref.epoch)
-            if text_mended(group.members):
-                self.faults.append(Fault(ref.shard, "mended text", group.key, MENDED_TEXT))
+            if text_repaired(group.members):
+                self.faults.append(Fault(ref.shard, "repaired text", group.key, REPAIRED_TEXT))
             return sample
         except SampleError as error:
             self.faults.append(Fault(ref.shard, error.reason, ref.name, error.detail))
@@ -207,7 +194,7 @@ class Lane:
     def take_faults(self) -> list[Fault]:
         """What went wrong since the last call."""
         faults = self.faults.copy()
-        self.faults.clear()  # the orders tell theirs here too
+        self.faults.clear()  # the orders add theirs to the same list
         return faults
 
     def stop_if_nothing_usable(self, sources: Sequence[Source] = ()) -> None:

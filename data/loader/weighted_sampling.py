@@ -1,4 +1,4 @@
-"""Which of several weighted sources stands at each position of a lane: a pure function of (weights, seed, position).
+"""Which of several weighted sources gives each position of a virtual worker, by (weights, seed, position) alone.
 
 Positions come in blocks of 1,024. In each block every source has its share to the nearest sample, in an order drawn
 anew, so any count of positions passed over tells at once how far each source has come.
@@ -13,8 +13,8 @@ from star.data.errors import InputError
 BLOCK = 1024
 
 
-class Mix:
-    """Positions dealt to sources by weight. Raises InputError for a weight that no block can give its share."""
+class WeightedSampling:
+    """Gives positions to sources by weight. Raises InputError for a weight that no block can give its share."""
 
     def __init__(self, weights: Sequence[float], seed: str) -> None:
         self.shares = shares(weights)

@@ -1,4 +1,4 @@
-"""What worker processes run: the lanes of one rank, in turn, so that the order of batches depends on no clock."""
+"""What worker processes run: the virtual workers of a rank, in turn, so that the order of batches needs no clock."""
 
 import multiprocessing
 import signal
@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from star.data.errors import InputError
-from star.data.loader.aspect_batches import BucketedLane
-from star.data.loader.order import turns
-from star.data.loader.virtual_workers import Chunk, Lane, Sample, Settings, pack_chunk
+from star.data.loader.aspect_batches import BucketedVirtualWorker
+from star.data.loader.order import round_robin
+from star.data.loader.virtual_workers import Chunk, Sample, Settings, VirtualWorker, pack_chunk
 
 
 def run(dataset: "Chunks", workers: int) -> Iterator[Chunk]:
@@ -77,38 +77,41 @@ class Chunks(IterableDataset["Chunk | str"]):
 class Endless(Chunks):
     """Batch i of a rank comes from its worker i % workers; the loader asks its workers in turn, from 0 on.
 
-    What it holds is a stretch of one sequence that all lanes make together (`order.turns`), so it does not depend on
-    who reads it. A lane is read by one worker only where the batches of a worker always fall into the same lanes.
+    What it holds is a stretch of one sequence that all virtual workers make together (`order.round_robin`), so it does
+    not depend on who reads it. A virtual worker is read by one process only where the batches of a process always come
+    from the same virtual workers.
     """
 
     def chunks(self, worker: int) -> Iterator[Chunk]:
         settings = self.settings
-        lanes: dict[int, Lane] = {}
+        virtual: dict[int, VirtualWorker] = {}
         if settings.buckets:
             yield from self._bucketed(worker)
         for batch in count(self.start + worker, self.workers):
             first = (batch * self.world + self.rank) * self.batch_size
             samples: list[Sample] = []
-            for turn in turns(first, self.batch_size, settings.lanes, settings.per_lane):
-                if turn.lane not in lanes:
-                    lanes[turn.lane] = Lane(settings, settings.lanes, turn.lane)
-                samples += lanes[turn.lane].samples(turn.first, turn.number)
-            yield pack_chunk(samples, [fault for lane in lanes.values() for fault in lane.take_faults()], settings.size)
+            for index, begin, number in round_robin(first, self.batch_size, settings.lanes, settings.per_lane):
+                if index not in virtual:
+                    virtual[index] = VirtualWorker(settings, settings.lanes, index)
+                samples += virtual[index].samples(begin, number)
+            faults = [fault for one in virtual.values() for fault in one.take_faults()]
+            yield pack_chunk(samples, faults, settings.size)
 
     def _bucketed(self, worker: int) -> Iterator[Chunk]:
-        """The lanes give a batch in their turn: only whole ones are of one size."""
+        """The virtual workers give a whole batch in their turn: only such a one is of one size."""
         settings = self.settings
-        lanes: dict[int, BucketedLane] = {}
+        virtual: dict[int, BucketedVirtualWorker] = {}
         for batch in count(self.start + worker, self.workers):
-            number, place = divmod(batch * self.world + self.rank, settings.lanes)
-            if place not in lanes:
-                lanes[place] = BucketedLane(Lane(settings, settings.lanes, place), self.batch_size, number)
-            samples = lanes[place].samples(number)
-            yield pack_chunk(samples, lanes[place].lane.take_faults(), settings.size)
+            number, index = divmod(batch * self.world + self.rank, settings.lanes)
+            if index not in virtual:
+                one = VirtualWorker(settings, settings.lanes, index)
+                virtual[index] = BucketedVirtualWorker(one, self.batch_size, number)
+            samples = virtual[index].samples(number)
+            yield pack_chunk(samples, virtual[index].source.take_faults(), settings.size)
 
 
 class Once(Chunks):
     """All workers of a rank walk the same order and decode in turn."""
 
     def chunks(self, worker: int) -> Iterator[Chunk]:
-        return Lane(self.settings, self.world, self.rank).once(self.batch_size, worker, self.workers)
+        return VirtualWorker(self.settings, self.world, self.rank).once(self.batch_size, worker, self.workers)

@@ -1,4 +1,4 @@
-"""One sample to be packed, or what became of it; texts and files of any origin, read within bounds."""
+"""One sample to be packed, or why there is none; texts and files of any origin, read within bounds."""
 
 import json
 import os
@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from star.data.files import open_regular, read_all
 from star.data.shards.faults import Reason, SampleError
-from star.data.untrusted import open_regular, read_all
 
 LARGEST_PICTURE = 256 * 2**20  # bytes
 
 
 @dataclass(slots=True)
 class Entry:
-    """One sample to be: where it came from, its wished-for key, its picture (bytes or a file), and the rest.
+    """One sample to be: where it came from, its preferred key, its picture (bytes or a file), and the rest.
 
-    With a `problem` there is no sample, and the reason is counted; `notes` are worth telling of one that is packed.
+    With a `problem` there is no sample, and the reason is counted; `notes` are what to report of one that is packed.
     """
 
     origin: str
@@ -29,21 +29,21 @@ class Entry:
     notes: list[tuple[Reason, str]] = field(default_factory=list)
 
 
-def lost(origin: str, reason: Reason, detail: str) -> Entry:
+def unusable(origin: str, reason: Reason, detail: str) -> Entry:
     """An entry that is no sample, for this reason."""
     return Entry(origin, "", b"", (), problem=SampleError(reason, detail))
 
 
-def captions_in(*said: Any) -> tuple[str, ...]:
+def captions_in(*values: Any) -> tuple[str, ...]:
     """Captions among texts and lists of texts: stripped, no two the same. Raises SampleError if there is none."""
-    told = [one for several in said for one in (several if isinstance(several, list | tuple) else (several,))]
-    texts = [clean(text) for text in told if isinstance(text, str)]
+    flat = [one for several in values for one in (several if isinstance(several, list | tuple) else (several,))]
+    texts = [clean(text) for text in flat if isinstance(text, str)]
     captions = tuple(dict.fromkeys(text for text in texts if text))
-    others = [one for one in told if one is not None and not isinstance(one, str)]
+    others = [one for one in flat if one is not None and not isinstance(one, str)]
     if others:
         raise SampleError("missing caption", f"a caption is {shorten(others[0])}, expected text")
     if not captions:
-        raise SampleError("empty caption" if texts else "missing caption", f"the caption is {shorten(said[0])}")
+        raise SampleError("empty caption" if texts else "missing caption", f"the caption is {shorten(values[0])}")
     return captions
 
 
@@ -80,5 +80,5 @@ def shown(text: object) -> str:
 
 def shorten(value: object, most: int = 80) -> str:
     """A value in a message, cut."""
-    told = repr(value[:most] if isinstance(value, str | bytes | list | tuple) else value)
-    return told if len(told) <= most else told[:most] + "..."
+    text = repr(value[:most] if isinstance(value, str | bytes | list | tuple) else value)
+    return text if len(text) <= most else text[:most] + "..."

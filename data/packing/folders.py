@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from star.data.captions import MENDED_TEXT, TEXT_BYTES, captions_of, text_mended
+from star.data.captions import REPAIRED_TEXT, TEXT_BYTES, captions_of, text_repaired
 from star.data.errors import InputError
 from star.data.formats import ENDINGS, ending
-from star.data.packing.entry import Entry, clean, decode_text, lost, read_file, shown
+from star.data.packing.entry import Entry, clean, decode_text, read_file, shown, unusable
 from star.data.shards.faults import Reason, SampleError
 
 CAPTIONS = ("json", "txt")
@@ -27,7 +27,7 @@ def folder_entries(folder: Path, without: Path | None = None) -> Iterator[Entry]
 
 
 @dataclass(slots=True)
-class _Same:
+class _SameStem:
     """Files of one folder with one stem."""
 
     pictures: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class _Walk:
     def __init__(self, root: Path, without: Path | None) -> None:
         self.root, self.real_root = root, root.resolve()
         self.without = without.resolve() if without is not None else None
-        self._met: set[tuple[int, int]] = set()
+        self._visited: set[tuple[int, int]] = set()
 
     def entries(self, folder: Path) -> Iterator[Entry]:
         try:
@@ -47,23 +47,25 @@ class _Walk:
             with os.scandir(folder) as scanned:
                 things = sorted(scanned, key=lambda thing: thing.name)
         except OSError as error:
-            yield self._lost(folder, "cannot be opened", error.strerror or str(error))
+            yield self._unusable(folder, "cannot be opened", error.strerror or str(error))
             return
-        self._met.add((found.st_dev, found.st_ino))
+        self._visited.add((found.st_dev, found.st_ino))
         groups = _group([thing.name for thing in things if _is_file(thing) and not thing.name.startswith(".")])
         for thing in things:
             path = folder / thing.name
             if thing.name.startswith("."):
                 if path.resolve() != self.without:
-                    yield self._lost(path, "not a picture", "it is hidden")
+                    yield self._unusable(path, "not a picture", "it is hidden")
             elif _is_folder(thing):
                 yield from self._folder(path)
             elif _is_file(thing):
                 yield from self._file(path, groups[_stem(thing.name)])
             elif thing.is_symlink():
-                yield self._lost(path, "cannot be opened", f"a link to {shown(os.readlink(path))}, which is not there")
+                yield self._unusable(
+                    path, "cannot be opened", f"a link to {shown(os.readlink(path))}, which is not there"
+                )
             else:
-                yield self._lost(path, "no plain file", "a pipe, a socket or a device")
+                yield self._unusable(path, "not a regular file", "a pipe, a socket or a device")
 
     def _folder(self, path: Path) -> Iterator[Entry]:
         real = path.resolve()
@@ -71,24 +73,26 @@ class _Walk:
             return
         found = path.stat()
         inside = path.is_symlink() and real.is_relative_to(self.real_root)
-        if inside or (found.st_dev, found.st_ino) in self._met:
-            yield self._lost(path, "met before", f"it is {shown(real)}, which is read elsewhere")
+        if inside or (found.st_dev, found.st_ino) in self._visited:
+            yield self._unusable(path, "folder already read", f"it is {shown(real)}, which is read elsewhere")
             return
         yield from self.entries(path)
 
-    def _file(self, path: Path, same: _Same) -> Iterator[Entry]:
+    def _file(self, path: Path, same: _SameStem) -> Iterator[Entry]:
         name = path.name
         if name in same.pictures:
             yield self._sample(path, same)
         elif name in same.captions.values():
             if not same.pictures:
-                yield self._lost(path, "no picture", "a caption without a picture of its name")
+                yield self._unusable(path, "missing picture", "a caption without a picture of its name")
         elif ending(name) in CAPTIONS:
-            yield self._lost(path, "no picture", f"a second caption beside {shown(same.captions[ending(name)])}")
+            yield self._unusable(
+                path, "missing picture", f"a second caption beside {shown(same.captions[ending(name)])}"
+            )
         else:
-            yield self._lost(path, "not a picture", "its ending is none of a picture, and no caption is beside it")
+            yield self._unusable(path, "not a picture", "its ending is none of a picture, and no caption is beside it")
 
-    def _sample(self, path: Path, same: _Same) -> Entry:
+    def _sample(self, path: Path, same: _SameStem) -> Entry:
         relative = path.relative_to(self.root)
         entry = Entry(shown(relative), str(relative.parent / _stem(path.name)), path, ())
         try:
@@ -97,23 +101,23 @@ class _Walk:
                 for suffix, name in same.captions.items()
             }
             entry.captions, entry.record = captions_of({ending(path.name): b"", **beside})
-            if text_mended(beside):
-                entry.notes.append(("mended text", MENDED_TEXT))
+            if text_repaired(beside):
+                entry.notes.append(("repaired text", REPAIRED_TEXT))
         except SampleError as error:
             entry.problem = error
         if len(same.pictures) > 1 and same.captions:
             detail = f"{', '.join(map(shown, same.pictures))} share {', '.join(map(shown, same.captions.values()))}"
-            entry.notes.append(("one caption for several", detail))
+            entry.notes.append(("caption shared by several pictures", detail))
         return entry
 
-    def _lost(self, path: Path, reason: Reason, detail: str) -> Entry:
-        return lost(shown(path.relative_to(self.root)), reason, detail)
+    def _unusable(self, path: Path, reason: Reason, detail: str) -> Entry:
+        return unusable(shown(path.relative_to(self.root)), reason, detail)
 
 
-def _group(names: list[str]) -> dict[str, _Same]:
-    groups: dict[str, _Same] = {}
+def _group(names: list[str]) -> dict[str, _SameStem]:
+    groups: dict[str, _SameStem] = {}
     for name in sorted(names, key=lambda name: (name != name.lower(), name)):  # "a.txt" before "a.TXT"
-        same, kind = groups.setdefault(_stem(name), _Same()), ending(name)
+        same, kind = groups.setdefault(_stem(name), _SameStem()), ending(name)
         if kind in ENDINGS:
             same.pictures.append(name)
         elif kind in CAPTIONS:

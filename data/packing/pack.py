@@ -1,4 +1,4 @@
-"""Packing captioned pictures into shards, and the door to listing and checking them."""
+"""Packing captioned pictures into shards."""
 
 import json
 import re
@@ -16,14 +16,10 @@ from star.data.loader.report import SkipReport
 from star.data.packing.entry import LARGEST_PICTURE, Entry, read_file, shown
 from star.data.packing.sources import Kind, entries, kind_of
 from star.data.progress import Progress
-from star.data.shards.check import CheckReport, check
 from star.data.shards.faults import Fault, Reason, SampleError
 from star.data.shards.listing import list_shards
 from star.data.shards.write import ShardWriter
 from star.data.whole import ends_early
-
-__all__ = ["CheckReport", "ImageFormat", "PackReport", "check", "list_shards", "pack"]
-
 
 ImageFormat = Literal["keep", "png", "webp", "jpg"]
 EXTENSIONS = {"PNG": "png", "WEBP": "webp", "JPEG": "jpg", "BMP": "bmp", "GIF": "gif", "TIFF": "tif", "MPO": "jpg"}
@@ -102,7 +98,7 @@ def pack(
         skipped.add(faults)
         if not writer.samples:
             raise InputError(
-                f"{source} holds no picture with a caption{_told(skipped)}; put a .txt of the same name beside each "
+                f"{source} holds no picture with a caption{_reasons(skipped)}; put a .txt of the same name beside each "
                 "picture, or name the columns of the table."
             )
     return PackReport(
@@ -110,7 +106,7 @@ def pack(
     )
 
 
-def _told(skipped: SkipReport) -> str:
+def _reasons(skipped: SkipReport) -> str:
     if not skipped.named:
         return ""
     counts = ", ".join(f"{number} x {reason}" for reason, number in skipped.reasons.items())
@@ -123,7 +119,7 @@ def _members(entry: Entry, shorter_side: int | None, image_format: ImageFormat) 
         raise entry.problem
     data = entry.picture
     if isinstance(data, Path):
-        data = read_file(data, LARGEST_PICTURE, "no picture")
+        data = read_file(data, LARGEST_PICTURE, "missing picture")
     extension, picture = _picture(data, shorter_side, image_format, entry.notes)
     record = {**entry.record, "caption": entry.captions[0]}
     if len(entry.captions) > 1:
@@ -136,7 +132,7 @@ def _members(entry: Entry, shorter_side: int | None, image_format: ImageFormat) 
         raise SampleError("broken json", str(error)) from error
     whole = whole_text(text)
     if whole != text:
-        entry.notes.append(("mended text", "its caption or record holds half of a surrogate pair, now U+FFFD"))
+        entry.notes.append(("repaired text", "its caption or record holds half of a surrogate pair, now U+FFFD"))
     members = {extension: picture, "json": whole.encode(), **entry.extra}
     captions_of(members)  # what no training would take is refused here already: too large, too deep
     return members
@@ -149,7 +145,7 @@ def _picture(
     try:
         picture, format, found = decode_noting(data)
     except InputError as error:
-        raise SampleError("unread format" if extra_for(data[:16]) else "broken picture", str(error)) from error
+        raise SampleError("unsupported format" if extra_for(data[:16]) else "broken picture", str(error)) from error
     if ends_early(data):
         raise SampleError("broken picture", "a JPEG that was cut off and closed; its rest would be grey")
     notes.extend(found)

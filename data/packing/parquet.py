@@ -12,7 +12,7 @@ BATCH = 64  # rows that are in memory at a time; each may hold a picture
 
 
 def parquet_rows(path: Path, image_column: str, caption_column: str) -> Iterator[Row]:
-    """Rows in their order; a group of rows that cannot be read is told once, with the rows it costs.
+    """Rows in their order; a group of rows that cannot be read is reported once, with the rows it costs.
 
     Raises InputError if pyarrow is missing, the file is no parquet file, or it lacks these columns.
     """

@@ -1,4 +1,4 @@
-"""What `pack` can read: each source is an iterator of entries, a picture and what is said about it.
+"""What `pack` can read: each source is an iterator of entries, a picture and what describes it.
 
 A folder of pictures with captions beside them, a table (CSV, TSV, JSONL, parquet), existing shards, or the layout of
 MJHQ-30k (meta_data.json and one folder per category).
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from star.data.captions import MENDED_TEXT, captions_of, text_mended
+from star.data.captions import REPAIRED_TEXT, captions_of, text_repaired
 from star.data.errors import InputError
 from star.data.formats import is_picture
 from star.data.mjhq import BAD_TEXT, FIELD_TWICE, INCOMPLETE, META_NAME, TWICE, find_picture, pictures_by_id, read_meta
-from star.data.packing.entry import Entry, captions_in, lost, shown
+from star.data.packing.entry import Entry, captions_in, shown, unusable
 from star.data.packing.folders import folder_entries
 from star.data.packing.tables import ENDINGS, table_entries
 from star.data.shards.faults import Fault, Reason, SampleError
@@ -102,30 +102,30 @@ def _mjhq(folder: Path) -> Iterator[Entry]:
         claimed.add((category, id))
         entry = Entry(f"{category}/{id}", id, b"", captions_in(prompt), {"category": category})
         if id in joined:
-            entry.notes.append(("joined lines", "line breaks in its prompt became spaces"))
+            entry.notes.append(("line breaks replaced", "line breaks in its prompt became spaces"))
         try:
             picture = find_picture(folder, category, id)
         except InputError as error:
-            entry.problem = SampleError("no picture", str(error))
+            entry.problem = SampleError("missing picture", str(error))
         else:
             entry.picture = picture or b""
             if picture is None:
-                entry.problem = SampleError("no picture", f"none named {id} in {shown(folder / category)}")
+                entry.problem = SampleError("missing picture", f"none named {id} in {shown(folder / category)}")
         yield entry
     for fault in meta.faults:
         place = f"{fault.category}/{fault.id}" if fault.category else fault.id
-        yield lost(place, REASONS.get(fault.reason, "no picture"), f"one of the {fault.reason}")
-    yield from _strays(folder, claimed)
+        yield unusable(place, REASONS.get(fault.reason, "missing picture"), f"one of the {fault.reason}")
+    yield from _unlisted(folder, claimed)
 
 
-def _strays(folder: Path, claimed: set[tuple[str, str]]) -> Iterator[Entry]:
+def _unlisted(folder: Path, claimed: set[tuple[str, str]]) -> Iterator[Entry]:
     """Pictures of which meta_data.json says nothing."""
     for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
         for id in pictures_by_id(path.name for path in place.iterdir()):
             if (place.name, id) not in claimed:
-                yield lost(shown(f"{place.name}/{id}"), "missing caption", f"{META_NAME} has no prompt for it")
+                yield unusable(shown(f"{place.name}/{id}"), "missing caption", f"{META_NAME} has no prompt for it")
     for name in sorted(path.name for path in folder.iterdir() if is_picture(path.name)):
-        yield lost(shown(name), "missing caption", "it is in none of the folders of categories")
+        yield unusable(shown(name), "missing caption", "it is in none of the folders of categories")
 
 
 def _shards(source: str, faults: list[Fault]) -> Iterator[Entry]:
@@ -140,8 +140,8 @@ def _shards(source: str, faults: list[Fault]) -> Iterator[Entry]:
                 for data in entry.extra.values():
                     if isinstance(data, SampleError):
                         raise data
-                if text_mended(members):
-                    entry.notes.append(("mended text", MENDED_TEXT))
+                if text_repaired(members):
+                    entry.notes.append(("repaired text", REPAIRED_TEXT))
             except SampleError as error:
                 entry.problem = error
             yield entry

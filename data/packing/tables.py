@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from star.data.errors import InputError
-from star.data.packing.entry import Entry, captions_in, lost, shorten
+from star.data.packing.entry import Entry, captions_in, shorten, unusable
 from star.data.shards.faults import Reason, SampleError
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -47,20 +47,20 @@ def table_entries(path: Path, image_column: str, caption_column: str) -> Iterato
     Other columns become fields of the record; a list of captions, and a column `captions` beside the caption, mean what
     they mean in a shard. Raises InputError if the table cannot be read at all or has no such columns.
     """
-    met: dict[str, None] = {}
+    columns: dict[str, None] = {}
     for number, row in enumerate(_rows(path, image_column, caption_column), 1):
         if row.problem is not None:
-            yield lost(f"row {number}", row.problem.reason, f"{row.where}: {row.problem.detail}")
+            yield unusable(f"row {number}", row.problem.reason, f"{row.where}: {row.problem.detail}")
             continue
-        met.update(dict.fromkeys(row.cells))
+        columns.update(dict.fromkeys(row.cells))
         entry = Entry(f"row {number}", f"{number:08d}", b"", (), notes=[*row.notes])
         try:
             _fill(entry, path.parent, dict(row.cells), image_column, caption_column)
         except SampleError as error:
             entry.problem = error
         yield entry
-    if met:
-        check_columns(path, met, image_column, caption_column)
+    if columns:
+        check_columns(path, columns, image_column, caption_column)
 
 
 def check_columns(path: Path, columns: Iterable[str], image_column: str, caption_column: str) -> None:
@@ -79,7 +79,7 @@ def check_columns(path: Path, columns: Iterable[str], image_column: str, caption
 
 
 def _fill(entry: Entry, folder: Path, cells: dict[str, Any], image_column: str, caption_column: str) -> None:
-    value, said = cells.pop(image_column, None), cells.pop(caption_column, None)
+    value, caption = cells.pop(image_column, None), cells.pop(caption_column, None)
     if isinstance(value, Mapping):  # as the datasets library stores pictures in parquet: {"bytes", "path"}
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
@@ -90,10 +90,10 @@ def _fill(entry: Entry, folder: Path, cells: dict[str, Any], image_column: str, 
         try:
             entry.picture = folder / path.expanduser()
         except RuntimeError as error:  # "~somebody" who is not here
-            raise SampleError("no picture", f"{shorten(value)}: {error}") from error
+            raise SampleError("missing picture", f"{shorten(value)}: {error}") from error
     else:
-        raise SampleError("no picture", f"{image_column} is {shorten(value)}")
-    entry.captions = captions_in(said, cells.pop("captions", None))
+        raise SampleError("missing picture", f"{image_column} is {shorten(value)}")
+    entry.captions = captions_in(caption, cells.pop("captions", None))
     if "caption" in cells:  # a column of that name that is not the one to train on
         cells["other_caption"] = cells.pop("caption")
     entry.record = cells
@@ -243,5 +243,5 @@ def _named(
         notes: tuple[tuple[Reason, str], ...] = ()
         if inside and len(header) > 1:
             detail = f"{where}: a quoted cell holds what looks like rows, as {shorten(inside[0])}"
-            notes = (("several rows in a cell", detail),)
+            notes = (("several rows in one cell", detail),)
         yield Row(where, named, notes=notes)

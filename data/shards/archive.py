@@ -249,9 +249,9 @@ def place_of(member: tarfile.TarInfo) -> Place | SampleError | None:
     if member.issym() or member.islnk():
         kind = "symbolic" if member.issym() else "hard"
         todo = "pack the files that links lead to (tar --dereference --hard-dereference)"
-        return SampleError("no plain file", f"{readable(member.name)} is a {kind} link; {todo}")
+        return SampleError("not a regular file", f"{readable(member.name)} is a {kind} link; {todo}")
     if not member.isreg():
-        return SampleError("no plain file", f"{readable(member.name)} is of type {member.type!r}")
+        return SampleError("not a regular file", f"{readable(member.name)} is of type {member.type!r}")
     if member.size > MEMBER_BYTES:
         return too_large(member.name, member.size, MEMBER_BYTES)
     holes: list[tuple[int, int]] | None = member.sparse  # type: ignore[assignment]  # in spite of its name the parts between the holes

@@ -1,4 +1,4 @@
-"""Looking through shards for everything that would cost a sample, or that should make their owner think."""
+"""Checking shards for everything that would cost a sample, and for what their owner should know."""
 
 import hashlib
 import re
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star.data.captions import MENDED_TEXT, captions_of, text_mended
+from star.data.captions import REPAIRED_TEXT, captions_of, text_repaired
 from star.data.errors import InputError
 from star.data.images import decode
 from star.data.loader.report import describe
 from star.data.progress import Progress
-from star.data.shards.faults import MENDED, NOTES, Fault, SampleError
+from star.data.shards.faults import NOTES, REPAIRED, Fault, SampleError
 from star.data.shards.listing import list_shards
 from star.data.shards.remote import is_url
 from star.data.shards.tar import Group, image_bytes, read_shard
-from star.data.shards.write import INDEX_NAME, read_index, sha256
+from star.data.shards.write import INDEX_NAME, PACKING_MARK, read_index, sha256
 from star.data.whole import ends_early
 
 OURS = re.compile(r".+-\d{5}\.tar")  # as packing names shards; it writes an index when all are there
@@ -26,7 +26,7 @@ ENCODED_MARK = "encoding.safetensors"  # beside shards of codes; their index is 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckReport:
-    """Faults cost samples, had to be mended or contradict the index; notes do not make the shards bad."""
+    """Faults cost samples, had to be repaired or contradict the index; notes do not make the shards bad."""
 
     shards: int
     samples: int
@@ -47,7 +47,7 @@ class CheckReport:
         ]
         found = (*self.faults, *self.notes)
         for reason, number in sorted(Counter(fault.reason for fault in found).items()):
-            extent = " (a note, not a fault)" if reason in NOTES else " (used, mended)" if reason in MENDED else ""
+            extent = " (a note, not a fault)" if reason in NOTES else " (used, repaired)" if reason in REPAIRED else ""
             lines.append(f"{number} x {reason}{extent}")
             named = [fault for fault in found if fault.reason == reason]
             lines.extend(f"  {describe(fault)}" for fault in named[:names])
@@ -61,7 +61,7 @@ def check(shards: str | Path | Sequence[str], *, decode_images: bool = True, pro
 
     Truncated tars, unreadable pictures, missing and empty captions, broken JSON, keys that come twice (in the whole
     set), pictures that come twice, and what disagrees with an index.json beside the shards: sums, sizes, counts,
-    missing and unlisted files; also names and texts that are not UTF-8 and are used mended, and what a packing or
+    missing and unlisted files; also names and texts that are not UTF-8 and are repaired, and what a packing or
     encoding that did not finish left behind. decode_images=False leaves the pictures unread, which is some ten times
     faster. Raises InputError if `shards` matches nothing.
     """
@@ -71,7 +71,7 @@ def check(shards: str | Path | Sequence[str], *, decode_images: bool = True, pro
         for shard in found:
             before = inspector.samples
             for group in read_shard(shard, inspector.faults):
-                inspector.look(shard, group)
+                inspector.inspect(shard, group)
                 bar.update()
             inspector.counts[shard] = inspector.samples - before
     size = _check_indexes(found, inspector)
@@ -96,25 +96,25 @@ class _Inspector:
         self._keys: dict[str, str] = {}
         self._pictures: dict[bytes, str] = {}
 
-    def look(self, shard: str, group: Group) -> None:
+    def inspect(self, shard: str, group: Group) -> None:
         self.samples += 1
         before = len(self.faults)
         if (first := self._keys.setdefault(group.key, shard)) != shard:
             self.faults.append(Fault(shard, "duplicate key", group.key, f"also in {first}"))
             before += 1  # the pipeline still uses both
-        told: set[SampleError] = set()
+        reported: set[SampleError] = set()
         for fault_of in (self._captions, self._picture):
             try:
                 fault_of(shard, group)
             except SampleError as error:
-                told.add(error)
+                reported.add(error)
                 self.faults.append(Fault(shard, error.reason, group.key, error.detail))
         self.usable += len(self.faults) == before
         for content in group.members.values():  # files that no training asks for are missed all the same
-            if isinstance(content, SampleError) and content not in told:
+            if isinstance(content, SampleError) and content not in reported:
                 self.faults.append(Fault(shard, content.reason, group.key, content.detail))
-        if text_mended(group.members):
-            self.faults.append(Fault(shard, "mended text", group.key, MENDED_TEXT))
+        if text_repaired(group.members):
+            self.faults.append(Fault(shard, "repaired text", group.key, REPAIRED_TEXT))
 
     def _captions(self, shard: str, group: Group) -> None:
         captions_of(group.members)
@@ -155,11 +155,16 @@ def _check_indexes(shards: Sequence[str], inspector: _Inspector) -> int:
             inspector.faults.extend(_compare(folder, index, files, inspector.counts))
         elif (folder / ENCODED_MARK).is_file():
             inspector.faults.append(
-                Fault(str(folder), "unfinished writing", "", "no index.json: run the same `star data encode` again")
+                Fault(str(folder), "incomplete write", "", "no index.json: run the same `star data encode` again")
             )
         elif any(OURS.fullmatch(name) for name in files) and not (folder / INDEX_NAME).is_file():
             inspector.notes.append(
-                Fault(str(folder), "no index", "", "without an index.json nobody can tell whether all shards are there")
+                Fault(
+                    str(folder),
+                    "missing index",
+                    "",
+                    "without an index.json nobody can tell whether all shards are there",
+                )
             )
     return total
 
@@ -167,9 +172,9 @@ def _check_indexes(shards: Sequence[str], inspector: _Inspector) -> int:
 def _unfinished(folder: Path) -> Iterator[Fault]:
     """What a packing or encoding leaves that was killed: half a file, or the mark that it was at work."""
     for path in sorted(folder.glob(".*")):
-        if path.name == ".packing" or path.name.endswith(".part"):
+        if path.name == PACKING_MARK or path.name.endswith(".part"):
             detail = "left by a packing or encoding that was killed or is still at work; run it to its end"
-            yield Fault(str(path), "unfinished writing", "", detail)
+            yield Fault(str(path), "incomplete write", "", detail)
 
 
 def _compare(

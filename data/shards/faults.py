@@ -1,4 +1,4 @@
-"""What can be wrong with samples and shards, each under a reason by which it is counted."""
+"""What can be wrong with samples and shards: the reasons under which it is counted and reported."""
 
 from typing import Literal, NamedTuple
 
@@ -7,47 +7,47 @@ Reason = Literal[
     "truncated or damaged tar",
     "empty shard",
     "duplicate key",
-    "no plain file",
+    "not a regular file",
     "too large",
-    "no picture",
+    "missing picture",
     "broken picture",
     "missing caption",
     "empty caption",
     "broken json",
     "index mismatch",
-    "unfinished writing",
-    "mended name",
-    "mended text",
+    "incomplete write",
+    "repaired name",
+    "repaired text",
     "duplicate picture",
-    "no index",
+    "missing index",
     "slow shard",
     "broken encoding",
     "broken row",
     "broken text",
-    "unread format",
+    "unsupported format",
     "not a picture",
-    "met before",
-    "one caption for several",
-    "several rows in a cell",
-    "joined lines",
+    "folder already read",
+    "caption shared by several pictures",
+    "several rows in one cell",
+    "line breaks replaced",
     "first frame only",
     "damaged EXIF",
     "colour profile not applied",
 ]
 NOTES: tuple[Reason, ...] = (  # worth knowing, but they cost no sample
     "duplicate picture",
-    "no index",
+    "missing index",
     "slow shard",
     "not a picture",
-    "met before",
-    "one caption for several",
-    "several rows in a cell",
-    "joined lines",
+    "folder already read",
+    "caption shared by several pictures",
+    "several rows in one cell",
+    "line breaks replaced",
     "first frame only",
     "damaged EXIF",
     "colour profile not applied",
 )
-MENDED: tuple[Reason, ...] = ("mended name", "mended text")  # faults, but the sample is used
+REPAIRED: tuple[Reason, ...] = ("repaired name", "repaired text")  # faults, but the sample is used all the same
 
 
 class Fault(NamedTuple):

@@ -13,9 +13,9 @@ from pathlib import Path
 import braceexpand
 
 from star.data.errors import InputError
+from star.data.files import open_regular, read_all
 from star.data.shards.remote import find, is_url
 from star.data.shards.write import PACKING_MARK
-from star.data.untrusted import open_regular, read_all
 
 SHARD_NAME = re.compile(r"[^.].*\.(tar|tgz|tar\.(gz|bz2|xz))", re.IGNORECASE)
 RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?\}")

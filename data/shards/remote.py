@@ -1,10 +1,13 @@
 """Where the bytes of a shard come from that is no local file: http(s), an object store, or the output of a command.
 
-    open_stream("https://host/a.tar")            # mended where it broke off, if the connection fails or stalls
+    open_stream("https://host/a.tar")            # resumed where it broke off, if the connection fails or stalls
     open_stream("s3://bucket/a.tar")             # whatever fsspec knows; most drivers are packages of their own
     open_stream("pipe:zstd -dc /data/a.tar.zst") # what the command writes
 
-A broken connection is a matter of seconds and costs nothing; what stays broken is an OSError, told with its shard.
+A broken connection is a matter of seconds and costs nothing; what stays broken is an OSError.
+
+HTTP goes by urllib: fsspec's own needs aiohttp, reads in separate requests of a block each, and cannot seek where a
+server has no ranges; a shard is read once from front to back.
 """
 
 import io
@@ -21,7 +24,7 @@ import fsspec  # type: ignore[import-untyped]
 from webdataset.gopen import gopen
 
 from star.data.errors import InputError
-from star.data.untrusted import parse_json, read_all
+from star.data.files import parse_json, read_all
 
 TIMEOUT = 60.0  # seconds without a single byte
 ATTEMPTS = 5  # in a row, without a byte between them
@@ -42,7 +45,7 @@ DRIVERS = {
 
 
 class Opened(NamedTuple):
-    """A stream that stands at the byte asked for, and the size of the whole (None: not told)."""
+    """A stream that stands at the byte asked for, and the size of the whole (None: unknown)."""
 
     file: Any
     size: int | None
@@ -110,7 +113,7 @@ def find(url: str, is_shard: Callable[[str], bool]) -> list[str]:
         if is_http(url):
             if not urlsplit(url).path.endswith("/"):
                 return [url]
-            return _listed(url, is_shard)
+            return _from_index(url, is_shard)
         if is_shard(url) and not any(letter in url for letter in "*?["):
             return [url]
         chain, _, last = url.rpartition("::")
@@ -131,7 +134,7 @@ def find(url: str, is_shard: Callable[[str], bool]) -> list[str]:
     return [prefix + system.unstrip_protocol(match) for match in shards]
 
 
-def _listed(url: str, is_shard: Callable[[str], bool]) -> list[str]:
+def _from_index(url: str, is_shard: Callable[[str], bool]) -> list[str]:
     """The shards that the index.json of a folder on a web server names, all of them in that folder."""
     index = read_json(urljoin(url, "index.json"))
     names = index.get("shards") if isinstance(index, dict) else None
@@ -153,7 +156,7 @@ class RetryingStream(io.RawIOBase):
         """connect: opens the stream at a given byte."""
         self._connect, self._at, self._failures = connect, 0, 0
         self._opened: Opened | None = None
-        while self._opened is None:  # at once, so that what is not there is told before the first byte is asked for
+        while self._opened is None:  # at once, so that a missing file is an error before the first byte is asked for
             self._try_to_open()
 
     def readable(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which shards are for training and which are held out, told from their names.
+"""Which shards are for training and which are held out, by their names.
 
 A folder often holds both; `test`, `val`, `valid`, `validation`, `eval` or `heldout` as a word of the file name marks a
 shard as held out, unless `train` or `training` is a word of it too: emoji-train-0003.tar, emoji-test-0000.tar.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-from star.data.captions import captions_of
+from star.data.files import open_regular
 from star.data.formats import BY_EXTRA, OTHERS, STORED
 from star.data.shards.archive import (
     MAGIC_BYTES,
@@ -25,26 +25,8 @@ from star.data.shards.archive import (
     too_large,
     walk,
 )
-from star.data.shards.faults import MENDED, NOTES, Fault, Reason, SampleError
+from star.data.shards.faults import Fault, SampleError
 from star.data.shards.remote import is_url, open_stream
-from star.data.untrusted import open_regular
-
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "MENDED",
-    "NOTES",
-    "Fault",
-    "Group",
-    "Place",
-    "Reason",
-    "SampleError",
-    "captions_of",
-    "fetch",
-    "image_bytes",
-    "index_shard",
-    "is_seekable",
-    "read_shard",
-]
 
 IMAGE_EXTENSIONS = (*STORED, *OTHERS, *BY_EXTRA)  # in the order in which a sample with several pictures is read
 
@@ -65,7 +47,7 @@ class _Member(NamedTuple):
     extension: str
     name: str
     content: bytes | Place | SampleError
-    mended: bool
+    renamed: bool
 
 
 def _grouped(shard: str, source: Source, faults: list[Fault], *, read: bool) -> Iterator[Group]:
@@ -73,7 +55,7 @@ def _grouped(shard: str, source: Source, faults: list[Fault], *, read: bool) -> 
     seen: set[bytes] = set()
     group: Group | None = None
     try:
-        for key, extension, name, content, mended in _members(source, read):
+        for key, extension, name, content, renamed in _members(source, read):
             if group is not None and key == group.key:
                 if extension in group.members:
                     faults.append(Fault(shard, "duplicate key", key, f"a second {name}"))
@@ -89,8 +71,8 @@ def _grouped(shard: str, source: Source, faults: list[Fault], *, read: bool) -> 
                 continue
             seen.add(digest)
             group = Group(key, {extension: content})
-            if mended:
-                faults.append(Fault(shard, "mended name", key, "its name in the tar is not UTF-8; used as shown"))
+            if renamed:
+                faults.append(Fault(shard, "repaired name", key, "its name in the tar is not UTF-8; used as shown"))
     except READ_ERRORS as error:
         last = f" after {group.key}" if group is not None else ""
         faults.append(Fault(shard, "truncated or damaged tar", "", f"{error}{last}"))
@@ -195,4 +177,4 @@ def image_bytes(members: Mapping[str, Any]) -> tuple[str, bytes]:
             if isinstance(members[extension], SampleError):
                 raise members[extension]
             return extension, members[extension]
-    raise SampleError("no picture", f"only {', '.join(sorted(members))}")
+    raise SampleError("missing picture", f"only {', '.join(sorted(members))}")

@@ -19,7 +19,7 @@ from typing import IO, Any, Self
 from filelock import FileLock, Timeout
 
 from star.data.errors import InputError
-from star.data.untrusted import open_regular, parse_json, read_all
+from star.data.files import open_regular, parse_json, read_all
 
 logger = logging.getLogger(__name__)
 

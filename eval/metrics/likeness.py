@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from star.data.errors import InputError
+from star.data.files import READ_ERRORS
 from star.data.images import pil_to_pixels, resize
-from star.data.mjhq import READ_ERRORS
 from star.eval.extractors.extractor import Judge, extractor
 from star.eval.metrics.estimates import mean
 from star.eval.run.generation import picture_of

@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from star.data.errors import InputError
+from star.data.files import READ_ERRORS
 from star.data.images import resize
-from star.data.mjhq import READ_ERRORS
 from star.eval.metrics.registry import metric
 from star.eval.report.comparison import Comparison, Entry
 from star.eval.report.tables import label_of, number

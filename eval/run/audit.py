@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from star.data.errors import InputError
-from star.data.mjhq import READ_ERRORS
+from star.data.files import READ_ERRORS
 from star.eval.run.feature_cache import Filling, count_blocks, fill, open_rows, span
 from star.eval.run.layout import Item
 from star.eval.run.pictures import decode_bounded, read_encoded

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from star.data.errors import InputError
+from star.data.files import shorten
 from star.data.progress import Progress
-from star.eval.bounded import shortened
 from star.eval.metrics.feature_table import FileRows
 from star.eval.run.processes import Processes
 
@@ -129,7 +129,7 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> "np.memmap[
         if not found.flags.c_contiguous:
             raise ValueError("its rows are columns")
     except Exception as error:  # whatever numpy stumbles over in a damaged header
-        raise InputError(f"{path} is damaged ({shortened(error)}): remove {path.parent}, and run again") from error
+        raise InputError(f"{path} is damaged ({shorten(error, 300)}): remove {path.parent}, and run again") from error
     return found
 
 

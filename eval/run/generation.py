@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from star.data.errors import InputError
+from star.data.files import MIB, parse_json, read_bytes, shorten
 from star.data.images import save_png
 from star.data.progress import Progress
-from star.eval.bounded import MIB, shortened, take, understand
 from star.eval.run.layout import Item, on_disk
 from star.eval.run.processes import Processes
 from star.eval.run.protocols import SEEDS, SeedRule
@@ -85,12 +85,12 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
     """What an earlier start claimed the folder for, None if there was none. Raises InputError if it is damaged."""
     path = folder / MANIFEST
     try:
-        manifest = understand(take(path, MIB), MANIFEST_PARTS)
+        manifest = parse_json(read_bytes(path, MIB), MANIFEST_PARTS, strict=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read ({shortened(error)}): remove {folder}, or give another --out"
+            f"{path} cannot be read ({shorten(error, 300)}): remove {folder}, or give another --out"
         ) from error
     if not isinstance(manifest, dict):
         raise InputError(f"{path} holds no object: remove {folder}, or give another --out")

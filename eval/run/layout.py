@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar, overload
 
 from star.data.errors import InputError
+from star.data.files import READ_ERRORS
 from star.data.formats import is_picture
-from star.data.mjhq import META_NAME, READ_ERRORS, Meta, MetaEntry, pictures_by_id, read_meta
-from star.eval.bounded import PACKED, shortened
+from star.data.mjhq import META_NAME, Meta, MetaEntry, pictures_by_id, read_meta
 from star.eval.run.record import MAX_PROMPT, OVERALL
 
 SHOWN = 3  # of the ids behind a fault
@@ -71,7 +70,7 @@ def survey(place: str | Path) -> Layout:
     """
     place = Path(place)
     path, folders = _open(place)
-    meta, prompts = _read_meta(path, place), hashlib.sha256()
+    meta, prompts = read_meta(path), hashlib.sha256()
     told = [
         *(entry[:3] for entry in meta.entries),
         *((fault.id, fault.prompt, fault.category) for fault in meta.faults),
@@ -186,17 +185,6 @@ def _add(total: "hashlib._Hash", key: str, category: str, prompt: str) -> None:
     total.update(json.dumps((key, category, prompt)).encode() + b"\n")
 
 
-def _read_meta(path: Traversable, place: Path) -> Meta:
-    try:
-        return read_meta(path)
-    except InputError:
-        raise
-    except (ValueError, struct.error) as error:  # a damaged head in a zip
-        raise InputError(
-            f"{META_NAME} in {place} cannot be read ({shortened(error)}): get the benchmark again"
-        ) from error
-
-
 def _fault(entry: MetaEntry, pictures: Sequence[str], folders: Folders) -> str | None:
     if entry.category == OVERALL:
         return f"entries of a category {OVERALL!r}, as tables call all of them"
@@ -274,8 +262,6 @@ def _open_zip(archive: Path, beside: Path) -> tuple[Traversable, Folders]:
     meta: Traversable = beside
     if inside:
         top, meta = inside[0].parent, root.joinpath(str(inside[0]))
-        if whole.getinfo(str(inside[0])).compress_type not in PACKED:
-            raise InputError(f"{META_NAME} in {archive} is packed by another method than deflate: pack the zip anew")
     else:  # the category folders are those that pictures lie in, nearest to the top
         holders = {path.parent for path in paths.values() if is_picture(path.name)}
         top = min(holders, key=lambda path: len(path.parts), default=PurePosixPath("any/one")).parent

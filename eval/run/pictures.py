@@ -10,9 +10,10 @@ from importlib.resources.abc import Traversable
 from PIL import Image
 from torch import Tensor
 
+from star.data.decoding import upright_size
 from star.data.errors import InputError
-from star.data.images import decode, pil_to_pixels, upright_size
-from star.eval.bounded import MIB, size_of, take
+from star.data.files import MIB, read_bytes, size_of
+from star.data.images import decode, pil_to_pixels
 
 MAX_BYTES = 128 * MIB
 MAX_PIXELS = 2**25  # 5792 x 5792; a decoder's copies take some 16 bytes for each
@@ -21,11 +22,11 @@ _ALONE = threading.Lock()
 
 
 def read_encoded(file: Traversable) -> bytes:
-    """The bytes of a picture file. Raises OSError, or what a damaged zip provokes; see `star.eval.bounded.take`."""
+    """The bytes of a picture file. Raises OSError, or what a damaged zip provokes; see `star.data.files.read_bytes`."""
     if size_of(file) > LARGE:
         with _ALONE:
-            return take(file, MAX_BYTES)
-    return take(file, MAX_BYTES)
+            return read_bytes(file, MAX_BYTES)
+    return read_bytes(file, MAX_BYTES)
 
 
 def decode_bounded(data: bytes) -> Image.Image:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from star.data.errors import InputError
-from star.eval.bounded import MIB, shortened, take, understand
+from star.data.files import MIB, parse_json, read_bytes, shorten
 from star.generators.config import from_dict, to_dict
 
 FORMAT = 2
@@ -160,7 +160,7 @@ class Picture:
 
     def __post_init__(self) -> None:
         if not FILE_NAME.fullmatch(self.key):
-            raise ValueError(f"its key {shortened(repr(self.key), 80)} cannot name a file of its folder")
+            raise ValueError(f"its key {shorten(repr(self.key), 80)} cannot name a file of its folder")
         _check_texts(self.category)
         if len(self.prompt) > MAX_PROMPT:
             raise ValueError(f"its prompt has {len(self.prompt)} characters, at most {MAX_PROMPT} are read")
@@ -185,7 +185,7 @@ def _check_all(values: Iterable[tuple[str, Any]]) -> None:
 def _check_texts(*texts: str) -> None:
     for text in texts:
         if len(text) > MAX_TEXT:
-            raise ValueError(f"{shortened(text, 40)} has {len(text)} characters, at most {MAX_TEXT} are read")
+            raise ValueError(f"{shorten(text, 40)} has {len(text)} characters, at most {MAX_TEXT} are read")
 
 
 def folder_of(path: str | Path) -> Path:
@@ -196,7 +196,7 @@ def folder_of(path: str | Path) -> Path:
 def read(path: str | Path) -> Record:
     """Reads a record. Raises InputError if there is none, it is damaged, past the bounds, or of another format."""
     try:
-        values = understand(take(Path(path), MAX_BYTES), MAX_PARTS)
+        values = parse_json(read_bytes(Path(path), MAX_BYTES), MAX_PARTS, strict=True)
     except OSError as error:
         raise InputError(
             f"the record {path} cannot be read ({error.strerror}): give a JSON file of `star eval`"
@@ -206,7 +206,7 @@ def read(path: str | Path) -> Record:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else None
         raise InputError(
-            f"the record {path} has format {shortened(repr(found), 40)}, expected {FORMAT}: run `star eval` again"
+            f"the record {path} has format {shorten(repr(found), 40)}, expected {FORMAT}: run `star eval` again"
         )
     record = _built(Record, values, str(path))
     if OVERALL not in record.metrics:
@@ -226,7 +226,7 @@ def read_pictures(path: str | Path) -> list[Picture]:
     """
     lines = folder_of(path) / "pictures.jsonl"
     try:
-        data = take(lines, MAX_LINES_BYTES)
+        data = read_bytes(lines, MAX_LINES_BYTES)
         if (parts := sum(map(data.count, (b"{", b"[", b",")))) > MAX_LINES_PARTS:
             raise ValueError(f"{parts:,} parts, at most {MAX_LINES_PARTS:,} are read")
     except (FileNotFoundError, NotADirectoryError):
@@ -241,7 +241,7 @@ def read_pictures(path: str | Path) -> list[Picture]:
         if len(line) > MAX_LINE:
             raise InputError(f"{where} has {len(line)} bytes, at most {MAX_LINE} are read: run `star eval` again")
         try:
-            values = understand(line, MAX_LINE)
+            values = parse_json(line, MAX_LINE, strict=True)
         except ValueError as error:
             raise InputError(f"{where} is no JSON ({error}): run `star eval` again") from error
         if not isinstance(values, dict):
@@ -283,4 +283,4 @@ def _built(kind: Any, values: dict[str, Any], where: str) -> Any:
     try:
         return from_dict(kind, values, where)
     except InputError as error:
-        raise InputError(shortened(error, 600)) from error
+        raise InputError(shorten(error, 600)) from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from star.data.errors import InputError
-from star.data.mjhq import READ_ERRORS
+from star.data.files import READ_ERRORS
 from star.eval.extractors.extractor import Extractor, TextExtractor, extractor
 from star.eval.metrics.feature_table import Table, chunks
 from star.eval.metrics.registry import alignment, metric, needs, score

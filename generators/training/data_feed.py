@@ -47,10 +47,8 @@ class FeedConfig:
     weights: tuple[float, ...] = ()  # of each place given as data; empty: all their shards are shuffled together
     cache_gib: float = 0.0  # memory for each process' decoded data, where "auto" decides; 0: half of what is free
     workers: int = 0  # processes that decode streamed pictures; they change nothing in the order
-    lanes: int = (
-        0  # streams of the data, see star.data.loader.pipeline.DataConfig; 0: decided, and kept by a run that goes on
-    )
-    per_lane: int = 0  # samples of each lane in its turn, likewise
+    lanes: int = 0  # virtual workers, see star.data.loader.pipeline.DataConfig; 0: decided, kept by a run that goes on
+    per_lane: int = 0  # samples of each virtual worker in its turn, likewise
     log_samples: bool = False  # every key of every batch, see data/loader/sample_log.py
 
     def check_feed(self) -> None:
@@ -147,7 +145,7 @@ class Feed(Generic[Config]):
         lanes = config.lanes or int(before.get("lanes") or 0)
         per_lane = config.per_lane or int(before.get("per_lane") or 0)
         if not per_lane:
-            # Of lanes that were given, a step takes as much from each; else a process has its own.
+            # Of virtual workers that were given, a step takes as much from each; else a process has its own.
             parts = lanes or world * config.run.accumulate
             per_lane = max(1, config.run.batch_size // parts)
         lanes = lanes or default_lanes(self.settings, self.shards, world)

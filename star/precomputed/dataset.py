@@ -14,7 +14,7 @@ from torch import Tensor
 
 from star.data.errors import InputError
 from star.data.loader.pipeline import Batch
-from star.data.shards.tar import SampleError
+from star.data.shards.faults import SampleError
 from star.data.text import TextFeatures
 from star.precomputed.format import Encoding, EncodingConfig, metadata, pad
 from star.training.targets import Targets, make_targets, targets_of_codes

@@ -26,10 +26,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from star.data.errors import InputError
+from star.data.files import RefusedFileError, open_regular, read_all
 from star.data.images import Crop
 from star.data.shards.remote import is_url, open_stream
 from star.data.text import TextEncoder, TextFeatures
-from star.data.untrusted import open_regular, read_all
 from star.generators.config import differences, from_dict, to_dict
 from star.generators.pretrained import load_into
 from star.tokenizer.quantizer import Quantizer, QuantizerConfig
@@ -211,7 +211,7 @@ def _read(folder: str, name: str) -> bytes | None:
     try:
         with open_stream(place) if is_url(place) else open_regular(place) as stream:
             return read_all(stream, DESCRIPTION_BYTES)
-    except ValueError as error:
+    except (RefusedFileError, ValueError) as error:
         raise InputError(f"{place} cannot be read ({error}): encode the pictures anew") from error
     except OSError as error:
         cause = error.__cause__ or error

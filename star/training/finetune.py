@@ -22,8 +22,9 @@ from star.data.errors import InputError
 from star.data.images import grid, image_to_pixels, save_png
 from star.data.loader.batch import Batch
 from star.data.loader.pipeline import DataConfig, Pipeline
-from star.data.packing.pack import list_shards, pack
+from star.data.packing.pack import pack
 from star.data.packing.sources import kind_of
+from star.data.shards.listing import list_shards
 from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.config import to_dict

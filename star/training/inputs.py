@@ -14,10 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from star.data.captions import captions_of
 from star.data.errors import InputError
 from star.data.loader.pipeline import Batch
 from star.data.progress import Progress
-from star.data.shards.tar import SampleError, captions_of, read_shard
+from star.data.shards.faults import SampleError
+from star.data.shards.tar import read_shard
 from star.data.text import TextEncoder, TextFeatures
 from star.precomputed.format import QuantizerOnly
 from star.tokenizer.portions import at_once, map_bytes

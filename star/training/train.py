@@ -22,7 +22,7 @@ from torch import nn
 from star.data.errors import InputError
 from star.data.images import grid
 from star.data.loader.pipeline import Pipeline
-from star.data.packing.pack import list_shards
+from star.data.shards.listing import list_shards
 from star.data.shards.splits import held_out_shards, training_sources
 from star.generator import StarGenerator
 from star.generators.config import to_dict

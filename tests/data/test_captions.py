@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from star.data.captions import captions_of, text_mended
+from star.data.captions import captions_of, text_repaired
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards.check import check
-from star.data.shards.tar import SampleError
+from star.data.shards.faults import SampleError
 
 MakeShard = Callable[..., Path]
 
 
-def test_halves_of_pairs_are_mended_everywhere_in_a_record() -> None:
+def test_halves_of_pairs_are_repaired_everywhere_in_a_record() -> None:
     data = (
         rb'{"caption": "an \ud83c apple", "captions": ["\udf4e", "whole \ud83c\udf4e"], "n\ud800": [{"x": "\udfff"}]}'
     )
@@ -23,9 +23,9 @@ def test_halves_of_pairs_are_mended_everywhere_in_a_record() -> None:
     assert captions == ("an \ufffd apple", "\ufffd", "whole 🍎")
     assert info["n\ufffd"] == [{"x": "\ufffd"}]
     json.dumps(info, ensure_ascii=False).encode()
-    assert text_mended({"json": data})
-    assert not text_mended({"json": rb'{"caption": "whole \ud83c\udf4e"}'})
-    assert not text_mended({"txt": b"\xff"})
+    assert text_repaired({"json": data})
+    assert not text_repaired({"json": rb'{"caption": "whole \ud83c\udf4e"}'})
+    assert not text_repaired({"txt": b"\xff"})
 
 
 def test_a_list_of_captions_means_the_same_as_in_a_table() -> None:
@@ -63,7 +63,7 @@ def test_texts_that_would_end_a_run_cost_themselves_only(make_shard: MakeShard, 
     half = b'{"caption": "half \\ud83c"}'
     changes = {"k000.json": half, **{f"{key}.json": data for key, (data, _) in BAD.items()}}
     shard = make_shard("s.tar", range(10), changes)
-    expected = {(reason, key) for key, (_, reason) in BAD.items()} | {("mended text", "k000")}
+    expected = {(reason, key) for key, (_, reason) in BAD.items()} | {("repaired text", "k000")}
     if not workers:
         report = check(shard)
         assert {(fault.reason, fault.key) for fault in report.faults} == expected

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from star.data.decoding import decode_noting
+from star.data.decoding import decode_noting, upright_size
 from star.data.errors import InputError
 from star.data.images import (
     decode,
@@ -26,7 +26,6 @@ from star.data.images import (
     read_png,
     resize,
     save_png,
-    upright_size,
 )
 
 

@@ -302,9 +302,9 @@ def test_a_directory_without_an_encoder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="is of a 'bert' model, expected one of clip"):
         TextEncoder.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match="neither a directory here nor a hub repository"):
+    with pytest.raises(InputError, match="neither a folder here nor a hub repository"):
         TextEncoder.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="neither a directory here nor a hub repository"):
+    with pytest.raises(InputError, match="neither a folder here nor a hub repository"):
         TextEncoder.from_pretrained("nobody/nothing")
 
 

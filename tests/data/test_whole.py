@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from star.data.decoding import upright_size
 from star.data.errors import InputError
-from star.data.images import decode, upright_size
+from star.data.images import decode
 from star.data.shards.check import check
 from star.data.whole import PIXELS, ends_early
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from star.data.errors import InputError
+from star.data.files import RefusedFileError, read_bytes
 from star.data.images import save_png
-from star.eval.bounded import RefusedFileError, take, understand
 from star.eval.extractors.classifier import JudgeConfig
 from star.eval.report import gallery
 from star.eval.report.comparison import gather
@@ -110,13 +110,6 @@ def test_names_become_neither_html_nor_markdown(tmp_path: Path) -> None:
 # --- what is read ---
 
 
-def test_a_pipe_a_device_or_a_folder_is_no_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(OSError, match=r"no regular file|Is a directory|No such device"):
-            take(place, 100)
-
-
 @pytest.mark.parametrize("name", ["0.json", "0/pictures.jsonl", "0/manifest.json", "0/pictures/0000.png"])
 def test_a_pipe_in_place_of_a_part_of_a_record_never_waits(tmp_path: Path, name: str) -> None:
     save(tmp_path, record())
@@ -172,7 +165,7 @@ def test_what_a_zip_packs_by_methods_without_a_bound_is_refused(tmp_path: Path, 
         survey(tmp_path / "meta.zip")
     (item,) = survey(tmp_path / "picture.zip").items
     with pytest.raises(RefusedFileError, match="another method than deflate"):
-        take(item.picture, 2**30)
+        read_bytes(item.picture, 2**30)
 
 
 @pytest.mark.parametrize("name", ["meta_data.json", "food/0.png"])
@@ -187,12 +180,12 @@ def test_a_damaged_name_inside_a_zip_is_told(tmp_path: Path, name: str) -> None:
     data[head - 30 + 7] |= 8  # the flag
     (tmp_path / "made.zip").write_bytes(data)
     if name == "meta_data.json":
-        with pytest.raises(InputError, match=r"meta_data\.json in .* cannot be read"):
+        with pytest.raises(InputError, match=r"meta_data\.json cannot be read"):
             survey(tmp_path / "made.zip")
         return
     (item,) = survey(tmp_path / "made.zip").items
     with pytest.raises(RefusedFileError, match="its place in the zip is damaged"):
-        take(item.picture, 1000)
+        read_bytes(item.picture, 1000)
 
 
 def test_a_zip_with_an_endless_list_of_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,14 +225,18 @@ def test_a_large_sheet_is_made_smaller(tmp_path: Path, monkeypatch: pytest.Monke
         ('"pictures": 12', '"pictures": -1', "no count"),
         ('"pictures": 12', '"pictures": 1' + "0" * 30, "no count"),
         ('"pictures": 12', '"pictures": 1' + "0" * 5000, "no JSON"),
-        ('"value": 30.0', '"value": NaN', "NaN where a number"),
-        ('"value": 30.0', '"value": 1e999', "value.* is inf"),
+        ('"value": 30.0', '"value": NaN', "the number NaN"),
+        ('"value": 30.0', '"value": 1e999', "the number 1e999"),
         ('"low": 29.0', '"low": 32.0', "interval begins"),
         ('"low": 29.0', '"low": null', "two ends"),
         ('"options": {}', '"options": {"a": [[]]}', "no number and no word"),
         ('"options": {}', '"options": ' + '{"a": ' * 500 + "1" + "}" * 500, "nested too deep|no number and no word"),
         ('"options": {}', '"options": ' + "[" * 100_000, "nested too deep"),
-        ('"options": {}', '"options": {' + ",".join(f'"{n}": 1' for n in range(1_000_001)) + "}", "parts, at most"),
+        (
+            '"options": {}',
+            '"options": {' + ",".join(f'"{n}": 1' for n in range(1_000_001)) + "}",
+            "more than 1000000 values",
+        ),
         ('"name": "one"', '"name": "half of \\ud83d"', "no Unicode"),
         ('"name": "one"', '"name": "' + "x" * 5000 + '"', "characters, at most"),
         ('"overall"', '"all"', "no group 'overall'"),
@@ -271,15 +268,6 @@ def test_a_key_twice_is_told(tmp_path: Path) -> None:
     write_pictures([Picture(key="a", category="b", prompt="c")] * 2, tmp_path / "r.json")
     with pytest.raises(InputError, match=r"line 2 of .* the key a a second time"):
         read_pictures(tmp_path / "r.json")
-
-
-def test_large_json_is_refused_before_it_is_understood() -> None:
-    data = b'{"a": [' + b"{},".join([b""] * 2_000_000) + b"{}]}"
-    tracemalloc.start()
-    with pytest.raises(ValueError, match="parts, at most"):
-        understand(data, 1000)
-    assert tracemalloc.get_traced_memory()[1] < 2**20
-    tracemalloc.stop()
 
 
 def test_sizes_of_a_judge_are_bounded() -> None:
@@ -354,9 +342,7 @@ def test_every_text_file_says_its_encoding() -> None:
             if name in ("read_text", "write_text") or (name == "open" and node.args and not binary):
                 silent += [] if "encoding" in said else [f"{file.name}:{node.lineno} {name}"]
     # pictures, numbers of open files and parts of zips are bytes; star bench writes ASCII
-    assert [
-        one for one in silent if not one.startswith(("inspection.py", "bounded.py", "table.py", "bench_command.py"))
-    ] == []
+    assert [one for one in silent if not one.startswith(("inspection.py", "table.py", "bench_command.py"))] == []
 
 
 def test_records_and_layouts_are_the_same_in_every_locale(tmp_path: Path) -> None:

@@ -23,14 +23,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from star.data.captions import captions_of, text_mended
+from star.data.captions import captions_of, text_repaired
+from star.data.decoding import upright_size
 from star.data.errors import InputError
-from star.data.images import decode, upright_size
+from star.data.images import decode
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards.check import check
+from star.data.shards.faults import Fault, SampleError
 from star.data.shards.listing import list_shards
 from star.data.shards.remote import read_json
-from star.data.shards.tar import Fault, SampleError, fetch, index_shard, is_seekable, read_shard
+from star.data.shards.tar import fetch, index_shard, is_seekable, read_shard
 from star.data.shards.write import read_index
 from star.data.whole import ends_early
 from tests.fuzz.harness import Failure, run
@@ -169,7 +171,7 @@ def read_list(path: Path) -> None:
 
 def read_captions(path: Path) -> None:
     members = {"json": path.read_bytes()}
-    text_mended(members)
+    text_repaired(members)
     captions, info = captions_of(members)
     json.dumps([captions, info], ensure_ascii=False).encode()
 

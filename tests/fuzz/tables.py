@@ -22,7 +22,8 @@ from PIL import Image, ImageCms
 from star.data.decoding import decode_noting, upright_size
 from star.data.errors import InputError
 from star.data.formats import FORMATS
-from star.data.packing.pack import check, pack
+from star.data.packing.pack import pack
+from star.data.shards.check import check
 from tests.fuzz.harness import Reader, run
 
 PER_TURN = 20  # changes of one kind, in one process

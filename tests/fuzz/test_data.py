@@ -3,7 +3,7 @@
 import pytest
 
 from star.data.errors import InputError
-from star.data.shards.tar import SampleError
+from star.data.shards.faults import SampleError
 from tests.fuzz.data import READERS, fuzz, seeds
 from tests.fuzz.harness import run
 

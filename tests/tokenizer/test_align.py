@@ -10,7 +10,7 @@ from torch import Tensor
 
 from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
-from star.data.packing.pack import list_shards
+from star.data.shards.listing import list_shards
 from star.generators.training.run import RunConfig
 from star.tokenizer.align import Anchor, alignment_loss
 from star.tokenizer.codebook import CodebookConfig, CodebookTrainer

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import star.data.loader.capacity
-from star.data.loader.capacity import WORDS, count_samples, decide, free_memory
-from star.data.shards.tar import Fault, Group
+from star.data.loader.capacity import RECORD_BYTES, count_samples, decide, free_memory
+from star.data.shards.faults import Fault
+from star.data.shards.tar import Group
 
 MakeShard = Callable[..., Path]
 
@@ -64,7 +65,7 @@ def test_half_of_what_is_free_is_shared_by_the_processes(
     make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch, processes: int, keep: bool
 ) -> None:
     shard = str(make_shard("s.tar", range(10)))
-    each = 2**30 // 10 - WORDS
+    each = 2**30 // 10 - RECORD_BYTES
     monkeypatch.setattr(star.data.loader.capacity, "free_memory", lambda: 2 * 2**30)
     decision = decide([shard], each, processes=processes)
     assert decision.keep is keep

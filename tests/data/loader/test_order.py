@@ -1,4 +1,4 @@
-"""The order's laws: lanes are disjoint and complete, and everything is a function of its arguments."""
+"""The order's laws: virtual workers are disjoint and complete, and everything is a function of its arguments."""
 
 from collections import Counter
 from random import Random
@@ -10,14 +10,16 @@ from star.data.loader.order import Part, choose, deal, permutation, shuffled
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize(("shards", "lanes"), [(1, 1), (7, 1), (7, 3), (8, 4), (3, 4), (1, 5), (4, 11)])
-def test_lanes_share_an_epoch_without_overlap_or_rest(shards: int, lanes: int, shuffle: bool) -> None:
+@pytest.mark.parametrize(("shards", "virtual_workers"), [(1, 1), (7, 1), (7, 3), (8, 4), (3, 4), (1, 5), (4, 11)])
+def test_virtual_workers_share_an_epoch_without_overlap_or_rest(
+    shards: int, virtual_workers: int, shuffle: bool
+) -> None:
     samples = [3 + shard for shard in range(shards)]
     everything = {(shard, place) for shard in range(shards) for place in range(samples[shard])}
     for epoch in range(3):
         seen: Counter[tuple[int, int]] = Counter()
-        for lane in range(lanes):
-            for part in deal(shards, lanes, lane, epoch, seed=5, shuffle=shuffle):
+        for index in range(virtual_workers):
+            for part in deal(shards, virtual_workers, index, epoch, seed=5, shuffle=shuffle):
                 places = range(part.first, samples[part.shard], part.step)
                 assert part.length(samples[part.shard]) == len(places)
                 seen.update((part.shard, place) for place in places)
@@ -25,13 +27,13 @@ def test_lanes_share_an_epoch_without_overlap_or_rest(shards: int, lanes: int, s
         assert set(seen.values()) == {1}
 
 
-def test_unshuffled_single_lane_reads_in_order_and_shuffled_epochs_differ() -> None:
+def test_unshuffled_single_virtual_worker_reads_in_order_and_shuffled_epochs_differ() -> None:
     assert deal(4, 1, 0, 9, seed=0, shuffle=False) == [Part(shard, 0, 1) for shard in range(4)]
     orders = {tuple(deal(20, 1, 0, epoch, seed, True)) for epoch in range(3) for seed in range(3)}
     assert len(orders) == 9
 
 
-def test_no_lane_is_tied_to_one_shard() -> None:
+def test_no_virtual_worker_is_tied_to_one_shard() -> None:
     met = {part.shard for epoch in range(3) for part in deal(3, 3, 1, epoch, seed=0, shuffle=False)}
     assert met == {0, 1, 2}
 

@@ -17,7 +17,8 @@ import star.data.loader.positions
 from star.data.errors import InputError
 from star.data.images import decode, pil_to_pixels, pixels_to_image, resize
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
-from star.data.shards.tar import Fault, Group
+from star.data.shards.faults import Fault
+from star.data.shards.tar import Group
 
 MakeShard = Callable[..., Path]
 

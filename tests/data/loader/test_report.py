@@ -11,7 +11,7 @@ import torch
 from star.data.errors import InputError
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
 from star.data.loader.report import SkipReport
-from star.data.shards.tar import Fault
+from star.data.shards.faults import Fault
 
 MakeShard = Callable[..., Path]
 KEYS = {f"k{number:03d}" for number in range(35)}
@@ -43,7 +43,7 @@ REASONS = {
     "k000": "broken picture",
     "k006": "missing caption",
     "k007": "empty caption",
-    "k012": "no picture",
+    "k012": "missing picture",
     "k034": "broken json",
 }
 

@@ -32,13 +32,13 @@ def test_the_line_names_the_share_and_the_ways_out() -> None:
     lines = [watch.step(0.43, 1.0) for _ in range(51)]
     assert lines[:-1] == [None] * 50
     assert lines[-1] == (
-        "data starves the device: 43 % of the last 50 steps was waiting for pictures; more workers, or "
+        "the device waits for data: 43 % of the last 50 steps was waiting for pictures; more workers, or "
         "`star data encode`, may help"
     )
     assert watch.waiting == pytest.approx(0.43)
 
 
-def test_the_start_of_the_workers_is_no_starvation() -> None:
+def test_the_start_of_the_workers_is_no_stall() -> None:
     assert told(StallMonitor(steps=5), [1000.0] + [0.1] * 20) == []
 
 

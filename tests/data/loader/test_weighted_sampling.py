@@ -10,7 +10,7 @@ import pytest
 
 from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
-from star.data.loader.weighted_sampling import BLOCK, Mix, shares
+from star.data.loader.weighted_sampling import BLOCK, WeightedSampling, shares
 
 MakeShard = Callable[..., Path]
 
@@ -32,13 +32,13 @@ def test_shares_add_up_and_follow_the_weights() -> None:
 
 
 def test_what_came_before_a_position_is_what_was_dealt_before_it() -> None:
-    mix = Mix([5, 2, 1], "seed")
+    sampling = WeightedSampling([5, 2, 1], "seed")
     dealt: Counter[int] = Counter()
     for position in range(2 * BLOCK + 100):
         if position % 97 == 0:
-            assert mix.before(position) == [dealt[source] for source in range(3)]
-        dealt[mix.source(position)] += 1
-    assert [mix.source(p) for p in range(BLOCK)] != [mix.source(p) for p in range(BLOCK, 2 * BLOCK)]
+            assert sampling.before(position) == [dealt[source] for source in range(3)]
+        dealt[sampling.source(position)] += 1
+    assert [sampling.source(p) for p in range(BLOCK)] != [sampling.source(p) for p in range(BLOCK, 2 * BLOCK)]
 
 
 @pytest.mark.parametrize("cache", [False, True])

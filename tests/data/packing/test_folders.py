@@ -102,7 +102,7 @@ def test_files_that_are_no_samples_are_named(folder: Path, add: Callable[..., No
     add("good.png")
     add("unknown.img", "a picture by its content")
     add("bare", "without an ending")
-    add("text.dat", "no picture", b"words")
+    add("text.dat", "missing picture", b"words")
     add("lonely.png", None)
     add(".hidden.png")
     (folder / "left.txt").write_text("a caption without a picture")
@@ -118,8 +118,8 @@ def test_files_that_are_no_samples_are_named(folder: Path, add: Callable[..., No
         "lonely.png: lonely": "missing caption",
         ".hidden.png": "not a picture",
         ".hidden.txt": "not a picture",
-        "left.txt": "no picture",
-        "left.json": "no picture",
+        "left.txt": "missing picture",
+        "left.json": "missing picture",
         "README.md": "not a picture",
         "good.npz": "not a picture",
     }
@@ -136,9 +136,9 @@ def test_several_pictures_and_captions_of_one_name_are_told(
     report = pack(folder, tmp_path / "out")
     assert [record["caption"] for record in packed(tmp_path / "out").values()] == ["shared", "shared"]
     assert named(report) == {
-        "a.jpg: a": "one caption for several",
-        "a.png: a": "one caption for several",
-        "a.TXT": "no picture",
+        "a.jpg: a": "caption shared by several pictures",
+        "a.png: a": "caption shared by several pictures",
+        "a.TXT": "missing picture",
     }
     assert report.skipped.total == 1
 
@@ -165,13 +165,13 @@ def test_links_are_followed_once_and_broken_ones_named(
     report = pack(folder, tmp_path / "out")
     assert list(packed(tmp_path / "out")) == ["again__b", "again__deep__c", "one", "real__a"]
     assert named(report) == {
-        "again/back": "met before",
-        "again/deep/round": "met before",
-        "elsewhere": "met before",
+        "again/back": "folder already read",
+        "again/deep/round": "folder already read",
+        "elsewhere": "folder already read",
         "gone.png": "cannot be opened",
-        "gone.txt": "no picture",
+        "gone.txt": "missing picture",
         "self": "cannot be opened",
-        "twice": "met before",
+        "twice": "folder already read",
     }
 
 
@@ -179,7 +179,7 @@ def test_links_are_followed_once_and_broken_ones_named(
 def test_pipes_are_named_and_not_opened(folder: Path, add: Callable[..., None], tmp_path: Path) -> None:
     add("good.png")
     os.mkfifo(folder / "pipe.png")
-    assert named(pack(folder, tmp_path / "out")) == {"pipe.png": "no plain file"}
+    assert named(pack(folder, tmp_path / "out")) == {"pipe.png": "not a regular file"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
@@ -237,12 +237,12 @@ def test_bad_captions_cost_only_themselves(
     assert named(report) == {"bad.png: bad": reason}
 
 
-def test_half_an_emoji_is_mended_and_said(folder: Path, add: Callable[..., None], tmp_path: Path) -> None:
+def test_half_an_emoji_is_repaired_and_said(folder: Path, add: Callable[..., None], tmp_path: Path) -> None:
     add("a.png", None)
     (folder / "a.json").write_text('{"caption": "half \\ud83d of \\ud83c\\udf4e", "by": "\\udc00"}')
     report = pack(folder, tmp_path / "out")
     assert packed(tmp_path / "out") == {"a": {"caption": "half \ufffd of 🍎", "by": "\ufffd"}}
-    assert named(report) == {"a.png: a": "mended text"}
+    assert named(report) == {"a.png: a": "repaired text"}
 
 
 def test_shards_among_pictures_are_asked_about(
@@ -301,7 +301,7 @@ def test_a_picture_of_an_extra_that_is_missing_names_it(
     add("boxed.jxl", data=b"\0\0\0\x0cJXL \r\n\x87\n and more")
     report = pack(folder, tmp_path / "out")
     decoding._formats.cache_clear()
-    assert report.skipped.reasons == {"unread format": 3}
+    assert report.skipped.reasons == {"unsupported format": 3}
     assert "pip install 'star-t2i[heic]'" in report.text()
     assert "pip install 'star-t2i[jxl]'" in report.text()
 

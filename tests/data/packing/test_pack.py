@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from star.data.errors import InputError
-from star.data.packing.pack import PackReport, check, pack
+from star.data.packing.pack import PackReport, pack
+from star.data.shards.check import check
 from star.data.shards.tar import Group, read_shard
 from star.data.shards.write import ShardWriter, read_index
 
@@ -67,7 +68,7 @@ def test_a_folder_is_packed_with_the_captions_beside_its_pictures(
     assert {fault.key: fault.reason for fault in report.skipped.named} == {
         "silent.png: silent": "missing caption",
         "broken.png: broken": "broken picture",
-        "notes.txt": "no picture",
+        "notes.txt": "missing picture",
     }
     assert "silent.png" in report.text()
 
@@ -121,7 +122,7 @@ def test_tables_of_every_format_say_the_same(suffix: str, tmp_path: Path, pictur
     assert [group.key for group in packed] == ["x", "d__y", "z", "x-2"]
     assert record(packed[0]) == {"caption": "first, with a comma", "artist": "é"}
     assert packed[1].members["png"] == picture(1)
-    assert report.skipped.reasons == {"empty caption": 1, "no picture": 2, "broken picture": 1}
+    assert report.skipped.reasons == {"empty caption": 1, "missing picture": 2, "broken picture": 1}
     assert "row 6: missing" in {fault.key for fault in report.skipped.named}
     with pytest.raises(InputError, match="has no column caption, image but file, text, artist"):
         pack(table, tmp_path / "other")
@@ -177,7 +178,7 @@ def test_the_mjhq_layout_keeps_ids_and_categories(tmp_path: Path, picture: Calla
         ("id1", {"category": "food", "caption": "a pie"}),
         ("id2", {"category": "logo", "caption": "a sign"}),
     ]
-    assert report.skipped.reasons == {"no picture": 1}
+    assert report.skipped.reasons == {"missing picture": 1}
     (root / "food" / "stray.AVIF").write_bytes(b"")
     (root / "logo" / "id1.png").write_bytes(picture(3))
     table |= {"../id4": {"category": "food", "prompt": "out"}, "id5": {"category": "food", "prompt": "\ud83d"}}
@@ -187,8 +188,8 @@ def test_the_mjhq_layout_keeps_ids_and_categories(tmp_path: Path, picture: Calla
     report = pack(root, tmp_path / "again")
     assert record(groups(tmp_path / "again")[1])["caption"] == "a sign"
     assert report.skipped.reasons == {
-        "joined lines": 1,
-        "no picture": 2,
+        "line breaks replaced": 1,
+        "missing picture": 2,
         "broken text": 1,
         "missing caption": 2,
     }

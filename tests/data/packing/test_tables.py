@@ -13,8 +13,9 @@ import pytest
 from star.data.errors import InputError
 from star.data.packing import tables
 from star.data.packing.entry import Entry
-from star.data.packing.pack import check, pack
+from star.data.packing.pack import pack
 from star.data.packing.sources import entries
+from star.data.shards.check import check
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_quotes_are_plain_in_tsv_and_quotes_in_csv(place: Path) -> None:
         (
             '0.png,"open\n1.png,b\n2.png,c"\n3.png,d\n',
             ["open\n1.png,b\n2.png,c", "d"],
-            {"row 1": "several rows in a cell"},
+            {"row 1": "several rows in one cell"},
         ),
         # cells beyond and below the header
         ("0.png,a cat, on a mat\n1.png,b\n", ["b"], {"row 1": "broken row"}),
@@ -65,7 +66,7 @@ def test_quotes_are_plain_in_tsv_and_quotes_in_csv(place: Path) -> None:
         ("0.png,a,, \n1.png,b\n", ["a", "b"], {}),
         # rows that say nothing, and rows that lack something
         ("\n0.png,a\n\n,\n1.png,b", ["a", "b"], {}),
-        (",a\n1.png,b\n", ["b"], {"row 1": "no picture"}),
+        (",a\n1.png,b\n", ["b"], {"row 1": "missing picture"}),
         ("0.png,\n1.png, \ufeff\n2.png,c\n", ["c"], {"row 1": "empty caption", "row 2": "empty caption"}),
         ("0.png,\ufeffa\n", ["a"], {}),
         ("0.png," + "a" * 200_000 + "\n1.png,b\n", ["b"], {"row 1": "broken row"}),
@@ -125,10 +126,10 @@ def test_headers_that_would_lose_cells_are_refused(place: Path) -> None:
         ('{"image": "0.png", "caption": "a", "caption": "b"}', "broken json"),
         ('{"image": "0.png", "caption": "a", "n": ' + "9" * 5000 + "}", "broken json"),
         ('{"image": "0.png", "caption": "a", "n": ' + "[" * 100000, "broken json"),
-        ('{"image": 3, "caption": "a"}', "no picture"),
-        ('{"image": {"bytes": null, "path": null}, "caption": "a"}', "no picture"),
-        ('{"image": "~nobody-of-this-name/0.png", "caption": "a"}', "no picture"),
-        ('{"caption": "a"}', "no picture"),
+        ('{"image": 3, "caption": "a"}', "missing picture"),
+        ('{"image": {"bytes": null, "path": null}, "caption": "a"}', "missing picture"),
+        ('{"image": "~nobody-of-this-name/0.png", "caption": "a"}', "missing picture"),
+        ('{"caption": "a"}', "missing picture"),
         ('{"image": "0.png"}', "missing caption"),
         ('{"image": "0.png", "caption": 7}', "missing caption"),
         ('{"image": "0.png", "caption": ["a", 7]}', "missing caption"),
@@ -206,7 +207,7 @@ def test_nulls_and_odd_types_in_parquet(place: Path) -> None:
     found = list(entries(str(path), "table", []))
     assert [str(entry.problem and entry.problem.reason) for entry in found] == [
         "None",
-        "no picture",
+        "missing picture",
         "missing caption",
         "None",
     ]

@@ -16,7 +16,8 @@ import pytest
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards import archive
 from star.data.shards.check import check
-from star.data.shards.tar import Fault, Group, SampleError, fetch, index_shard, is_seekable, read_shard
+from star.data.shards.faults import Fault, SampleError
+from star.data.shards.tar import Group, fetch, index_shard, is_seekable, read_shard
 
 MakeShard = Callable[..., Path]
 END = bytes(1024)
@@ -127,11 +128,11 @@ def test_links_and_devices_cost_their_sample_and_are_named(
     )
     assert [group.key for group in both(shard)[0]] == ["a", "b"]
     report = check(shard)
-    assert [(fault.reason, fault.key) for fault in report.faults] == [("no plain file", "b")]
+    assert [(fault.reason, fault.key) for fault in report.faults] == [("not a regular file", "b")]
     assert (report.samples, report.usable) == (2, 1)
     pipeline = Pipeline(DataConfig(shards=(str(shard),), resolution=8, shuffle=False), batch_size=2)
     assert next(pipeline.batches()).keys == ["a", "a"]
-    assert [(fault.reason, fault.key) for fault in pipeline.report.named] == [("no plain file", "b")]
+    assert [(fault.reason, fault.key) for fault in pipeline.report.named] == [("not a regular file", "b")]
 
 
 def sparse_pax(version: str, stored: bytes, parts: list[tuple[int, int]], size: int) -> bytes:
@@ -256,7 +257,7 @@ def test_a_compressor_that_wants_gigabytes_is_refused(tmp_path: Path, monkeypatc
     assert [fault.reason for fault in faults] == ["truncated or damaged tar"]
 
 
-def test_names_that_are_not_utf8_are_mended_and_told(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+def test_names_that_are_not_utf8_are_repaired_and_told(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     parts = []
     for base in (b"caf\xe9", b"\xff\xfe", b"good"):
         for ending, data in ((b"png", picture(len(base))), (b"txt", b"a caption")):
@@ -269,7 +270,7 @@ def test_names_that_are_not_utf8_are_mended_and_told(tmp_path: Path, picture: Ca
     shard.write_bytes(b"".join(parts) + END)
     groups, faults = both(shard)
     assert [group.key for group in groups] == ["caf\\xe9", "\\xff\\xfe", "good"]
-    assert [fault.reason for fault in faults] == ["mended name"] * 2
+    assert [fault.reason for fault in faults] == ["repaired name"] * 2
     report = check(shard)
     assert (report.usable, report.ok) == (3, False)
     report.text().encode()
@@ -277,7 +278,7 @@ def test_names_that_are_not_utf8_are_mended_and_told(tmp_path: Path, picture: Ca
         pipeline = Pipeline(DataConfig(shards=(str(shard),), resolution=8, cache=cache), batch_size=3)
         assert set(next(pipeline.batches()).keys) == {"caf\\xe9", "\\xff\\xfe", "good"}
         assert pipeline.report.total == 0
-        assert {fault.reason for fault in pipeline.report.named} == {"mended name"}
+        assert {fault.reason for fault in pipeline.report.named} == {"repaired name"}
         pipeline.report.text().encode()
 
 

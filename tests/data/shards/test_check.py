@@ -54,7 +54,7 @@ def test_every_fault_of_a_sample_is_named(tmp_path: Path, make_shard: MakeShard,
         ("missing caption", "k002"),
         ("empty caption", "k003"),
         ("broken json", "k004"),
-        ("no picture", "k005"),
+        ("missing picture", "k005"),
     }
     assert (report.samples, report.usable) == (8, 2)
     hurried = check(shard, decode_images=False)
@@ -154,16 +154,16 @@ def test_the_real_shards_are_sound(shared: Path) -> None:
 @pytest.mark.parametrize("mark", [".shard.part", ".packing", ".shard-00001.tar.part", ".index.json.part"])
 def test_what_a_killed_packing_left_is_told(packed: Path, mark: str) -> None:
     (packed / mark).write_bytes(b"")
-    assert found(packed) == {(mark, "unfinished writing", "")}
+    assert found(packed) == {(mark, "incomplete write", "")}
 
 
 def test_shards_without_their_index_are_noted_and_codes_without_it_are_unfinished(packed: Path) -> None:
     (packed / "index.json").unlink()
     report = check(packed)
     assert report.ok
-    assert [(Path(note.shard).name, note.reason) for note in report.notes] == [("packed", "no index")]
+    assert [(Path(note.shard).name, note.reason) for note in report.notes] == [("packed", "missing index")]
     (packed / "encoding.safetensors").write_bytes(b"")
-    assert found(packed) == {("packed", "unfinished writing", "")}
+    assert found(packed) == {("packed", "incomplete write", "")}
 
 
 @pytest.mark.parametrize("name", ["../shard-00009.tar", "/etc/passwd", "a/b.tar"])

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from star.data.loader import slow_shards as slowness
+from star.data.loader import slow_shards
 from star.data.loader.pipeline import DataConfig, Pipeline
-from star.data.shards.tar import Fault, Group, read_shard
+from star.data.shards.faults import Fault
+from star.data.shards.tar import Group, read_shard
 
 MakeShard = Callable[..., Path]
 PER_SHARD = 6
@@ -44,7 +45,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
                 time.sleep(0.06)
             yield group
 
-    monkeypatch.setattr(slowness, "SLOW", 0.05)
+    monkeypatch.setattr(slow_shards, "SLOW", 0.05)
     monkeypatch.setattr("star.data.loader.positions.read_shard", reader)
 
 

@@ -12,9 +12,10 @@ import torch
 from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards import remote
+from star.data.shards.faults import Fault
 from star.data.shards.listing import list_shards
 from star.data.shards.remote import Opened, RetryingStream
-from star.data.shards.tar import Fault, read_shard
+from star.data.shards.tar import read_shard
 
 MakeShard = Callable[..., Path]
 
@@ -103,7 +104,7 @@ class Stumbling(io.BytesIO):
     start = 0
 
 
-def test_a_broken_connection_is_mended_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_connection_is_repaired_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_DELAY", 0.0)
     whole = bytes(range(256)) * 20
     opened: list[int] = []

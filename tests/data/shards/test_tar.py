@@ -6,19 +6,11 @@ from typing import Any
 
 import pytest
 
+from star.data.captions import captions_of
 from star.data.errors import InputError
+from star.data.shards.faults import Fault, SampleError
 from star.data.shards.listing import list_shards
-from star.data.shards.tar import (
-    Fault,
-    Group,
-    SampleError,
-    captions_of,
-    fetch,
-    image_bytes,
-    index_shard,
-    is_seekable,
-    read_shard,
-)
+from star.data.shards.tar import Group, fetch, image_bytes, index_shard, is_seekable, read_shard
 
 
 def by_place(shard: Path, faults: list[Fault]) -> list[Group]:
@@ -200,7 +192,7 @@ def test_a_sample_without_a_picture_has_a_reason() -> None:
     assert image_bytes({"json": b"", "webp": b"1"}) == ("webp", b"1")
     with pytest.raises(SampleError, match="only json, mp4") as caught:
         image_bytes({"mp4": b"", "json": b""})
-    assert caught.value.reason == "no picture"
+    assert caught.value.reason == "missing picture"
 
 
 def test_a_shard_that_shrinks_or_vanishes_after_indexing_is_told(make_shard: Callable[..., Path]) -> None:

@@ -171,7 +171,7 @@ def test_a_packing_that_is_stopped_is_known_as_unfinished_and_begins_again(
     packing.send_signal(number)
     assert packing.wait() in (128 + number, -number)
     assert PACKING_MARK in names(out)
-    assert "unfinished writing" in {fault.reason for fault in check(out).faults}
+    assert "incomplete write" in {fault.reason for fault in check(out).faults}
     with caplog.at_level(logging.WARNING):
         assert pack(small, out).samples == 1
     assert "not finished; they are removed, and packing begins again" in caplog.text

