@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{len(next(iter(found.values())))} pictures")
     for name, values_N in found.items():
-        value, interval = mean(values_N, 1000, 0, shares=name.startswith("style named"))
+        value, interval = mean(values_N, 1000, 0, binary=name.startswith("style named"))
         around = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
         print(f"{name:<42} {value:.3f} ({around})")
     return 0

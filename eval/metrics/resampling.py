@@ -60,12 +60,12 @@ def wilson(share: float, rows: int) -> Interval:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def mean_interval(values_N: Tensor, resamples: int, seed: int, *, shares: bool = False) -> Interval | None:
-    """Percentile interval of a mean over rows; None if it cannot be told. shares: values are 0 or 1."""
+def mean_interval(values_N: Tensor, resamples: int, seed: int, *, binary: bool = False) -> Interval | None:
+    """Percentile interval of a mean over rows; None if it cannot be told. binary: values are 0 or 1."""
     if not can_tell(len(values_N), resamples):
         return None
     if _alike(values_N):
-        return wilson(float(values_N[0]), len(values_N)) if shares else None
+        return wilson(float(values_N[0]), len(values_N)) if binary else None
     generator = np.random.default_rng(seed)
     values = values_N.double().numpy()
     means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]

@@ -8,7 +8,7 @@ N pictures, D feature width, B batch, 3 RGB, S pixels a side.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from star.eval.metrics.feature_table import Table, pick
+from star.eval.metrics.metric import Inputs
 from star.generators.pretrained import digest
 
 SIDE = 16  # of a thumbnail, pixels
 BLOCK = 256  # drawn pictures compared at once
-FIRST = {"retrieval_1": 1, "retrieval_5": 5}  # kind of metric -> among how many nearest the true one must be
 
 
 class Thumbnail:
@@ -54,6 +54,25 @@ def rivals(prompts: Sequence[str]) -> Tensor:
     """How many other pictures each has to be told from, those of its style; int64 (N,)."""
     styles = Counter(map(style_of, prompts))
     return torch.tensor([styles[style_of(prompt)] - 1 for prompt in prompts], dtype=torch.int64)
+
+
+def among_nearest(count: int) -> Callable[[Inputs], Tensor | None]:
+    """The function of a metric: 1 where the own real picture is among the `count` nearest of its style, else 0, (N,).
+
+    NaN where the style has no more than `count`, of which it would be one in any case; None where all are NaN.
+    """
+
+    def function(inputs: Inputs) -> Tensor | None:
+        counted_N = rivals(inputs.prompts) >= count
+        if not bool(counted_N.any()):
+            return None
+        return (inputs.once(_ranks) < count).float().where(counted_N, torch.nan)
+
+    return function
+
+
+def _ranks(inputs: Inputs) -> Tensor:
+    return retrieval_ranks(inputs.generated, inputs.references, inputs.prompts)
 
 
 def retrieval_ranks(drawn: Table, real: Table, prompts: Sequence[str]) -> Tensor:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from star.data.errors import InputError
-from star.eval.metrics.registry import METRICS, metric
+from star.eval.metrics import registry
+from star.eval.metrics.registry import metric
 from star.eval.run.record import OVERALL, Estimate, Picture, Record, read, read_pictures
 from star.generators.config import differences, to_dict
 
@@ -46,12 +47,12 @@ class Comparison:
     mixed: dict[str, tuple[Any, ...]]
 
     def names(self, group: str = OVERALL) -> list[str]:
-        """Metrics of a group that some record has, by the order of kinds in METRICS, then by extractor."""
+        """Metrics of a group that some record has, in the order of the registry, then by extractor."""
         found = {name for entry in self.entries for name in entry.record.metrics.get(group, {})}
-        kinds = list(METRICS)
+        order = registry.names()
         for name in found:
             metric(name)  # refuses kinds that this version does not know
-        return sorted(found, key=lambda name: (kinds.index(name.partition("/")[0]), name))
+        return sorted(found, key=lambda name: (order.index(name.partition("/")[0]), name))
 
     def categories(self) -> list[str]:
         """Groups other than the overall one, in order."""
@@ -64,7 +65,7 @@ class Comparison:
         unsure = any(estimate is not None and estimate.low is None for estimate in estimates)
         if self.mixed or unsure or len(values) < 2:
             return [""] * len(estimates)
-        top = (min if metric(name).better == "lower" else max)(values)
+        top = (min if metric(name).direction == "lower" else max)(values)
         best = next(estimate for estimate in estimates if estimate is not None and estimate.value == top)
         return [_mark(estimate, best) for estimate in estimates]
 

@@ -96,7 +96,7 @@ def extremes(comparison: Comparison) -> list[Extremes]:
 
 
 def _extremes(entry: Entry, scored: Sequence[Picture], name: str) -> Extremes:
-    sign = 1 if metric(name).better == "lower" else -1
+    sign = 1 if metric(name).direction == "lower" else -1
     order = sorted(scored, key=lambda picture: (sign * picture.scores[name], picture.key))
     count = min(EXTREMES, len(order) // 2)
 

@@ -36,14 +36,14 @@ class Drawing:
     caption: str
 
 
-def shares_of_best(values: Sequence[float], better: str) -> list[float] | None:
+def shares_of_best(values: Sequence[float], direction: str) -> list[float] | None:
     """How close each value comes to the best: 1 for the best, 0.5 at twice its distance or half its score.
 
     None where a value is negative: then a share means nothing.
     """
-    if min(values) < 0 or (better == "higher" and max(values) == 0):
+    if min(values) < 0 or (direction == "higher" and max(values) == 0):
         return None
-    if better == "higher":
+    if direction == "higher":
         return [value / max(values) for value in values]
     return [1.0 if value == min(values) else min(values) / value for value in values]
 
@@ -79,7 +79,7 @@ def _axes(comparison: Comparison, name: str) -> dict[str, list[float]]:
         estimates = [entry.estimate(category, name) for entry in comparison.entries]
         values = [estimate.value for estimate in estimates if estimate is not None]
         sure = all(estimate is not None and estimate.pictures >= 2 for estimate in estimates)
-        if sure and len(values) == len(estimates) and (shares := shares_of_best(values, metric(name).better)):
+        if sure and len(values) == len(estimates) and (shares := shares_of_best(values, metric(name).direction)):
             axes[category] = shares
     return axes
 
@@ -106,7 +106,7 @@ def _radar(comparison: Comparison, name: str, axes: dict[str, list[float]]) -> D
     caption = (
         f"{label_of(name)} by {name.partition('/')[2]}, per category. Each axis is scaled by the best model of its "
         "category: the outer ring is the best, 0.5 is "
-        + ("twice the best distance" if metric(name).better == "lower" else "half the best score")
+        + ("twice the best distance" if metric(name).direction == "lower" else "half the best score")
         + ", the centre is 0."
     )
     return Drawing(svg=_svg(figure, f"radar {name}"), caption=caption)
@@ -142,7 +142,7 @@ def _scatter(comparison: Comparison, name: str) -> Drawing:
     for side, spine in panel.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(RULE)
-    where = "bottom" if metric(name).better == "lower" else "top"
+    where = "bottom" if metric(name).direction == "lower" else "top"
     caption = (
         f"{label_of(name)} by {name.partition('/')[2]} against time, with 95 % intervals, if any; better and faster "
         f"is the {where} left. Timed on {' and on '.join(devices)}."

@@ -55,7 +55,7 @@ class Table:
 def label_of(name: str) -> str:
     """A metric's title with the arrow that points to better: "FD ↓"."""
     about = metric(name)
-    return f"{about.title} {ARROWS[about.better]}"
+    return f"{about.title} {ARROWS[about.direction]}"
 
 
 def number(name: str, value: float) -> str:

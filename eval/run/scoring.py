@@ -19,7 +19,7 @@ from star.data.errors import InputError
 from star.data.mjhq import READ_ERRORS
 from star.eval.extractors.extractor import Extractor, TextExtractor, extractor
 from star.eval.metrics.feature_table import Table, chunks
-from star.eval.metrics.registry import alignment, metric, needs, score
+from star.eval.metrics.registry import alignment, metric, plan_of, score
 from star.eval.run.feature_cache import Filling, Rows, fill, open_rows
 from star.eval.run.layout import Item, prompts_digest
 from star.eval.run.pictures import read_pixels
@@ -40,8 +40,8 @@ class Networks:
 
     def __init__(self, wanted: Sequence[str], device: str, load: Load = extractor) -> None:
         """load: the extractor of a name. Raises InputError for unknown metrics and missing weights."""
-        self.plan = needs(wanted)
-        names = dict.fromkeys((*self.plan.features, *self.plan.references, *self.plan.texts))
+        self.plan = plan_of(wanted)
+        names = dict.fromkeys((*self.plan.generated, *self.plan.references, *self.plan.texts))
         self.extractors: dict[str, Extractor] = {name: load(name, device) for name in names}
         self.rewards: dict[str, Any] = {}
         if self.plan.rewards:
@@ -108,12 +108,12 @@ class Scoring:
         """
         plan = self.networks.plan
         marked = tuple(dict.fromkeys((*plan.references, *plan.texts)))
-        drawn_rows = self._pictures(drawn, self.folder, plan.features, plan.rewards)
+        drawn_rows = self._pictures(drawn, self.folder, plan.generated, plan.rewards)
         reference_rows = self._pictures(references, self.cache, marked, ())
         text_rows = self._texts()
         if not self.processes.is_main:
             return None
-        features, texts = _tables(drawn_rows, plan.features), _tables(text_rows, plan.texts)
+        features, texts = _tables(drawn_rows, plan.generated), _tables(text_rows, plan.texts)
         real = _tables(reference_rows, marked)
         rewards = {name: rows[:].squeeze(1) for name, rows in _tables(drawn_rows, plan.rewards).items()}
         judged = [name for name in self.rules.metrics if name.partition("/")[2] in real and metric(name).per_picture]

@@ -12,8 +12,8 @@ from star.cli import main
 from star.data.errors import InputError
 from star.data.images import save_png
 from star.eval.extractors.extractor import Extractor
-from star.eval.metrics.estimates import estimates, mean
-from star.eval.metrics.registry import alignment, score
+from star.eval.metrics.estimates import mean
+from star.eval.metrics.registry import alignment, estimates, score
 from star.eval.metrics.resampling import FEWEST, wilson
 from star.eval.report import tables
 from star.eval.report.comparison import gather
@@ -82,8 +82,8 @@ def test_values_all_alike_tell_no_interval_and_shares_of_none_or_all_have_wilson
     assert mean(torch.full((30,), 0.3), 100, 0) == (pytest.approx(0.3), None)
     low, high = wilson(1.0, 30)
     assert (low, high) == (pytest.approx(0.8865, abs=1e-4), 1.0)  # of R's binom::binom.confint(30, 30, method="wilson")
-    assert mean(torch.ones(30), 100, 0, shares=True) == (1.0, (low, high))
-    assert mean(torch.zeros(30), 100, 0, shares=True) == (0.0, (0.0, pytest.approx(1 - low)))
+    assert mean(torch.ones(30), 100, 0, binary=True) == (1.0, (low, high))
+    assert mean(torch.zeros(30), 100, 0, binary=True) == (0.0, (0.0, pytest.approx(1 - low)))
     same = rows(1).expand(30, -1).contiguous()
     found = estimates(("fd", "kid", "cmmd"), same, rows(30, 1), bootstrap=40, seed=0)
     assert ends(found) == {None}, "resamples of one picture thirty times are all alike"

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from star.eval.metrics.distances import Gaussian, cmmd, frechet_infinity, kid
+from star.eval.metrics.distances import Gaussian, frechet_infinity
 from star.eval.metrics.feature_table import APART_BYTES, BLOCK_BYTES, FileRows, chunks, pick
 from star.eval.metrics.manifold import precision_recall_density_coverage
 from star.eval.metrics.resampling import frechet_infinity_resamples, frechet_resamples
+from tests.eval.kernels import cmmd, kid
 
 
 def features(count: int = 700, width: int = 6, seed: int = 0) -> Tensor:
