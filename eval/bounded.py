@@ -1,4 +1,4 @@
-"""Files from elsewhere, taken within bounds that are known before anything is taken.
+"""Files from strangers, read within bounds that are known before anything is taken.
 
 A named pipe, a device or a folder is no file; a file of a zip counts unpacked. What JSON takes in memory goes by the
 parts it has, so these are counted before it is understood.
@@ -35,11 +35,11 @@ def take(file: Traversable, most: int) -> bytes:
     than `most` bytes, of which nothing further is read.
     """
     if isinstance(file, zipfile.Path):
-        told = file.root.getinfo(file.at)
-        if told.compress_type not in PACKED:
+        info = file.root.getinfo(file.at)
+        if info.compress_type not in PACKED:
             raise RefusedFileError("it is packed by another method than deflate")
         try:
-            with file.root.open(told) as stream:
+            with file.root.open(info) as stream:
                 return _upto(stream, most)
         except (ValueError, struct.error) as error:  # a damaged head, a name that is no text
             raise RefusedFileError(f"its place in the zip is damaged: {shortened(error, 80)}") from error
@@ -56,7 +56,7 @@ def size_of(file: Traversable) -> int:
 
 
 def _upto(stream: Any, most: int) -> bytes:
-    data = bytearray()  # grows with what is there: a size that is told may be wrong
+    data = bytearray()  # grows with what is there: a stated size may be wrong
     while more := stream.read(min(MIB, most + 1 - len(data))):
         data += more
         if len(data) > most:

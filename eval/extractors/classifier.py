@@ -21,7 +21,7 @@ FAMILY = "judge"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeConfig:
+class ClassifierConfig:
     """Sizes, and the labels that the heads tell apart."""
 
     image_size: int = 64
@@ -68,10 +68,10 @@ class ResidualBlock(nn.Module):
         return F.relu(self.second_norm(self.second(inner_BCHW)) + self.around(hidden_BCHW))
 
 
-class JudgeNetwork(nn.Module):
+class ClassifierNetwork(nn.Module):
     """Stem, stages at half the size each, mean over the places; one linear head per kind of label."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
         self.stem = nn.Conv2d(3, config.widths[0], 3, stride=2, padding=1, bias=False)
@@ -110,12 +110,12 @@ class JudgeNetwork(nn.Module):
         return {name: head(features_BD) for name, head in self.heads.items()}
 
 
-def read_judge(path: str | Path) -> tuple[JudgeNetwork, ModelDirectory]:
+def read_classifier(path: str | Path) -> tuple[ClassifierNetwork, ModelDirectory]:
     """A frozen float32 network and the directory it came from. Raises InputError if that is none, or is damaged."""
     directory = ModelDirectory.read(path, FAMILY)
-    config = from_dict(JudgeConfig, directory.config, str(path))
-    directory.check_fits(lambda: JudgeNetwork(config))
-    network = JudgeNetwork(config)
+    config = from_dict(ClassifierConfig, directory.config, str(path))
+    directory.check_fits(lambda: ClassifierNetwork(config))
+    network = ClassifierNetwork(config)
     tensors = {
         name: value.float() if value.is_floating_point() else value for name, value in directory.tensors().items()
     }

@@ -28,7 +28,7 @@ from star.data.errors import InputError
 from star.data.images import pil_to_image, pixels_to_image, pixels_to_pil, resize
 from star.data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, check_folder, check_size, folder_of, loading
 from star.data.text import quiet_transformers
-from star.eval.extractors.classifier import read_judge
+from star.eval.extractors.classifier import read_classifier
 from star.eval.metrics.alignment import ClipScorer
 from star.eval.metrics.retrieval import Thumbnail
 from star.generators import registry
@@ -92,13 +92,13 @@ def shipped(name: str) -> Path:
     return folder
 
 
-class Judge:
+class Classifier:
     """A classifier's pooled last layer, see `star.eval.extractors.classifier`."""
 
     def __init__(self, place: str | Path, device: Device = "cpu") -> None:
         """place: a model directory of the family judge. Raises InputError if that is none, or is damaged."""
         self.name = str(place)
-        network, directory = read_judge(place)
+        network, directory = read_classifier(place)
         self.network, self.device = network.to(device), torch.device(device)
         self.side = network.config.image_size
         self.width = network.config.widths[-1]
@@ -169,7 +169,7 @@ def fitted(pixels_3HW: Tensor, side: int) -> Tensor:
 
 
 KINDS: dict[str, Callable[[str, Device], Any]] = {
-    "judge": Judge,
+    "judge": Classifier,
     "clip": ClipScorer,
     "dino": Dino,
     "pick": partial(ClipScorer, tempered=True),

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 from star.data.images import pixels_to_pil
 from star.data.pretrained import CLIP_FILES, SAFE, SAFE_MODEL, check_folder, check_size, folder_of, loading
 from star.data.text import quiet_transformers
-from star.eval.metrics.feature_table import Table
+from star.eval.metrics.features import Features
 from star.eval.metrics.metric import Inputs
 from star.generators.pretrained import digest
 
@@ -128,7 +128,7 @@ def _embedding(output: object) -> Tensor:
     return F.normalize(tensor.float(), dim=-1)
 
 
-def products(image_ND: Table, text_ND: Table) -> Tensor:
+def products(image_ND: Features, text_ND: Features) -> Tensor:
     """Each picture's row times its prompt's row; (N,)."""
     parts = [slice(top, top + ROWS) for top in range(0, len(image_ND), ROWS)]
     return torch.cat([(image_ND[part] * text_ND[part]).sum(dim=1) for part in parts or [slice(0)]])
@@ -161,7 +161,9 @@ def _products(inputs: Inputs) -> Tensor:
     return products(inputs.generated, inputs.texts)
 
 
-def prompt_ranks(image_BD: Table, text_BD: Table, prompts: Sequence[str], candidates: int, seed: int = 0) -> Tensor:
+def prompt_ranks(
+    image_BD: Features, text_BD: Features, prompts: Sequence[str], candidates: int, seed: int = 0
+) -> Tensor:
     """int64 (B,): place of each picture's own prompt among `candidates`, 0 the best.
 
     The other candidates are drawn without repeats from the prompts of the other pictures that read differently. A tie

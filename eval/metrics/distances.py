@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from star.eval.metrics.feature_table import Table, chunks, pick
+from star.eval.metrics.features import Features, chunks, subset
 
 ROWS = 2048  # at a time, in float64
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
@@ -32,13 +32,13 @@ class Gaussian:
         self.scatter_DD = torch.zeros(width, width, dtype=torch.float64)
 
     @classmethod
-    def of(cls, features_ND: Table) -> Self:
+    def of(cls, features_ND: Features) -> Self:
         """Of all rows."""
         gaussian = cls(features_ND.shape[1])
         gaussian.add(features_ND)
         return gaussian
 
-    def add(self, features_ND: Table) -> None:
+    def add(self, features_ND: Features) -> None:
         """Adds rows of any floating type. Raises ValueError for another width, or for values that are not finite."""
         if features_ND.ndim != 2 or features_ND.shape[1] != len(self.mean_D):
             raise ValueError(f"features are {tuple(features_ND.shape)}, expected (N, {len(self.mean_D)})")
@@ -96,7 +96,7 @@ def gaussian_distance(shift: float, traces: float, product_RR: Tensor) -> float:
     return max(0.0, shift + traces - 2 * shared)
 
 
-def frechet_infinity(features_ND: Table, reference_MD: Table, *, halvings: int = 4, seed: int = 0) -> float:
+def frechet_infinity(features_ND: Features, reference_MD: Features, *, halvings: int = 4, seed: int = 0) -> float:
     """FD extrapolated to endless pictures: its line over 1 / n, at n -> infinity; Chong and Forsyth 2020, §4.
 
     The line is laid through all rows and the mean over random halves. Unlike the paper's subsets of the drawn alone,
@@ -113,13 +113,13 @@ def frechet_infinity(features_ND: Table, reference_MD: Table, *, halvings: int =
         rows = generator.permutation(N)
         others = rows if M == N else generator.permutation(M)
         for part, other in zip(np.array_split(rows, 2), np.array_split(others, 2), strict=True):
-            halves.append(frechet(Gaussian.of(pick(features_ND, part)), Gaussian.of(pick(reference_MD, other))))
+            halves.append(frechet(Gaussian.of(subset(features_ND, part)), Gaussian.of(subset(reference_MD, other))))
     return 2 * frechet(Gaussian.of(features_ND), Gaussian.of(reference_MD)) - float(np.mean(halves))
 
 
-def can_extrapolate(drawn: int, references: int, width: int) -> bool:
+def can_extrapolate(generated: int, references: int, width: int) -> bool:
     """Whether there are rows enough for `frechet_infinity`: singular covariances do not follow its line."""
-    return min(drawn, references) > 2 * width
+    return min(generated, references) > 2 * width
 
 
 def cubic(one_ND: Tensor, other_MD: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def gaussian(one_ND: Tensor, other_MD: Tensor) -> Tensor:
     return torch.exp((cosine_NM - 1) / CMMD_SIGMA**2)
 
 
-def mmd(features_ND: Table, reference_MD: Table, kernel: Kernel, weights_NR: Tensor | None = None) -> Tensor:
+def mmd(features_ND: Features, reference_MD: Features, kernel: Kernel, weights_NR: Tensor | None = None) -> Tensor:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3), float64.
 
     weights_NR: how often each row of `features_ND` was drawn in each of R resamples, each of N draws; then (R,), else a
@@ -155,7 +155,7 @@ def mmd(features_ND: Table, reference_MD: Table, kernel: Kernel, weights_NR: Ten
     return found_R[0] if weights_NR is None else found_R
 
 
-def _pairs(one: Table, other: Table, kernel: Kernel, one_NR: Tensor, other_MR: Tensor, *, alone: bool) -> Tensor:
+def _pairs(one: Features, other: Features, kernel: Kernel, one_NR: Tensor, other_MR: Tensor, *, alone: bool) -> Tensor:
     """Sum of the kernel over all pairs of rows, weighted; `alone`: of one set, less each row with itself.
 
     Of one set, each pair of different blocks is taken once and counted twice: the kernel is symmetric.

@@ -14,7 +14,7 @@ from star.eval.metrics.distances import Gaussian, can_extrapolate, frechet, frec
 from star.eval.metrics.manifold import Manifold, precision_recall_density_coverage
 from star.eval.metrics.metric import Inputs, Measure
 from star.eval.metrics.resampling import (
-    can_tell,
+    can_have_interval,
     centred,
     counts,
     frechet_infinity_resamples,
@@ -52,7 +52,7 @@ def _frechet(inputs: Inputs) -> Measure | None:
     generated_ND = inputs.generated
     reference = Gaussian.of(inputs.references)
     value = frechet(Gaussian.of(generated_ND), reference)
-    if not can_tell(len(generated_ND), inputs.bootstrap):
+    if not can_have_interval(len(generated_ND), inputs.bootstrap):
         return value, None
     return value, centred(value, frechet_resamples(generated_ND, reference, inputs.bootstrap, inputs.seed))
 
@@ -63,7 +63,7 @@ def frechet_distance_infinity(inputs: Inputs) -> Measure | None:
     if not can_extrapolate(len(generated_ND), len(references_MD), generated_ND.shape[1]):
         return None
     value = frechet_infinity(generated_ND, references_MD, seed=seed)
-    if not can_tell(len(generated_ND), inputs.bootstrap):
+    if not can_have_interval(len(generated_ND), inputs.bootstrap):
         return value, None
     resampled_R = frechet_infinity_resamples(generated_ND, references_MD, min(inputs.bootstrap, FEW), seed)
     return value, normal_interval(value, resampled_R)
@@ -83,7 +83,7 @@ def _kernel(inputs: Inputs, kernel: distances.Kernel, scale: float) -> Measure |
     if _fewest(inputs) < 2:
         return None
     generated_ND, references_MD, N = inputs.generated, inputs.references, len(inputs.generated)
-    if not can_tell(N, inputs.bootstrap):
+    if not can_have_interval(N, inputs.bootstrap):
         return scale * float(distances.mmd(generated_ND, references_MD, kernel)), None
     # The sample itself is the first of its resamples: the kernel is taken once.
     weights_NR = torch.cat([torch.ones(N, 1, dtype=torch.uint8), counts(N, inputs.bootstrap, inputs.seed)], dim=1)

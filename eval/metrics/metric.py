@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from star.eval.metrics.feature_table import Table
+from star.eval.metrics.features import Features
 from star.eval.metrics.resampling import Interval
 
 Need = Literal["generated", "references", "texts", "rewards"]
@@ -32,9 +32,9 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 class Inputs:
     """What a metric's function is given: of one network, those of its features that the metric needs."""
 
-    generated: Table = NONE  # (N, D)
-    references: Table = NONE  # (M, D); for a metric per picture M is N, and rows belong to the same prompts
-    texts: Table = NONE  # (N, D), of the prompts
+    generated: Features = NONE  # (N, D)
+    references: Features = NONE  # (M, D); for a metric per picture M is N, and rows belong to the same prompts
+    texts: Features = NONE  # (N, D), of the prompts
     rewards: Tensor = NONE  # (N,), of a network that sees a picture together with its prompt
     prompts: Sequence[str] = ()  # N, for metrics per picture
     bootstrap: int = 0  # resamples behind the interval of a metric of a set

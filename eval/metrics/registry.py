@@ -12,7 +12,7 @@ A metric is asked for as "<name>/<extractor>": "fd/judge-emoji", "clip_score/cli
     values = alignment(wanted, prompts, generated, texts, rewards, seed=0)       # one number per picture: (N,)
     metrics = score(reference, generated, categories, wanted, values=values, bootstrap=200, seed=0)
 
-Features are float32 tensors, or lie in files and are read in chunks: star.eval.metrics.feature_table.FileRows(path).
+Features are float32 tensors, or lie in files and are read in chunks: star.eval.metrics.features.FileFeatures(path).
 A metric is left out of a group with too few pictures for it, never set to a made-up number; an interval likewise.
 
 A package of a third party adds a metric through the entry-point group `star.metrics`, under the metric's name; see "A
@@ -46,7 +46,7 @@ from star.eval.metrics.estimates import (
     manifold_mean,
     mean,
 )
-from star.eval.metrics.feature_table import Table, pick
+from star.eval.metrics.features import Features, subset
 from star.eval.metrics.metric import Inputs, Metric
 from star.eval.metrics.retrieval import among_nearest
 from star.eval.run.record import OVERALL, Estimate
@@ -169,11 +169,11 @@ def plan_of(wanted: Sequence[str]) -> Plan:
 def alignment(
     wanted: Sequence[str],
     prompts: Sequence[str],
-    generated: Mapping[str, Table],
-    texts: Mapping[str, Table],
+    generated: Mapping[str, Features],
+    texts: Mapping[str, Features],
     rewards: Mapping[str, Tensor],
     *,
-    real: Mapping[str, Table] | None = None,
+    real: Mapping[str, Features] | None = None,
     seed: int,
 ) -> dict[str, Tensor]:
     """metric name -> values_N float32 for every wanted metric that has a score per picture; others are passed over.
@@ -199,8 +199,8 @@ def alignment(
 
 
 def score(
-    reference: Mapping[str, Table],
-    generated: Mapping[str, Table],
+    reference: Mapping[str, Features],
+    generated: Mapping[str, Features],
     categories: Sequence[str],
     wanted: Sequence[str],
     *,
@@ -238,7 +238,7 @@ def score(
 
 
 def estimates(
-    names: Sequence[str], generated_ND: Table, references_MD: Table, *, bootstrap: int, seed: int
+    names: Sequence[str], generated_ND: Features, references_MD: Features, *, bootstrap: int, seed: int
 ) -> dict[str, Estimate]:
     """name, without a network -> estimate, of metrics of a set; those with too few rows are left out."""
     inputs = Inputs(generated=generated_ND, references=references_MD, bootstrap=bootstrap, seed=seed)
@@ -263,6 +263,6 @@ def _places(categories: Sequence[str], group: str) -> NDArray[np.int64] | None:
     return np.array([row for row, name in enumerate(categories) if name == group], dtype=np.int64)
 
 
-def _members(rows: Table, places: NDArray[np.int64] | None) -> Table:
+def _members(rows: Features, places: NDArray[np.int64] | None) -> Features:
     """Rows of a group, not copied, since they may lie in a file."""
-    return rows if places is None else pick(rows, places)
+    return rows if places is None else subset(rows, places)

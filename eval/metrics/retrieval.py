@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star.eval.metrics.feature_table import Table, pick
+from star.eval.metrics.features import Features, subset
 from star.eval.metrics.metric import Inputs
 from star.generators.pretrained import digest
 
@@ -75,7 +75,7 @@ def _ranks(inputs: Inputs) -> Tensor:
     return retrieval_ranks(inputs.generated, inputs.references, inputs.prompts)
 
 
-def retrieval_ranks(drawn: Table, real: Table, prompts: Sequence[str]) -> Tensor:
+def retrieval_ranks(generated: Features, real: Features, prompts: Sequence[str]) -> Tensor:
     """How many real pictures of the same style are nearer to a drawn one than its own, int64 (N,); 0 is the best.
 
     drawn, real: (N, D), rows of the same items; Euclidean distance. Ties count as nearer, half of them rounded down, so
@@ -86,11 +86,11 @@ def retrieval_ranks(drawn: Table, real: Table, prompts: Sequence[str]) -> Tensor
     for row, prompt in enumerate(prompts):
         styles.setdefault(style_of(prompt), []).append(row)
     for rows in styles.values():
-        real_nD = pick(real, np.array(rows))[:].double()
+        real_nD = subset(real, np.array(rows))[:].double()
         for first in range(0, len(rows), BLOCK):
             own = rows[first : first + BLOCK]
             distance_bn = torch.cdist(
-                pick(drawn, np.array(own))[:].double(), real_nD, compute_mode="donot_use_mm_for_euclid_dist"
+                subset(generated, np.array(own))[:].double(), real_nD, compute_mode="donot_use_mm_for_euclid_dist"
             )
             mine_b1 = distance_bn.diagonal(first).unsqueeze(1)
             nearer_b, tied_b = (distance_bn < mine_b1).sum(dim=1), (distance_bn == mine_b1).sum(dim=1) - 1

@@ -70,7 +70,7 @@ class Comparison:
         return [_mark(estimate, best) for estimate in estimates]
 
 
-def apart(one: Estimate, other: Estimate) -> bool:
+def differ(one: Estimate, other: Estimate) -> bool:
     """Whether each value lies outside the other's interval; not, where one of them has none."""
     return _outside(one.value, other) and _outside(other.value, one)
 
@@ -84,7 +84,7 @@ def _mark(estimate: Estimate | None, best: Estimate) -> Mark:
         return ""
     if estimate.value == best.value:
         return "best"
-    return "" if apart(estimate, best) else "tied"
+    return "" if differ(estimate, best) else "tied"
 
 
 def gather(paths: Sequence[str | Path], mix_protocols: bool = False) -> Comparison:
@@ -100,9 +100,9 @@ def gather(paths: Sequence[str | Path], mix_protocols: bool = False) -> Comparis
     mixed = _mixed([record for _, record in records])
     if mixed and not mix_protocols:
         names = short_names([path for path, _ in records])
-        told = "; ".join(f"{field} is {_told(values, names)}" for field, values in mixed.items())
+        described = "; ".join(f"{field} is {_by_value(values, names)}" for field, values in mixed.items())
         raise InputError(
-            f"the records were made by different protocols ({told}): compare records of one protocol, or add "
+            f"the records were made by different protocols ({described}): compare records of one protocol, or add "
             "--mix-protocols, which marks every table"
         )
     labels = _labels([record for _, record in records])
@@ -161,15 +161,15 @@ def _value(protocol: dict[str, Any], field: str) -> Any:
     return protocol[top].get(rest) if rest else protocol[top]
 
 
-def _told(values: Sequence[Any], names: Sequence[str]) -> str:
+def _by_value(values: Sequence[Any], names: Sequence[str]) -> str:
     """ "256 in a.json and 1000 in b.json, c.json" """
     groups: dict[str, list[str]] = {}
     for value, name in zip(values, names, strict=True):
-        groups.setdefault(brief(value), []).append(name)
+        groups.setdefault(display(value), []).append(name)
     return " and ".join(f"{value} in {', '.join(where)}" for value, where in groups.items())
 
 
-def brief(value: Any) -> str:
+def display(value: Any) -> str:
     """A field of a protocol as people read it: digests cut, sizes as H x W."""
     if value is None:
         return "none"
@@ -188,10 +188,10 @@ def _labels(records: Sequence[Record]) -> list[str]:
         others = [to_dict(other.measured) for other in records if other is not record]
         twins = [other for other in others if other["name"] == own["name"]]
         fields = dict.fromkeys(name for twin in twins for name, *_ in differences(twin, own))
-        told = [_field(own, field) for field in fields if field.partition(".")[0] in ("seed", "options")]
-        if twins and not told:
-            told = [f"digest {brief(own['digest'])}"] if "digest" in fields else []
-        labels.append(f"{own['name']} ({', '.join(told)})" if told else own["name"])
+        described = [_field(own, field) for field in fields if field.partition(".")[0] in ("seed", "options")]
+        if twins and not described:
+            described = [f"digest {display(own['digest'])}"] if "digest" in fields else []
+        labels.append(f"{own['name']} ({', '.join(described)})" if described else own["name"])
     counts = {label: labels.count(label) for label in labels}
     return [
         label if counts[label] == 1 else f"{label} #{labels[: place + 1].count(label)}"

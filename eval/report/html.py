@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from star.eval.report.gallery import Extremes, Gallery, Shown
-from star.eval.report.plots import MARKERS, SERIES, Drawing
+from star.eval.report.plots import MARKERS, SERIES, Plot
 from star.eval.report.tables import Cell, Table
 
 LIGHT = ("#1668b8", "#c2410c", "#15803d", "#7c3aed", "#a16207", "#be185d", "#0f766e", "#57534e")
@@ -157,12 +157,12 @@ def key(labels: Iterable[str]) -> str:
     return f'<ul class="key">{items}</ul>\n'
 
 
-def figures(drawings: Iterable[Drawing]) -> str:
+def figures(shown: Iterable[Plot]) -> str:
     """Figures beside each other where there is room."""
     parts = "".join(
         f'<figure><div role="img" aria-label="{escape(one.caption)}">{one.svg}</div>'
         f"<figcaption>{escape(one.caption)}</figcaption></figure>\n"
-        for one in drawings
+        for one in shown
     )
     return f'<div class="figures">{parts}</div>\n'
 

@@ -29,7 +29,7 @@ AGREEMENTS = ("prompt_rank_20", "image_reward", "hps_v2", "pick_score", "clip_sc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawing:
+class Plot:
     """A figure and what it shows, which is also its text for those who do not see it."""
 
     svg: str
@@ -48,7 +48,7 @@ def shares_of_best(values: Sequence[float], direction: str) -> list[float] | Non
     return [1.0 if value == min(values) else min(values) / value for value in values]
 
 
-def radars(comparison: Comparison) -> list[Drawing]:
+def radars(comparison: Comparison) -> list[Plot]:
     """One radar for the distance to real pictures, one for agreement with the prompt, as far as they can be drawn."""
     names = [_first(comparison, kinds, radar=True) for kinds in (DISTANCES, AGREEMENTS)]
     return [
@@ -56,7 +56,7 @@ def radars(comparison: Comparison) -> list[Drawing]:
     ]
 
 
-def scatters(comparison: Comparison) -> list[Drawing]:
+def scatters(comparison: Comparison) -> list[Plot]:
     """Quality against seconds per picture at batch 1, for the same two metrics; none where no record was timed."""
     names = [_first(comparison, kinds) for kinds in (DISTANCES, AGREEMENTS)]
     timed = any(speed.batch == 1 for entry in comparison.entries for speed in entry.record.speed)
@@ -84,7 +84,7 @@ def _axes(comparison: Comparison, name: str) -> dict[str, list[float]]:
     return axes
 
 
-def _radar(comparison: Comparison, name: str, axes: dict[str, list[float]]) -> Drawing:
+def _radar(comparison: Comparison, name: str, axes: dict[str, list[float]]) -> Plot:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.6), layout="constrained")
@@ -109,10 +109,10 @@ def _radar(comparison: Comparison, name: str, axes: dict[str, list[float]]) -> D
         + ("twice the best distance" if metric(name).direction == "lower" else "half the best score")
         + ", the centre is 0."
     )
-    return Drawing(svg=_svg(figure, f"radar {name}"), caption=caption)
+    return Plot(svg=_svg(figure, f"radar {name}"), caption=caption)
 
 
-def _scatter(comparison: Comparison, name: str) -> Drawing:
+def _scatter(comparison: Comparison, name: str) -> Plot:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -148,7 +148,7 @@ def _scatter(comparison: Comparison, name: str) -> Drawing:
         f"is the {where} left. Timed on {' and on '.join(devices)}."
         + (" Times of different devices do not compare." if len(devices) > 1 else "")
     )
-    return Drawing(svg=_svg(figure, f"scatter {name}"), caption=caption)
+    return Plot(svg=_svg(figure, f"scatter {name}"), caption=caption)
 
 
 def _place(speed: Speed) -> str:

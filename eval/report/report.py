@@ -10,7 +10,7 @@ from star.eval.report import gallery, plots, tables
 from star.eval.report import html as page
 from star.eval.report.comparison import Comparison, short_names
 from star.eval.report.markdown import escaped, to_markdown
-from star.eval.run import external_images as elsewhere
+from star.eval.run import external_images
 from star.eval.run.audit import UNREADABLE
 from star.eval.run.protocols import PROTOCOLS
 from star.eval.run.record import OVERALL, Record
@@ -65,7 +65,7 @@ def html(comparison: Comparison, rows: int = ROWS, benchmark: str | Path | None 
         _speed(comparison),
         _gallery(comparison, rows, benchmark),
         _extremes(comparison),
-        ("reported", tables.reported().title, page.table(tables.reported())),
+        ("published", tables.published_numbers().title, page.table(tables.published_numbers())),
         ("reproduce", "How to reproduce", page.commands(reproduction(comparison))),
     ]
     return page.document(TITLE, _lead(comparison), [section for section in sections if section[2]])
@@ -84,7 +84,9 @@ def _evaluation(record: Record, out: str) -> str:
     model = [measured.name] if measured.source == "model" else ["--drawn", measured.name]
     words = ["star", "eval", *model, "--benchmark", protocol.benchmark, "--out", out, "--protocol", protocol.name]
     left_out = {reason: len(places) for reason, places in record.skipped.items()}
-    unread = sum(left_out.get(reason, 0) for reason in (UNREADABLE, elsewhere.MISSING, elsewhere.UNREADABLE))
+    unread = sum(
+        left_out.get(reason, 0) for reason in (UNREADABLE, external_images.MISSING, external_images.UNREADABLE)
+    )
     words += ["--pictures", str(protocol.pictures + unread)]
     measures = list(record.metrics[OVERALL])
     if protocol.name in PROTOCOLS and not set(measures) <= set(PROTOCOLS[protocol.name].metrics):
@@ -98,9 +100,9 @@ def _evaluation(record: Record, out: str) -> str:
     for name in OPTIONS:
         if name in measured.options:
             words += [f"--{name.replace('_', '-')}", f"{measured.options[name]}"]
-    if left_out.keys() - {elsewhere.MISSING, elsewhere.UNREADABLE}:
+    if left_out.keys() - {external_images.MISSING, external_images.UNREADABLE}:
         words.append("--skip-bad")
-    if left_out.keys() & {elsewhere.MISSING, elsewhere.UNREADABLE}:
+    if left_out.keys() & {external_images.MISSING, external_images.UNREADABLE}:
         words.append("--allow-missing")
     return shlex.join(words)
 
@@ -121,9 +123,9 @@ def _lead(comparison: Comparison) -> str:
 
 def _categories(comparison: Comparison) -> tuple[str, str, str]:
     found = tables.by_category(comparison)
-    drawings = plots.radars(comparison)
+    figures = plots.radars(comparison)
     labels = [entry.label for entry in comparison.entries]
-    body = page.key(labels) + page.figures(drawings) if drawings else ""
+    body = page.key(labels) + page.figures(figures) if figures else ""
     return ("categories", "By category", body + "".join(map(page.table, found)))
 
 
@@ -132,21 +134,21 @@ def _speed(comparison: Comparison) -> tuple[str, str, str]:
     if timed is None:
         return ("speed", "", "")
     labels = [entry.label for entry in comparison.entries]
-    drawings = plots.scatters(comparison)
-    return (timed.name, timed.title, page.key(labels) + page.figures(drawings) + page.table(timed))
+    figures = plots.scatters(comparison)
+    return (timed.name, timed.title, page.key(labels) + page.figures(figures) + page.table(timed))
 
 
 def _gallery(comparison: Comparison, rows: int, benchmark: str | Path | None) -> tuple[str, str, str]:
     content = gallery.side_by_side(comparison, rows, benchmark)
     if content is None or not content.rows:
         return ("gallery", "", "")
-    told = f"{len(content.rows)} prompts, evenly spread over the benchmark: no score had a say in them."
-    return ("gallery", "Gallery", page.note(told) + page.gallery(content))
+    text = f"{len(content.rows)} prompts, evenly spread over the benchmark: no score had a say in them."
+    return ("gallery", "Gallery", page.note(text) + page.gallery(content))
 
 
 def _extremes(comparison: Comparison) -> tuple[str, str, str]:
     found = gallery.extremes(comparison)
     if not found:
         return ("extremes", "", "")
-    told = f"By {found[0].metric}. The prompt of a picture is its title."
-    return ("extremes", "Best and worst", page.note(told) + "".join(map(page.extremes, found)))
+    text = f"By {found[0].metric}. The prompt of a picture is its title."
+    return ("extremes", "Best and worst", page.note(text) + "".join(map(page.extremes, found)))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from star.eval.metrics.registry import metric
-from star.eval.report.comparison import SHORT, Comparison, Entry, Mark, brief
-from star.eval.report.published import REPORTED
+from star.eval.report.comparison import SHORT, Comparison, Entry, Mark, display
+from star.eval.report.published import PUBLISHED
 from star.eval.run.record import OVERALL, Estimate, Protocol, Speed
 from star.generators.config import to_dict
 
@@ -157,7 +157,7 @@ def _model_row(entry: Entry) -> tuple[Cell, ...]:
         Cell(text=entry.label),
         Cell(text=measured.family or f"a {measured.source} of pictures"),
         Cell(text=millions, title=f"{measured.parameters:,}", number=True),
-        Cell(text=brief(measured.resolution) if measured.resolution else "–", number=True),
+        Cell(text=display(measured.resolution) if measured.resolution else "–", number=True),
         Cell(text=str(measured.seed) if measured.source == "model" else "–", number=True),
         Cell(text=options or "–"),
         Cell(text=str(sum(map(len, skipped.values()))), title=reasons, number=True),
@@ -189,10 +189,10 @@ def protocol(comparison: Comparison) -> Table:
 def _fields(protocol: Protocol) -> dict[str, Cell]:
     values = to_dict(protocol)
     extractors = values.pop("extractors")
-    fields = {FIELDS[name]: Cell(text=brief(value), title=str(value)) for name, value in values.items()}
+    fields = {FIELDS[name]: Cell(text=display(value), title=str(value)) for name, value in values.items()}
     if protocol.reference_size is None:
         fields[FIELDS["reference_size"]] = Cell(text="as they are")
-    networks = {f"network {name}": Cell(text=brief(digest), title=digest) for name, digest in extractors.items()}
+    networks = {f"network {name}": Cell(text=display(digest), title=digest) for name, digest in extractors.items()}
     return fields | networks
 
 
@@ -225,10 +225,10 @@ def _speed_row(entry: Entry, one: Speed) -> tuple[Cell, ...]:
     )
 
 
-def reported() -> Table:
+def published_numbers() -> Table:
     """The papers' own figures."""
     return Table(
-        name="reported",
+        name="published",
         title="As reported by the papers",
         note="Not measured here and not comparable with the tables above, nor always with each other: prompts, resize "
         "rules, reference sizes and machines differ.",
@@ -241,7 +241,7 @@ def reported() -> Table:
                 Cell(text=line.speed or "–"),
                 Cell(text=f"as reported: {line.source}"),
             )
-            for line in REPORTED
+            for line in PUBLISHED
         ),
     )
 
@@ -255,5 +255,5 @@ def all_tables(comparison: Comparison) -> list[Table]:
         protocol(comparison),
         *by_category(comparison),
         *([timed] if timed else []),
-        reported(),
+        published_numbers(),
     ]

@@ -13,7 +13,7 @@ from star.eval.metrics import registry
 from star.eval.metrics.metric import Inputs, Metric
 from star.eval.report.comparison import gather
 from star.eval.report.report import markdown
-from star.eval.run.benchmark import Asked, evaluate
+from star.eval.run.benchmark import EvaluationRequest, evaluate
 from star.eval.run.processes import Processes
 from star.generators import registry as generators
 from tests.eval.painting import FAMILY, load, make_benchmark
@@ -63,8 +63,10 @@ def test_the_example_is_evaluated_and_compared(site: Path, tmp_path: Path, monke
     install(site, block("python"), block("toml"))
     monkeypatch.setitem(generators._shared._families, *FAMILY)
     benchmark, out = make_benchmark(tmp_path / "benchmark", 24), tmp_path / "record.json"
-    asked = Asked(benchmark=benchmark, out=out, model="painter-test", metrics=("fd/tiny", NAME), bootstrap=20, sheet=0)
-    record = evaluate(asked, Processes(), load)
+    request = EvaluationRequest(
+        benchmark=benchmark, out=out, model="painter-test", metrics=("fd/tiny", NAME), bootstrap=20, grid=0
+    )
+    record = evaluate(request, Processes(), load)
     assert record is not None
     found = record.metrics["overall"][NAME]
     assert found.pictures == 24
@@ -109,5 +111,5 @@ def test_what_is_no_metric_is_refused(wrong: dict) -> None:
         "per_picture": False,
     }
     assert Metric(**right, function=mean).function(Inputs(generated=torch.ones(2, 3))) == (1.0, None)
-    with pytest.raises(ValueError, match="expected|digits"):
+    with pytest.raises(ValueError, match=r"expected|digits"):
         Metric(**(right | wrong), function=mean)

@@ -190,9 +190,9 @@ def test_mixed_protocols_are_marked_on_every_table_of_figures(tmp_path: Path) ->
 
 
 def test_reported_figures_stand_apart(text: str) -> None:
-    reported = tables.reported()
-    assert all(row[-1].text.startswith("as reported: ") for row in reported.rows)
-    star = next(row for row in reported.rows if row[0].text == "STAR d30, 512")
+    published_numbers = tables.published_numbers()
+    assert all(row[-1].text.startswith("as reported: ") for row in published_numbers.rows)
+    star = next(row for row in published_numbers.rows if row[0].text == "STAR d30, 512")
     assert "FID 4.73" in star[2].text
     page = Page(text)
     assert not any("4.73" in cell for row in page.rows if "first" in row[0] for cell in row)
