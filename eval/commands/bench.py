@@ -60,7 +60,7 @@ def work(args: argparse.Namespace) -> int:
 
     device = usable(args.device)
     for model in args.models:
-        registry.recommended(model)  # a missing model is told before the others are measured
+        registry.recommended(model)  # a missing model is reported before the others are measured
     request = (tuple(args.batch), args.repetitions, device, args.threads)
     measured: dict[str, tuple[Speed, ...]] = {}
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each model in a fresh process

@@ -1,7 +1,7 @@
-"""The network of judge-emoji: a small residual classifier, whose pooled last layer is what the metrics look at.
+"""The network of judge-emoji: a small residual classifier, whose pooled last layer gives the metrics their features.
 
 Convolutions where clip-emoji has attention, labels where it has captions: what it finds alike owes nothing to the
-teacher of the models that it judges. It is never used in a training loss. Pictures are image_B3HW in [-1, 1].
+teacher of the models that it scores. It is never used in a training loss. Pictures are image_B3HW in [-1, 1].
 Shapes: B pictures, C channels, D features, H W pixels, 3 RGB.
 """
 
@@ -17,12 +17,12 @@ from star.data.errors import InputError
 from star.generators.config import check_ranges, from_dict
 from star.generators.pretrained import ModelDirectory, load_into
 
-FAMILY = "judge"
+FAMILY = "judge"  # on disk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierConfig:
-    """Sizes, and the labels that the heads tell apart."""
+    """Sizes, and the labels that the heads distinguish."""
 
     image_size: int = 64
     widths: tuple[int, ...] = (32, 64, 128, 256)  # channels of each stage; the last is the width of the features
@@ -56,7 +56,7 @@ class ResidualBlock(nn.Module):
         self.first_norm = nn.BatchNorm2d(after)
         self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(after)
-        # Averages before it projects: a strided 1 x 1 convolution would look at a quarter of the pixels only.
+        # Averages before it projects: a strided 1 x 1 convolution would read a quarter of the pixels only.
         self.around = (
             nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
             if (before, stride) != (after, 1)

@@ -1,7 +1,7 @@
 """Pixels to features: frozen networks that own their resize and range, so that a metric sees nothing but rows.
 
-    judge = extractor("judge-emoji")                 # ships with this project; so does "clip-emoji"
-    features_BD = judge(pixels_B3HW)                 # uint8 of any size -> float32 on the CPU
+    classifier = extractor("judge-emoji")            # ships with this project; so does "clip-emoji"
+    features_BD = classifier(pixels_B3HW)            # uint8 of any size -> float32 on the CPU
 
     "clip:DIR or hub id"    CLIP's image embedding, unit length; `texts(prompts)` gives the matching rows of prompts
     "dino:DIR or hub id"    DINOv2, the normalised class token
@@ -122,7 +122,7 @@ class Dino:
     """DINOv2's class token after the last norm; Stein et al. 2023 and Oquab et al. 2023.
 
     The shorter side becomes 224 pixels (bicubic, antialiased), the middle square is taken: without the border that the
-    usual preparation for classification cuts away, since all of a drawn picture counts.
+    usual preparation for classification cuts away, since all of a generated picture counts.
     """
 
     SIDE = 224

@@ -34,7 +34,7 @@ NONE = -100  # the label of a picture that has none, or one never seen in traini
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierTrainConfig(CachedFeedConfig):
-    """A whole training of a judge; the shards to learn from and the folder are given beside it."""
+    """A whole training of a classifier; the shards to learn from and the folder are given beside it."""
 
     network: ClassifierConfig = field(default_factory=ClassifierConfig)  # its labels are found in the shards
     learning_rate: float = 3e-3

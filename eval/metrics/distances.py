@@ -1,4 +1,4 @@
-"""How far two sets of features lie apart: distance of their Gaussians (FD), and of all their moments (KID, CMMD).
+"""The distance of two sets of features: that of their Gaussians (FD), and of all their moments (KID, CMMD).
 
     frechet(Gaussian.of(features_ND), Gaussian.of(reference_MD))    # FD; called FID where the network is Inception
     1000 * mmd(features_ND, reference_MD, cubic)                    # KID, times 1000
@@ -99,7 +99,7 @@ def gaussian_distance(shift: float, traces: float, product_RR: Tensor) -> float:
 def frechet_infinity(features_ND: Features, reference_MD: Features, *, halvings: int = 4, seed: int = 0) -> float:
     """FD extrapolated to endless pictures: its line over 1 / n, at n -> infinity; Chong and Forsyth 2020, §4.
 
-    The line is laid through all rows and the mean over random halves. Unlike the paper's subsets of the drawn alone,
+    The line is laid through all rows and the mean over random halves. Unlike the paper's subsets of one side alone,
     both sides shrink together, which removes the bias of either (the same rows of both, where these are as many), and
     the two halves of a split are used both, whose mean hardly scatters. The result may be negative. Raises ValueError
     where `can_extrapolate` says no.

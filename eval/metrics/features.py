@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK_BYTES = 4 << 20  # read at once where rows lie close together
-SPARSE_BYTES = 32 << 10  # rows that lie further apart, on the average, are read one by one: a call costs as much
+SPARSE_BYTES = (
+    32 << 10
+)  # rows with more than this between them, on the average, are read one by one: a call costs as much
 
 
 class FileFeatures:
@@ -109,7 +111,7 @@ class _File:
 
 
 class FeatureSubset:
-    """Some rows of a table, with repeats where places have them."""
+    """Some rows of features, with repeats where places have them."""
 
     ndim = 2
 
@@ -131,7 +133,7 @@ Features = Tensor | FileFeatures | FeatureSubset
 
 
 def subset(features: Features, places_n: NDArray[np.int64]) -> FeatureSubset:
-    """Rows of a table by their places, not copied."""
+    """Rows of features by their places, not copied."""
     if isinstance(features, FeatureSubset):
         return FeatureSubset(features.features, features.places_n[places_n])
     return FeatureSubset(features, places_n)

@@ -1,15 +1,15 @@
-"""How much of the drawn lies where the real is, and how much of the real is drawn: quality and variety apart.
+"""How much of the generated lies where the real is, and how much of the real is generated: quality and variety.
 
 Around every row of one set is a ball that reaches to its k-th nearest neighbour in that set; together they stand for
 the set's support. Each measure is a mean of one value per row, which is returned, since an interval needs it:
 
-    precision   is a drawn row inside any real ball          (Kynkaanniemi et al. 2019, §2)
-    recall      is a real row inside any drawn ball
-    density     of how many real balls is a drawn row a part, over k: not bounded by 1     (Naeem et al. 2020, §3)
-    coverage    is any drawn row inside a real row's own ball
+    precision   is a generated row inside any real ball          (Kynkaanniemi et al. 2019, §2)
+    recall      is a real row inside any generated ball
+    density     of how many real balls is a generated row a part, over k: not bounded by 1     (Naeem et al. 2020, §3)
+    coverage    is any generated row inside a real row's own ball
 
 All of them change with the number of rows: compare only at equal numbers. Distances are taken block by block.
-N drawn rows, M real rows, D feature width.
+N generated rows, M real rows, D feature width.
 """
 
 from dataclasses import dataclass

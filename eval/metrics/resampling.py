@@ -1,12 +1,12 @@
 """How sure a number is: 95 % intervals from resampling pictures (Efron 1979).
 
-The drawn pictures are drawn anew, with repeats, as many as there are; the reference stands as it is, being part of the
+The generated pictures are drawn anew, with repeats, as many as there are; the reference stays as it is, part of the
 protocol. What is a mean over pictures is resampled as a mean. A distance needs care: resampled rows repeat, so a
 resample lies further from the reference than the sample did, and its plain percentiles would lie above the number they
 belong to. So the spread of the resamples is laid around the number (`centred`): the interval tells how far the number
 moves with other pictures at this count, not what an endless count would give. FD has the same bias upwards once more,
 by the count itself, which no interval shows; `star.eval.metrics.distances.frechet_infinity` and the kernel distances
-are free of it. There is no interval where nothing tells one: of one picture, of fewer than `FEWEST` resamples, of
+are free of it. There is none of one picture, of fewer than `FEWEST` resamples, of
 values all alike. A share of none or all has Wilson's interval: its resamples have no spread, but another sample might.
 N M rows, D feature width, R resamples, r rank.
 """
@@ -61,7 +61,7 @@ def wilson(share: float, rows: int) -> Interval:
 
 
 def mean_interval(values_N: Tensor, resamples: int, seed: int, *, binary: bool = False) -> Interval | None:
-    """Percentile interval of a mean over rows; None if it cannot be told. binary: values are 0 or 1."""
+    """Percentile interval of a mean over rows; None if there is none. binary: values are 0 or 1."""
     if not can_have_interval(len(values_N), resamples):
         return None
     if _alike(values_N):

@@ -1,7 +1,7 @@
-"""Retrieval: of all real pictures of a style, is the one that a prompt belongs to the nearest to the drawn one?
+"""Retrieval: of all real pictures of a style, is the one that a prompt belongs to the nearest to the generated one?
 
 The measure for models that learn a known set of pictures: 1 of n by chance, and a blot in the right colours finds no
-more than a few. By any extractor's features; `Thumbnail` needs no network, so nothing that was trained judges.
+more than a few. By any extractor's features; `Thumbnail` needs no network, so nothing that was trained decides.
 The style is what a prompt says behind its last comma; prompts without one are all of one style.
 
 N pictures, D feature width, B batch, 3 RGB, S pixels a side.
@@ -20,7 +20,7 @@ from star.eval.metrics.metric import Inputs
 from star.generators.pretrained import digest
 
 SIDE = 16  # of a thumbnail, pixels
-BLOCK = 256  # drawn pictures compared at once
+BLOCK = 256  # generated pictures compared at once
 
 
 class Thumbnail:
@@ -51,7 +51,7 @@ def style_of(prompt: str) -> str:
 
 
 def rivals(prompts: Sequence[str]) -> Tensor:
-    """How many other pictures each has to be told from, those of its style; int64 (N,)."""
+    """How many other pictures each competes with, those of its style; int64 (N,)."""
     styles = Counter(map(style_of, prompts))
     return torch.tensor([styles[style_of(prompt)] - 1 for prompt in prompts], dtype=torch.int64)
 
@@ -76,10 +76,10 @@ def _ranks(inputs: Inputs) -> Tensor:
 
 
 def retrieval_ranks(generated: Features, real: Features, prompts: Sequence[str]) -> Tensor:
-    """How many real pictures of the same style are nearer to a drawn one than its own, int64 (N,); 0 is the best.
+    """How many real pictures of the same style are nearer to a generated one than its own, int64 (N,); 0 is the best.
 
-    drawn, real: (N, D), rows of the same items; Euclidean distance. Ties count as nearer, half of them rounded down, so
-    that features which tell nothing reach chance and no more.
+    generated, real: (N, D), rows of the same items; Euclidean distance. Ties count as nearer, half of them rounded
+    down, so that features which tell nothing reach chance and no more.
     """
     ranks_N = torch.zeros(len(prompts), dtype=torch.int64)
     styles: dict[str, list[int]] = {}

@@ -1,14 +1,14 @@
-"""How near drawn pictures come to real ones: `python -m star.eval.metrics.similarity RECORD.json --benchmark B
+"""How near generated pictures come to real ones: `python -m star.eval.metrics.similarity RECORD.json --benchmark B
 [--classifier NAME]`.
 
-Style: whether a classifier names the same for a drawn picture as it most often does for real ones of the style asked
-for. Outline and colour: for pictures of one thing on white, whose outline is what is not white. Each drawn picture is
-compared with the real picture of its prompt and with real pictures of other prompts of the same style, which say what
-is worth nothing: a blot in the middle overlaps with everything. The style is what the prompt says behind its last
+Style: whether a classifier names the same for a generated picture as it most often does for real ones of the style
+asked for. Outline and colour: for pictures of one thing on white, whose outline is what is not white. Each generated
+picture is compared with the real picture of its prompt and with real pictures of other prompts of the same style, which
+say what is worth nothing: a blot in the middle overlaps with everything. The style is what the prompt says behind its last
 comma. Pixel for pixel at 64 x 64, so a shape that is right in another place counts as wrong: numbers for models that
 learnt these very designs.
 
-N drawn pictures, M real ones, S pixels a side, n others that each is compared with.
+N generated pictures, M real ones, S pixels a side, n others that each is compared with.
 """
 
 import argparse
@@ -78,9 +78,9 @@ def style(prompt: str) -> str:
 
 
 def named(generated_N: Tensor, real_M: Tensor, own: Sequence[int], styles: Sequence[str]) -> dict[str, Tensor]:
-    """name -> 0 or 1, (N,): is the label what most real pictures of the style have; of drawn and of their real ones.
+    """name -> 0 or 1, (N,): is the label that of most real pictures of the style; of generated and of their real ones.
 
-    drawn_N, real_M: labels. own: row of the real picture of each drawn one. styles: of the M real ones.
+    generated_N, real_M: labels. own: row of the real picture of each generated one. styles: of the M real ones.
     """
     labels: dict[str, Counter[int]] = {}
     for name, label in zip(styles, real_M.tolist(), strict=True):
@@ -92,7 +92,7 @@ def named(generated_N: Tensor, real_M: Tensor, own: Sequence[int], styles: Seque
 def compare(generated_N3SS: Tensor, real_M3SS: Tensor, rivals: Mapping[int, Sequence[int]]) -> dict[str, Tensor]:
     """name -> (N,): of the real picture, mean over the others, and the share of those that the real picture beats.
 
-    rivals: row of the real picture of each drawn one -> rows of the others, in the order of the drawn ones.
+    rivals: row of the real picture of each generated one -> rows of the others, in the order of the generated ones.
     """
     own, columns_nN = list(rivals), torch.tensor(list(rivals.values())).T
     found = {}

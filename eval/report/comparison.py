@@ -4,7 +4,7 @@
     comparison.names("overall")                      # metrics that at least one record has, in a fixed order
     comparison.marks("overall", "fd/judge-emoji")    # per record: "best", "tied" with the best, "" or None
 
-Two estimates are apart where each value lies outside the other's interval; whatever is not apart from the best shares
+Two estimates differ where each value lies outside the other's interval; whatever does not differ from the best shares
 its place. Nothing is ranked among records of different protocols.
 """
 
@@ -59,7 +59,7 @@ class Comparison:
         return sorted({group for entry in self.entries for group in entry.record.metrics} - {OVERALL})
 
     def marks(self, group: str, name: str) -> list[Mark]:
-        """For every entry: "best", "tied" if not apart from the best, else ""; all "" where one has no interval."""
+        """For every entry: "best", "tied" if not different from the best, else ""; all "" where one has no interval."""
         estimates = [entry.estimate(group, name) for entry in self.entries]
         values = [estimate.value for estimate in estimates if estimate is not None]
         unsure = any(estimate is not None and estimate.low is None for estimate in estimates)

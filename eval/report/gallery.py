@@ -81,7 +81,7 @@ def side_by_side(comparison: Comparison, count: int, benchmark: str | Path | Non
 
 
 def extremes(comparison: Comparison) -> list[Extremes]:
-    """Best and worst pictures of every model by the first metric that tells single pictures apart; none without one."""
+    """Best and worst pictures of every model by the first metric that orders single pictures; none without one."""
     found = []
     for name in comparison.names():
         if not metric(name).per_picture:

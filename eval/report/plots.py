@@ -161,7 +161,7 @@ def _colour(index: int) -> str:
 
 
 def _svg(figure: "Figure", salt: str) -> str:
-    """The figure's SVG element alone. salt: keeps its ids apart from those of other figures, and the same each time."""
+    """The figure's SVG element alone. salt: keeps its ids from meeting those of other figures, the same each time."""
     import matplotlib
 
     target = io.StringIO()

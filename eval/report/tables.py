@@ -95,7 +95,7 @@ def _name_cell(name: str) -> Cell:
 
 
 def _count(entry: Entry) -> Cell:
-    """Drawn pictures behind the figures, where one can tell; a metric may have left some out."""
+    """Generated pictures behind the figures, where one can tell; a metric may have left some out."""
     counts = sorted({estimate.pictures for estimate in entry.record.metrics.get(OVERALL, {}).values()})
     return Cell(text=" to ".join(f"{count:,}" for count in (counts[:1] + counts[1:][-1:])) or "–", number=True)
 

@@ -1,4 +1,4 @@
-"""What lies in picture files, found out before anything is drawn: their digest, whether they can be read, their size.
+"""An audit of picture files, made before anything is drawn: their digest, whether they can be read, their size.
 
 Every file is read and decoded once. What `star.data.images.decode` has to convert is counted, because it is a decision
 about the benchmark: transparency is put on white, CMYK becomes RGB, 16 bits become 8. What cannot be read is a fault.
@@ -139,7 +139,7 @@ def _conversion(data: bytes) -> int:
 
 
 def _stamp(file: Traversable) -> tuple[int, int]:
-    """Size and date of a file, size and checksum of one in a zip; (0, 0) of one that cannot be looked at."""
+    """Size and date of a file, size and checksum of one in a zip; (0, 0) of one that cannot be read."""
     if isinstance(file, zipfile.Path):
         info = file.root.getinfo(file.at)
         return info.file_size, info.CRC

@@ -56,7 +56,7 @@ class EvaluationRequest:
     options: Mapping[str, Any] = field(default_factory=dict)  # SampleOptions that differ from what the model recommends
     batch: int = 8  # pictures drawn at once
     skip_bad: bool = False  # leave out what is wrong with the benchmark, instead of refusing it
-    allow_missing: bool = False  # leave out prompts that the folder `drawn` has no picture for
+    allow_missing: bool = False  # leave out prompts that the folder `external` has no picture for
     cache: Path | None = None  # features of the references, for other evaluations (default: beside the record)
     grid: int = 32  # pictures on the grid of real and generated ones, 0 for none
 
@@ -275,7 +275,7 @@ def _from_folder(
 
 def _size(rules: Rules, generated: Generated, request: EvaluationRequest) -> tuple[int, int] | None:
     """What networks see pictures at."""
-    if rules.size != "drawn":
+    if rules.size != "generated":
         return rules.size
     if generated.measured.resolution is None:
         raise InputError(

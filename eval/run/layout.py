@@ -49,7 +49,7 @@ class Item:
 
     @property
     def place(self) -> str:
-        """What a person looks for: category/id."""
+        """As people find it: category/id."""
         return f"{self.category}/{self.key}"
 
 
@@ -235,7 +235,7 @@ def _open(place: Path) -> tuple[Traversable, Folders]:
     try:
         here = [path for path in sorted(place.iterdir()) if not _passed_over(path.name)]
     except OSError:
-        here = []  # the missing meta_data.json is what will be told
+        here = []  # the missing meta_data.json is what will be reported
     folders: Folders = {}
     for path in here:
         if path.is_dir():

@@ -61,8 +61,8 @@ class Protocol:
     references: str  # sha256 of the reference pictures' bytes
     pictures: int  # N
     reference_size: tuple[int, int] | None  # (H, W) that references were resized to; None: as they are
-    resize: str  # the rule by which drawn pictures and references reach that size, e.g. "lanczos-antialias"
-    file_format: str = "png"  # that drawn pictures went through
+    resize: str  # the rule by which generated pictures and references reach that size, e.g. "lanczos-antialias"
+    file_format: str = "png"  # that generated pictures went through
     pictures_per_prompt: int = 1
     extractors: dict[str, str] = field(default_factory=dict)  # name: digest
 
@@ -151,7 +151,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """One line of pictures.jsonl. scores: metric name -> value, of the metrics that judge single pictures."""
+    """One line of pictures.jsonl. scores: metric name -> value, of the metrics per picture."""
 
     key: str
     category: str

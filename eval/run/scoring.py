@@ -1,4 +1,4 @@
-"""From files to estimates: every network of a protocol sees every picture once, and what it said stays on the disk.
+"""From files to estimates: every network of a protocol sees every picture once, and its features stay on the disk.
 
 Features lie in `features/` beside the record, one row for each picture, and are read where they are needed: the run may
 be killed and continued, shared by processes, and scored again without a network. N pictures, D feature width.
@@ -36,7 +36,7 @@ Groups = dict[str, dict[str, Estimate]]
 
 
 class Networks:
-    """All that a protocol's metrics need, loaded before anything is drawn: what cannot be had is told at once."""
+    """All that a protocol's metrics need, loaded before anything is drawn: what cannot be had is reported at once."""
 
     def __init__(self, wanted: Sequence[str], device: str, load: Load = extractor) -> None:
         """load: the extractor of a name. Raises InputError for unknown metrics and missing weights."""
@@ -73,8 +73,8 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """metrics: group -> metric -> estimate; references: the same of the real pictures, for metrics that judge single
-    ones; values: metric -> one number for each drawn picture."""
+    """metrics: group -> metric -> estimate; references: the same of the real pictures, for metrics per
+    picture; values: metric -> one number for each generated picture."""
 
     metrics: Groups
     references: Groups
