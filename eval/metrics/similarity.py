@@ -4,9 +4,9 @@
 Style: whether a classifier names the same for a generated picture as it most often does for real ones of the style
 asked for. Outline and colour: for pictures of one thing on white, whose outline is what is not white. Each generated
 picture is compared with the real picture of its prompt and with real pictures of other prompts of the same style, which
-say what is worth nothing: a blot in the middle overlaps with everything. The style is what the prompt says behind its last
-comma. Pixel for pixel at 64 x 64, so a shape that is right in another place counts as wrong: numbers for models that
-learnt these very designs.
+say what is worth nothing: a blot in the middle overlaps with everything. The style is what the prompt says behind its
+last comma. Pixel for pixel at 64 x 64, so a shape that is right in another place counts as wrong: numbers for models
+that learnt these very designs.
 
 N generated pictures, M real ones, S pixels a side, n others that each is compared with.
 """

@@ -23,6 +23,7 @@ from star.generators.config import differences, to_dict
 log = logging.getLogger(__name__)
 
 Mark = Literal["best", "tied", ""]
+RANKED = 30  # pictures that a category needs to be ranked, or to be an axis of a radar
 SHORT = 12  # characters of a digest that people read
 
 
@@ -37,6 +38,10 @@ class Entry:
 
     def estimate(self, group: str, name: str) -> Estimate | None:
         return self.record.metrics.get(group, {}).get(name)
+
+    def real(self, group: str, name: str) -> Estimate | None:
+        """The score of the real pictures themselves, which metrics per picture have."""
+        return self.record.references.get(group, {}).get(name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +63,18 @@ class Comparison:
         """Groups other than the overall one, in order."""
         return sorted({group for entry in self.entries for group in entry.record.metrics} - {OVERALL})
 
+    def ranked(self, group: str, name: str) -> bool:
+        """Whether a group has pictures enough for its figures to be ranked; all pictures together always have."""
+        found = (entry.estimate(group, name) for entry in self.entries)
+        return group == OVERALL or all(estimate.pictures >= RANKED for estimate in found if estimate is not None)
+
     def marks(self, group: str, name: str) -> list[Mark]:
-        """For every entry: "best", "tied" if not different from the best, else ""; all "" where one has no interval."""
+        """For every entry: "best", "tied" if not different from the best, else ""; all "" where one has no interval
+        or a category has fewer than `RANKED` pictures."""
         estimates = [entry.estimate(group, name) for entry in self.entries]
         values = [estimate.value for estimate in estimates if estimate is not None]
         unsure = any(estimate is not None and estimate.low is None for estimate in estimates)
-        if self.mixed or unsure or len(values) < 2:
+        if self.mixed or unsure or len(values) < 2 or not self.ranked(group, name):
             return [""] * len(estimates)
         top = (min if metric(name).direction == "lower" else max)(values)
         best = next(estimate for estimate in estimates if estimate is not None and estimate.value == top)

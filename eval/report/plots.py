@@ -72,14 +72,18 @@ def _first(comparison: Comparison, kinds: Sequence[str], radar: bool = False) ->
 
 
 def _axes(comparison: Comparison, name: str) -> dict[str, list[float]]:
-    """Category -> shares of the best, of every category in which all models were measured on more than one picture, and
-    shares mean something."""
+    """Category -> shares of the best, of every category in which all models were measured, on pictures enough to be
+    ranked, and shares mean something."""
     axes = {}
     for category in comparison.categories():
         estimates = [entry.estimate(category, name) for entry in comparison.entries]
         values = [estimate.value for estimate in estimates if estimate is not None]
-        sure = all(estimate is not None and estimate.pictures >= 2 for estimate in estimates)
-        if sure and len(values) == len(estimates) and (shares := shares_of_best(values, metric(name).direction)):
+        if (
+            values
+            and comparison.ranked(category, name)
+            and len(values) == len(estimates)
+            and (shares := shares_of_best(values, metric(name).direction))
+        ):
             axes[category] = shares
     return axes
 
