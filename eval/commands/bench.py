@@ -60,12 +60,12 @@ def work(args: argparse.Namespace) -> int:
 
     device = usable(args.device)
     for model in args.models:
-        registry.recommended(model)  # a missing model is told before the others are measured
-    asked = (tuple(args.batch), args.repetitions, device, args.threads)
+        registry.recommended(model)  # a missing model is reported before the others are measured
+    request = (tuple(args.batch), args.repetitions, device, args.threads)
     measured: dict[str, tuple[Speed, ...]] = {}
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each model in a fresh process
         for model in args.models:
-            measured[model] = pool.apply(measure, (model, *asked))
+            measured[model] = pool.apply(measure, (model, *request))
     rows = [HEAD, *(_row(model, speed) for model, speeds in measured.items() for speed in speeds)]
     print("\n".join(_aligned(rows)))
     if args.out:

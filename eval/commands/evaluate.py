@@ -1,4 +1,4 @@
-"""`star eval`: a model, or a folder of pictures made elsewhere, scored on a benchmark by a named protocol."""
+"""`star eval`: a model, or a folder of external images, scored on a benchmark by a named protocol."""
 
 import argparse
 from dataclasses import replace
@@ -21,7 +21,7 @@ OPTIONS = {
 }
 DESCRIPTION = """\
 Draws the prompts of a benchmark, one picture each, scores them by a named protocol, and writes a JSON record. The
-benchmark is a folder or zip in the MJHQ-30k layout. Pictures, their scores, and a sheet of real and drawn ones lie in
+benchmark is a folder or zip in the MJHQ-30k layout. Pictures, their scores, and a grid of real and drawn ones lie in
 the folder beside the record. A run that was stopped goes on where it was. Several processes share the work when started
 by torchrun: torchrun --nproc_per_node 8 -m star.cli eval ...
 """
@@ -30,7 +30,7 @@ by torchrun: torchrun --nproc_per_node 8 -m star.cli eval ...
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("eval", help="score a model on the prompts of a benchmark", description=DESCRIPTION)
     parser.add_argument("model", nargs="?", default="", metavar="MODEL", help="name, folder or hub id")
-    parser.add_argument("--drawn", type=Path, metavar="DIR", help="instead of MODEL: pictures made elsewhere")
+    parser.add_argument("--drawn", type=Path, metavar="DIR", help="instead of MODEL: images of another program")
     parser.add_argument(
         "--benchmark", required=True, type=Path, metavar="DIR", help="folder or zip with meta_data.json"
     )
@@ -54,7 +54,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--cache", type=Path, metavar="DIR", help="features of the real pictures, shared among evaluations"
     )
     parser.add_argument("--speed", action="store_true", help="also measure what star bench measures")
-    parser.add_argument("--sheet", type=int, default=32, metavar="N", help="pictures on the sheet (default: 32)")
+    parser.add_argument("--sheet", type=int, default=32, metavar="N", help="pictures on the grid (default: 32)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.set_defaults(work=work)
@@ -62,17 +62,17 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def work(args: argparse.Namespace) -> int:
     """Draws, scores, writes, tells."""
-    from star.eval.run.benchmark import PROTOCOL, SHEET, Asked, evaluate
+    from star.eval.run.benchmark import GRID_FILE, PROTOCOL, EvaluationRequest, evaluate
     from star.eval.run.processes import join, leave
     from star.eval.run.record import folder_of, write
 
     if args.speed and not args.model:
         raise InputError("--speed was given without a model, expected one to measure: leave --speed out")
-    asked = Asked(
+    request = EvaluationRequest(
         benchmark=args.benchmark,
         out=args.out,
         model=args.model,
-        drawn=args.drawn,
+        external=args.drawn,
         protocol=args.protocol or PROTOCOL,
         metrics=tuple(args.metrics or ()),
         pictures=args.pictures,
@@ -83,10 +83,10 @@ def work(args: argparse.Namespace) -> int:
         skip_bad=args.skip_bad,
         allow_missing=args.allow_missing,
         cache=args.cache,
-        sheet=args.sheet,
+        grid=args.sheet,
     )
     try:
-        record = evaluate(asked, join(args.device))
+        record = evaluate(request, join(args.device))
     finally:
         leave()
     if record is None:
@@ -97,7 +97,7 @@ def work(args: argparse.Namespace) -> int:
     print("\n".join(summary(record)))
     print(args.out)
     if args.sheet:
-        print(folder_of(args.out) / SHEET)
+        print(folder_of(args.out) / GRID_FILE)
     return 0
 
 
@@ -126,16 +126,16 @@ def summary(record: "Record") -> list[str]:
     for name, estimate in record.metrics[OVERALL].items():
         digits, (_, _, network) = metric(name).digits, name.partition("/")
         label = f"{metric(name).title} by {network}"
-        beside = f"; the real pictures {_told(real[name], digits)}" if name in real else ""
-        lines.append(f"  {label:<44} {_told(estimate, digits)}{beside}")
+        beside = f"; the real pictures {_formatted(real[name], digits)}" if name in real else ""
+        lines.append(f"  {label:<44} {_formatted(estimate, digits)}{beside}")
     if record.bootstrap is not None and 0 < record.bootstrap < FEWEST:
         lines.append(f"  no intervals: {record.bootstrap} resamples, and fewer than {FEWEST} tell none")
-    for told, places in (record.skipped | record.converted).items():
-        lines.append(f"  {len(places)} {told}")
+    for reason, places in (record.skipped | record.converted).items():
+        lines.append(f"  {len(places)} {reason}")
     return lines
 
 
-def _told(estimate: "Estimate", digits: int) -> str:
+def _formatted(estimate: "Estimate", digits: int) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.{digits}f} (no interval)"
     return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"

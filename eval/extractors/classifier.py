@@ -1,7 +1,7 @@
-"""The network of judge-emoji: a small residual classifier, whose pooled last layer is what the metrics look at.
+"""The network of judge-emoji: a small residual classifier, whose pooled last layer gives the metrics their features.
 
 Convolutions where clip-emoji has attention, labels where it has captions: what it finds alike owes nothing to the
-teacher of the models that it judges. It is never used in a training loss. Pictures are image_B3HW in [-1, 1].
+teacher of the models that it scores. It is never used in a training loss. Pictures are image_B3HW in [-1, 1].
 Shapes: B pictures, C channels, D features, H W pixels, 3 RGB.
 """
 
@@ -17,12 +17,12 @@ from star.data.errors import InputError
 from star.generators.config import check_ranges, from_dict
 from star.generators.pretrained import ModelDirectory, load_into
 
-FAMILY = "judge"
+FAMILY = "judge"  # on disk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeConfig:
-    """Sizes, and the labels that the heads tell apart."""
+class ClassifierConfig:
+    """Sizes, and the labels that the heads distinguish."""
 
     image_size: int = 64
     widths: tuple[int, ...] = (32, 64, 128, 256)  # channels of each stage; the last is the width of the features
@@ -56,7 +56,7 @@ class ResidualBlock(nn.Module):
         self.first_norm = nn.BatchNorm2d(after)
         self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(after)
-        # Averages before it projects: a strided 1 x 1 convolution would look at a quarter of the pixels only.
+        # Averages before it projects: a strided 1 x 1 convolution would read a quarter of the pixels only.
         self.around = (
             nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
             if (before, stride) != (after, 1)
@@ -68,10 +68,10 @@ class ResidualBlock(nn.Module):
         return F.relu(self.second_norm(self.second(inner_BCHW)) + self.around(hidden_BCHW))
 
 
-class JudgeNetwork(nn.Module):
+class ClassifierNetwork(nn.Module):
     """Stem, stages at half the size each, mean over the places; one linear head per kind of label."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
         self.stem = nn.Conv2d(3, config.widths[0], 3, stride=2, padding=1, bias=False)
@@ -110,12 +110,12 @@ class JudgeNetwork(nn.Module):
         return {name: head(features_BD) for name, head in self.heads.items()}
 
 
-def read_judge(path: str | Path) -> tuple[JudgeNetwork, ModelDirectory]:
+def read_classifier(path: str | Path) -> tuple[ClassifierNetwork, ModelDirectory]:
     """A frozen float32 network and the directory it came from. Raises InputError if that is none, or is damaged."""
     directory = ModelDirectory.read(path, FAMILY)
-    config = from_dict(JudgeConfig, directory.config, str(path))
-    directory.check_fits(lambda: JudgeNetwork(config))
-    network = JudgeNetwork(config)
+    config = from_dict(ClassifierConfig, directory.config, str(path))
+    directory.check_fits(lambda: ClassifierNetwork(config))
+    network = ClassifierNetwork(config)
     tensors = {
         name: value.float() if value.is_floating_point() else value for name, value in directory.tensors().items()
     }

@@ -1,7 +1,7 @@
 """Pixels to features: frozen networks that own their resize and range, so that a metric sees nothing but rows.
 
-    judge = extractor("judge-emoji")                 # ships with this project; so does "clip-emoji"
-    features_BD = judge(pixels_B3HW)                 # uint8 of any size -> float32 on the CPU
+    classifier = extractor("judge-emoji")            # ships with this project; so does "clip-emoji"
+    features_BD = classifier(pixels_B3HW)            # uint8 of any size -> float32 on the CPU
 
     "clip:DIR or hub id"    CLIP's image embedding, unit length; `texts(prompts)` gives the matching rows of prompts
     "dino:DIR or hub id"    DINOv2, the normalised class token
@@ -28,7 +28,7 @@ from star.data.errors import InputError
 from star.data.images import pil_to_image, pixels_to_image, pixels_to_pil, resize
 from star.data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, check_folder, check_size, folder_of, loading
 from star.data.text import quiet_transformers
-from star.eval.extractors.classifier import read_judge
+from star.eval.extractors.classifier import read_classifier
 from star.eval.metrics.alignment import ClipScorer
 from star.eval.metrics.retrieval import Thumbnail
 from star.generators import registry
@@ -92,13 +92,13 @@ def shipped(name: str) -> Path:
     return folder
 
 
-class Judge:
+class Classifier:
     """A classifier's pooled last layer, see `star.eval.extractors.classifier`."""
 
     def __init__(self, place: str | Path, device: Device = "cpu") -> None:
         """place: a model directory of the family judge. Raises InputError if that is none, or is damaged."""
         self.name = str(place)
-        network, directory = read_judge(place)
+        network, directory = read_classifier(place)
         self.network, self.device = network.to(device), torch.device(device)
         self.side = network.config.image_size
         self.width = network.config.widths[-1]
@@ -122,7 +122,7 @@ class Dino:
     """DINOv2's class token after the last norm; Stein et al. 2023 and Oquab et al. 2023.
 
     The shorter side becomes 224 pixels (bicubic, antialiased), the middle square is taken: without the border that the
-    usual preparation for classification cuts away, since all of a drawn picture counts.
+    usual preparation for classification cuts away, since all of a generated picture counts.
     """
 
     SIDE = 224
@@ -169,7 +169,7 @@ def fitted(pixels_3HW: Tensor, side: int) -> Tensor:
 
 
 KINDS: dict[str, Callable[[str, Device], Any]] = {
-    "judge": Judge,
+    "judge": Classifier,
     "clip": ClipScorer,
     "dino": Dino,
     "pick": partial(ClipScorer, tempered=True),

@@ -1,7 +1,7 @@
 """ImageReward (Xu et al. 2023): how well a picture pleases people who know its prompt, about N(0, 1) over their data.
 
-    judge = reward("THUDM/ImageReward")              # or a folder with ImageReward.pt
-    rewards_N = judge(pixels_N3HW, prompts)
+    network = reward("THUDM/ImageReward")            # or a folder with ImageReward.pt
+    rewards_N = network(pixels_N3HW, prompts)
 
 The released file holds a BLIP (Li et al. 2022) under names of its own, and a head without activations. It is rebuilt on
 transformers' BLIP; sizes are read off the tensors. BERT's tokenizer may lie in the folder, else it comes from the hub.
@@ -48,7 +48,7 @@ RENAMED = {
 
 
 class RewardNetwork(nn.Module):
-    """Vision tower, text tower that looks at its patches, head on the first token."""
+    """Vision tower, text tower that attends to its patches, head on the first token."""
 
     def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig, head: Mapping[str, tuple[int, ...]]) -> None:
         """head: number of each linear layer in the released file -> shape of its weight."""
@@ -175,7 +175,7 @@ def _configs(tensors: Mapping[str, Tensor]) -> tuple[BlipVisionConfig, BlipTextC
         bos_token_id=None,
         sep_token_id=None,
         eos_token_id=None,
-        is_decoder=True,  # has it look at the picture; the words see each other all the same
+        is_decoder=True,  # has it attend to the picture; the words see each other all the same
     )
     head = {
         name.removeprefix(HEAD).removesuffix(".weight"): shapes[name]

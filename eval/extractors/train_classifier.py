@@ -21,7 +21,7 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards.splits import held_out_shards, training_sources
-from star.eval.extractors.classifier import FAMILY, JudgeConfig, JudgeNetwork
+from star.eval.extractors.classifier import FAMILY, ClassifierConfig, ClassifierNetwork
 from star.generators.config import to_dict
 from star.generators.pretrained import ModelDirectory, write
 from star.generators.training.data_feed import CachedFeedConfig, Feed
@@ -33,10 +33,10 @@ NONE = -100  # the label of a picture that has none, or one never seen in traini
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeTrainConfig(CachedFeedConfig):
-    """A whole training of a judge; the shards to learn from and the folder are given beside it."""
+class ClassifierTrainConfig(CachedFeedConfig):
+    """A whole training of a classifier; the shards to learn from and the folder are given beside it."""
 
-    network: JudgeConfig = field(default_factory=JudgeConfig)  # its labels are found in the shards
+    network: ClassifierConfig = field(default_factory=ClassifierConfig)  # its labels are found in the shards
     learning_rate: float = 3e-3
     warmup: int = 100  # steps
     weight_decay: float = 0.05
@@ -53,15 +53,15 @@ class JudgeTrainConfig(CachedFeedConfig):
                 raise InputError(f"{name} is {getattr(self, name)}; give a share of at least 0 and below 1.")
 
 
-PRESETS: dict[str, JudgeTrainConfig] = {
-    "emoji-cpu": JudgeTrainConfig(
+PRESETS: dict[str, ClassifierTrainConfig] = {
+    "emoji-cpu": ClassifierTrainConfig(
         run=RunConfig(
             steps=1150, batch_size=128, grad_clip=5.0, log_every=20, sample_every=575, checkpoint_every=100, seed=7
         )
     ),
-    "test": JudgeTrainConfig(
+    "test": ClassifierTrainConfig(
         run=RunConfig(steps=6, batch_size=8, log_every=1, sample_every=3, checkpoint_every=3, seed=7),
-        network=JudgeConfig(image_size=16, widths=(8, 16), blocks=(1, 1)),
+        network=ClassifierConfig(image_size=16, widths=(8, 16), blocks=(1, 1)),
         warmup=2,
         rarest_tag=1,
     ),
@@ -71,7 +71,7 @@ PRESETS: dict[str, JudgeTrainConfig] = {
 class Labels:
     """Pictures' records to the numbers of their labels."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: ClassifierConfig) -> None:
         self.places = {
             name: {label: place for place, label in enumerate(labels)} for name, labels in config.heads.items()
         }
@@ -88,7 +88,7 @@ class Labels:
         return {**found, "tags": tags}
 
 
-def train(config: JudgeTrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
+def train(config: ClassifierTrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
     """Trains on the training shards among `data` and returns the model's directory, `out/model`.
 
     Raises InputError for shards without usable pictures or labels, or an unusable folder, and Stopped where a signal
@@ -105,7 +105,7 @@ def train(config: JudgeTrainConfig, *, data: Sequence[str], out: str | Path, res
     labels = Labels(network_config)
     held_out = held_out_shards(data)
 
-    network = run.prepare(JudgeNetwork(network_config).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    network = run.prepare(ClassifierNetwork(network_config).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(_groups(network, config.weight_decay), betas=(0.9, 0.99), fused=True)
     run.track(network=network, optimizer=optimizer)
     run.restore()
@@ -128,12 +128,12 @@ def train(config: JudgeTrainConfig, *, data: Sequence[str], out: str | Path, res
         if held_out and run.sample_due(step):
             run.log({f"validation/{name}": value for name, value in accuracy(run.unwrap(network), held_out).items()})
     if run.is_main:
-        save_judge(out / "model", run.unwrap(network))
+        save_classifier(out / "model", run.unwrap(network))
         run.say(f"wrote {out / 'model'}")
     return out / "model"
 
 
-def with_labels(config: JudgeConfig, infos: Sequence[Mapping[str, Any]], rarest_tag: int) -> JudgeConfig:
+def with_labels(config: ClassifierConfig, infos: Sequence[Mapping[str, Any]], rarest_tag: int) -> ClassifierConfig:
     """The config with the labels that pictures carry. Raises InputError if they carry none of a kind."""
     found = {name: sorted({str(info[name]) for info in infos if info.get(name)}) for name in SINGLE}
     tags = Counter(tag for info in infos for tag in set(info.get("tags", ())))
@@ -152,7 +152,9 @@ def with_labels(config: JudgeConfig, infos: Sequence[Mapping[str, Any]], rarest_
     )
 
 
-def _losses(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], config: JudgeTrainConfig) -> dict[str, Tensor]:
+def _losses(
+    logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], config: ClassifierTrainConfig
+) -> dict[str, Tensor]:
     labels = {name: value.to(logits[name].device) for name, value in labels.items()}
     losses = {
         name: F.cross_entropy(logits[name].float(), labels[name], ignore_index=NONE, label_smoothing=config.smoothing)
@@ -181,7 +183,7 @@ def jitter(image_B3HW: Tensor, shift: float, zoom: float, turn: float) -> Tensor
 
 
 @torch.no_grad()
-def accuracy(network: JudgeNetwork, shards: Sequence[str]) -> dict[str, float]:
+def accuracy(network: ClassifierNetwork, shards: Sequence[str]) -> dict[str, float]:
     """Share of pictures whose subject, style and category are named right; a subject never learnt counts as wrong.
 
     Pictures that have no subject (style, category) are not counted there; where none has, there is no share.
@@ -205,8 +207,8 @@ def accuracy(network: JudgeNetwork, shards: Sequence[str]) -> dict[str, float]:
     return {name: right[name] / count for name, count in sorted(total.items()) if count}
 
 
-def save_judge(
-    path: Path, network: JudgeNetwork, card: str = "", dtype: torch.dtype = torch.bfloat16
+def save_classifier(
+    path: Path, network: ClassifierNetwork, card: str = "", dtype: torch.dtype = torch.bfloat16
 ) -> ModelDirectory:
     """Writes the model directory, stored in `dtype`."""
     card = (

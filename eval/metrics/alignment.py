@@ -25,10 +25,12 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 from star.data.images import pixels_to_pil
 from star.data.pretrained import CLIP_FILES, SAFE, SAFE_MODEL, check_folder, check_size, folder_of, loading
 from star.data.text import quiet_transformers
-from star.eval.metrics.feature_table import Table
+from star.eval.metrics.features import Features
+from star.eval.metrics.metric import Inputs
 from star.generators.pretrained import digest
 
 ROWS = 2048  # at a time
+CANDIDATES = 20  # prompts of a rank
 
 
 class ClipScorer:
@@ -126,13 +128,42 @@ def _embedding(output: object) -> Tensor:
     return F.normalize(tensor.float(), dim=-1)
 
 
-def products(image_ND: Table, text_ND: Table) -> Tensor:
+def products(image_ND: Features, text_ND: Features) -> Tensor:
     """Each picture's row times its prompt's row; (N,)."""
     parts = [slice(top, top + ROWS) for top in range(0, len(image_ND), ROWS)]
     return torch.cat([(image_ND[part] * text_ND[part]).sum(dim=1) for part in parts or [slice(0)]])
 
 
-def prompt_ranks(image_BD: Table, text_BD: Table, prompts: Sequence[str], candidates: int, seed: int = 0) -> Tensor:
+def clip_score(inputs: Inputs) -> Tensor:
+    """Cosine of picture and prompt, (N,); PickScore and HPS v2 by their own CLIPs."""
+    return inputs.once(_products)
+
+
+def clip_score_100(inputs: Inputs) -> Tensor:
+    """The same by the other convention, (N,)."""
+    return inputs.once(_products) * 100
+
+
+def prompt_rank_20(inputs: Inputs) -> Tensor | None:
+    """1 where a picture's own prompt is the first of 20, else 0, (N,); None for fewer different prompts."""
+    if len(set(inputs.prompts)) < CANDIDATES:
+        return None
+    ranks_N = prompt_ranks(inputs.generated, inputs.texts, inputs.prompts, CANDIDATES, inputs.seed)
+    return (ranks_N == 0).float()
+
+
+def reward(inputs: Inputs) -> Tensor:
+    """What a network says of a picture and its prompt, (N,)."""
+    return inputs.rewards.float()
+
+
+def _products(inputs: Inputs) -> Tensor:
+    return products(inputs.generated, inputs.texts)
+
+
+def prompt_ranks(
+    image_BD: Features, text_BD: Features, prompts: Sequence[str], candidates: int, seed: int = 0
+) -> Tensor:
     """int64 (B,): place of each picture's own prompt among `candidates`, 0 the best.
 
     The other candidates are drawn without repeats from the prompts of the other pictures that read differently. A tie
@@ -149,12 +180,3 @@ def prompt_ranks(image_BD: Table, text_BD: Table, prompts: Sequence[str], candid
         scores = (text_BD[torch.from_numpy(np.append(others, index))] * image_BD[index : index + 1]).sum(dim=1)
         ranks.append(int((scores[:-1] >= scores[-1]).sum()))
     return torch.tensor(ranks)
-
-
-def bootstrap_interval(values_B: Tensor, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean (Efron 1979)."""
-    generator = np.random.default_rng(seed)
-    values = values_B.double().numpy()
-    means = values[generator.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)

@@ -1,24 +1,22 @@
-"""How far two sets of features lie apart: distance of their Gaussians (FD), and of all their moments (KID, CMMD).
+"""The distance of two sets of features: that of their Gaussians (FD), and of all their moments (KID, CMMD).
 
-    drawn = Gaussian(width)
-    drawn.add(features_ND)                         # any number of calls, in any process
-    drawn.reduce()                                 # every process then holds the statistics of all
-    frechet(drawn, reference)                      # FD; called FID where the network is Inception
-    kid(features_ND, reference_MD)
+    frechet(Gaussian.of(features_ND), Gaussian.of(reference_MD))    # FD; called FID where the network is Inception
+    1000 * mmd(features_ND, reference_MD, cubic)                    # KID, times 1000
+    CMMD_SCALE * mmd(features_ND, reference_MD, gaussian)           # CMMD
 
 Sums are float64 and built up in chunks, so features may lie in files. FD from few pictures is too high, by about a
 constant over their number; `frechet_infinity` extrapolates that away. KID and CMMD are unbiased at any number.
 N M rows, D feature width, R rank or resamples.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from star.eval.metrics.feature_table import Table, chunks, pick
+from star.eval.metrics.features import Features, chunks, subset
 
 ROWS = 2048  # at a time, in float64
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
@@ -34,13 +32,13 @@ class Gaussian:
         self.scatter_DD = torch.zeros(width, width, dtype=torch.float64)
 
     @classmethod
-    def of(cls, features_ND: Table) -> Self:
+    def of(cls, features_ND: Features) -> Self:
         """Of all rows."""
         gaussian = cls(features_ND.shape[1])
         gaussian.add(features_ND)
         return gaussian
 
-    def add(self, features_ND: Table) -> None:
+    def add(self, features_ND: Features) -> None:
         """Adds rows of any floating type. Raises ValueError for another width, or for values that are not finite."""
         if features_ND.ndim != 2 or features_ND.shape[1] != len(self.mean_D):
             raise ValueError(f"features are {tuple(features_ND.shape)}, expected (N, {len(self.mean_D)})")
@@ -52,10 +50,6 @@ class Gaussian:
             centred_ND = rows_ND - mean_D
             self._merge(len(rows_ND), mean_D, centred_ND.T @ centred_ND)
 
-    def merge(self, other: "Gaussian") -> None:
-        """Adds all rows that another one has seen."""
-        self._merge(other.count, other.mean_D, other.scatter_DD)
-
     def _merge(self, count: int, mean_D: Tensor, scatter_DD: Tensor) -> None:
         """Chan, Golub and LeVeque 1983, eq. 2.1: nothing large is subtracted from anything large."""
         if count == 0:
@@ -66,40 +60,12 @@ class Gaussian:
         self.mean_D = self.mean_D + step_D * (count / total)
         self.count = total
 
-    def reduce(self) -> None:
-        """Merges the statistics of all processes of torch.distributed, in order of rank; alone, it does nothing."""
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        width = len(self.mean_D)
-        mine = torch.cat([self.mean_D.new_tensor([self.count]), self.mean_D, self.scatter_DD.flatten()]).to(device)
-        states = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(states, mine)
-        self.count, self.mean_D = 0, torch.zeros_like(self.mean_D)
-        self.scatter_DD = torch.zeros_like(self.scatter_DD)
-        for state in states:
-            count, mean_D, scatter = state.cpu().split([1, width, width * width])
-            self._merge(int(count), mean_D, scatter.view(width, width))
-
     @property
     def covariance_DD(self) -> Tensor:
         """Divided by the count minus one. Raises ValueError for fewer than 2 rows."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 rows, {self.count} were added")
         return self.scatter_DD / (self.count - 1)
-
-    def state(self) -> dict[str, Any]:
-        """Plain arrays, for numpy.savez."""
-        return {"count": np.int64(self.count), "mean": self.mean_D.numpy(), "scatter": self.scatter_DD.numpy()}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The opposite of `state`."""
-        gaussian = cls(len(state["mean"]))
-        gaussian.count = int(state["count"])
-        gaussian.mean_D = torch.tensor(state["mean"], dtype=torch.float64)
-        gaussian.scatter_DD = torch.tensor(state["scatter"], dtype=torch.float64)
-        return gaussian
 
 
 def frechet(one: Gaussian, other: Gaussian) -> float:
@@ -130,10 +96,10 @@ def gaussian_distance(shift: float, traces: float, product_RR: Tensor) -> float:
     return max(0.0, shift + traces - 2 * shared)
 
 
-def frechet_infinity(features_ND: Table, reference_MD: Table, *, halvings: int = 4, seed: int = 0) -> float:
+def frechet_infinity(features_ND: Features, reference_MD: Features, *, halvings: int = 4, seed: int = 0) -> float:
     """FD extrapolated to endless pictures: its line over 1 / n, at n -> infinity; Chong and Forsyth 2020, §4.
 
-    The line is laid through all rows and the mean over random halves. Unlike the paper's subsets of the drawn alone,
+    The line is laid through all rows and the mean over random halves. Unlike the paper's subsets of one side alone,
     both sides shrink together, which removes the bias of either (the same rows of both, where these are as many), and
     the two halves of a split are used both, whose mean hardly scatters. The result may be negative. Raises ValueError
     where `can_extrapolate` says no.
@@ -147,62 +113,31 @@ def frechet_infinity(features_ND: Table, reference_MD: Table, *, halvings: int =
         rows = generator.permutation(N)
         others = rows if M == N else generator.permutation(M)
         for part, other in zip(np.array_split(rows, 2), np.array_split(others, 2), strict=True):
-            halves.append(frechet(Gaussian.of(pick(features_ND, part)), Gaussian.of(pick(reference_MD, other))))
+            halves.append(frechet(Gaussian.of(subset(features_ND, part)), Gaussian.of(subset(reference_MD, other))))
     return 2 * frechet(Gaussian.of(features_ND), Gaussian.of(reference_MD)) - float(np.mean(halves))
 
 
-def can_extrapolate(drawn: int, references: int, width: int) -> bool:
+def can_extrapolate(generated: int, references: int, width: int) -> bool:
     """Whether there are rows enough for `frechet_infinity`: singular covariances do not follow its line."""
-    return min(drawn, references) > 2 * width
-
-
-def kid(features_ND: Table, reference_MD: Table, *, subsets: int = 0, size: int = 1000, seed: int = 0) -> float:
-    """Kernel distance: unbiased squared MMD under (x . y / D + 1)^3; Binkowski et al. 2018, §4. May be negative.
-
-    Over all rows, which has the least variance; or, as often published, the mean over `subsets` draws of `size` rows of
-    each side without repeats.
-    """
-    if subsets == 0:
-        return float(mmd(features_ND, reference_MD, cubic))
-    size = min(size, len(features_ND), len(reference_MD))
-    generator = np.random.default_rng(seed)
-    return float(
-        np.mean(
-            [
-                float(
-                    mmd(
-                        _rows(features_ND, generator.permutation(len(features_ND))[:size]),
-                        _rows(reference_MD, generator.permutation(len(reference_MD))[:size]),
-                        cubic,
-                    )
-                )
-                for _ in range(subsets)
-            ]
-        )
-    )
-
-
-def cmmd(features_ND: Table, reference_MD: Table) -> float:
-    """CMMD: squared MMD of unit vectors under a Gaussian kernel of width 10, times 1000; Jayasumana et al. 2024, §4.
-
-    Rows are brought to unit length. Unbiased, as in the paper; its code also counts each row with itself, which adds
-    about 0.4 at 50 rows and 0.0006 at 30,000.
-    """
-    return CMMD_SCALE * float(mmd(features_ND, reference_MD, gaussian))
+    return min(generated, references) > 2 * width
 
 
 def cubic(one_ND: Tensor, other_MD: Tensor) -> Tensor:
-    """KID's kernel."""
+    """The kernel of KID; Binkowski et al. 2018, §4. `mmd` over all rows has less variance than a mean over subsets."""
     return (one_ND @ other_MD.T / one_ND.shape[1] + 1) ** 3
 
 
 def gaussian(one_ND: Tensor, other_MD: Tensor) -> Tensor:
-    """CMMD's kernel: of unit vectors, |x - y|^2 = 2 - 2 x . y."""
+    """The kernel of CMMD, of width 10 over unit vectors, where |x - y|^2 = 2 - 2 x . y; Jayasumana et al. 2024, §4.
+
+    Rows are brought to unit length. The paper's code also counts each row with itself, which `mmd` does not: that would
+    add about 0.4 at 50 rows and 0.0006 at 30,000 to CMMD, which is `CMMD_SCALE` times the squared MMD.
+    """
     cosine_NM = torch.nn.functional.normalize(one_ND, dim=1) @ torch.nn.functional.normalize(other_MD, dim=1).T
     return torch.exp((cosine_NM - 1) / CMMD_SIGMA**2)
 
 
-def mmd(features_ND: Table, reference_MD: Table, kernel: Kernel, weights_NR: Tensor | None = None) -> Tensor:
+def mmd(features_ND: Features, reference_MD: Features, kernel: Kernel, weights_NR: Tensor | None = None) -> Tensor:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3), float64.
 
     weights_NR: how often each row of `features_ND` was drawn in each of R resamples, each of N draws; then (R,), else a
@@ -220,7 +155,7 @@ def mmd(features_ND: Table, reference_MD: Table, kernel: Kernel, weights_NR: Ten
     return found_R[0] if weights_NR is None else found_R
 
 
-def _pairs(one: Table, other: Table, kernel: Kernel, one_NR: Tensor, other_MR: Tensor, *, alone: bool) -> Tensor:
+def _pairs(one: Features, other: Features, kernel: Kernel, one_NR: Tensor, other_MR: Tensor, *, alone: bool) -> Tensor:
     """Sum of the kernel over all pairs of rows, weighted; `alone`: of one set, less each row with itself.
 
     Of one set, each pair of different blocks is taken once and counted twice: the kernel is symmetric.
@@ -235,7 +170,3 @@ def _pairs(one: Table, other: Table, kernel: Kernel, one_NR: Tensor, other_MR: T
             times = 2 if alone and top != left else 1
             total_R += times * (weights * (block @ other_MR[left : left + ROWS].double())).sum(dim=0)
     return total_R
-
-
-def _rows(features_ND: Table, places: np.ndarray) -> Tensor:
-    return features_ND[torch.from_numpy(np.sort(places))]

@@ -1,12 +1,12 @@
 """How sure a number is: 95 % intervals from resampling pictures (Efron 1979).
 
-The drawn pictures are drawn anew, with repeats, as many as there are; the reference stands as it is, being part of the
+The generated pictures are drawn anew, with repeats, as many as there are; the reference stays as it is, part of the
 protocol. What is a mean over pictures is resampled as a mean. A distance needs care: resampled rows repeat, so a
 resample lies further from the reference than the sample did, and its plain percentiles would lie above the number they
 belong to. So the spread of the resamples is laid around the number (`centred`): the interval tells how far the number
 moves with other pictures at this count, not what an endless count would give. FD has the same bias upwards once more,
 by the count itself, which no interval shows; `star.eval.metrics.distances.frechet_infinity` and the kernel distances
-are free of it. There is no interval where nothing tells one: of one picture, of fewer than `FEWEST` resamples, of
+are free of it. There is none of one picture, of fewer than `FEWEST` resamples, of
 values all alike. A share of none or all has Wilson's interval: its resamples have no spread, but another sample might.
 N M rows, D feature width, R resamples, r rank.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from star.eval.metrics.distances import ROWS, Gaussian, frechet_infinity, gaussian_distance, root
-from star.eval.metrics.feature_table import Table, pick
+from star.eval.metrics.features import Features, subset
 
 Interval = tuple[float, float]
 TAILS = (0.025, 0.975)
@@ -35,7 +35,7 @@ def counts(rows: int, resamples: int, seed: int) -> Tensor:
     return torch.from_numpy(drawn_NR)
 
 
-def can_tell(rows: int, resamples: int) -> bool:
+def can_have_interval(rows: int, resamples: int) -> bool:
     """Whether there are enough of both for an interval."""
     return rows >= 2 and resamples >= FEWEST
 
@@ -60,12 +60,12 @@ def wilson(share: float, rows: int) -> Interval:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def mean_interval(values_N: Tensor, resamples: int, seed: int, *, shares: bool = False) -> Interval | None:
-    """Percentile interval of a mean over rows; None if it cannot be told. shares: values are 0 or 1."""
-    if not can_tell(len(values_N), resamples):
+def mean_interval(values_N: Tensor, resamples: int, seed: int, *, binary: bool = False) -> Interval | None:
+    """Percentile interval of a mean over rows; None if there is none. binary: values are 0 or 1."""
+    if not can_have_interval(len(values_N), resamples):
         return None
     if _alike(values_N):
-        return wilson(float(values_N[0]), len(values_N)) if shares else None
+        return wilson(float(values_N[0]), len(values_N)) if binary else None
     generator = np.random.default_rng(seed)
     values = values_N.double().numpy()
     means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
@@ -73,7 +73,7 @@ def mean_interval(values_N: Tensor, resamples: int, seed: int, *, shares: bool =
     return float(low), float(high)
 
 
-def frechet_resamples(features_ND: Table, reference: Gaussian, resamples: int, seed: int) -> Tensor:
+def frechet_resamples(features_ND: Features, reference: Gaussian, resamples: int, seed: int) -> Tensor:
     """FD to the reference of R resamples, float64 (R,).
 
     With the reference's covariance F F', only rows projected onto F are needed, as wide as its rank: each resample is
@@ -97,7 +97,9 @@ def frechet_resamples(features_ND: Table, reference: Gaussian, resamples: int, s
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _by_products_of_rows(features_ND: Table, reference: Gaussian, reference_DR: Tensor, weights_NR: Tensor) -> Tensor:
+def _by_products_of_rows(
+    features_ND: Features, reference: Gaussian, reference_DR: Tensor, weights_NR: Tensor
+) -> Tensor:
     """`frechet_resamples` for few rows N of a large width."""
     N = len(features_ND)
     rows_ND = features_ND[0:N].double() - reference.mean_D
@@ -119,7 +121,7 @@ def _by_products_of_rows(features_ND: Table, reference: Gaussian, reference_DR: 
 
 
 def _moments(
-    features_ND: Table, centre_D: Tensor, reference_DR: Tensor, weights_NG: Tensor
+    features_ND: Features, centre_D: Tensor, reference_DR: Tensor, weights_NG: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted mean (G, D), sum of squares (G,) and projected products (G, r, r) of rows around the centre."""
     N, groups, rank = len(features_ND), weights_NG.shape[1], reference_DR.shape[1]
@@ -137,14 +139,14 @@ def _moments(
     return total_GD / N, squares_G, product_Grr
 
 
-def frechet_infinity_resamples(features_ND: Table, reference_MD: Table, resamples: int, seed: int) -> Tensor:
+def frechet_infinity_resamples(features_ND: Features, reference_MD: Features, resamples: int, seed: int) -> Tensor:
     """FD-infinity of R resamples; of pairs of rows where both sides have as many, so that these stay together."""
     generator = np.random.default_rng(seed)
     N, M, found = len(features_ND), len(reference_MD), []
     for number in range(resamples):
         rows = generator.integers(0, N, N)
-        others = pick(reference_MD, rows) if M == N else reference_MD
-        found.append(frechet_infinity(pick(features_ND, rows), others, seed=seed + number))
+        others = subset(reference_MD, rows) if M == N else reference_MD
+        found.append(frechet_infinity(subset(features_ND, rows), others, seed=seed + number))
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -1,26 +1,26 @@
-"""Retrieval: of all real pictures of a style, is the one that a prompt belongs to the nearest to the drawn one?
+"""Retrieval: of all real pictures of a style, is the one that a prompt belongs to the nearest to the generated one?
 
 The measure for models that learn a known set of pictures: 1 of n by chance, and a blot in the right colours finds no
-more than a few. By any extractor's features; `Thumbnail` needs no network, so nothing that was trained judges.
+more than a few. By any extractor's features; `Thumbnail` needs no network, so nothing that was trained decides.
 The style is what a prompt says behind its last comma; prompts without one are all of one style.
 
 N pictures, D feature width, B batch, 3 RGB, S pixels a side.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star.eval.metrics.feature_table import Table, pick
+from star.eval.metrics.features import Features, subset
+from star.eval.metrics.metric import Inputs
 from star.generators.pretrained import digest
 
 SIDE = 16  # of a thumbnail, pixels
-BLOCK = 256  # drawn pictures compared at once
-FIRST = {"retrieval_1": 1, "retrieval_5": 5}  # kind of metric -> among how many nearest the true one must be
+BLOCK = 256  # generated pictures compared at once
 
 
 class Thumbnail:
@@ -51,27 +51,46 @@ def style_of(prompt: str) -> str:
 
 
 def rivals(prompts: Sequence[str]) -> Tensor:
-    """How many other pictures each has to be told from, those of its style; int64 (N,)."""
+    """How many other pictures each competes with, those of its style; int64 (N,)."""
     styles = Counter(map(style_of, prompts))
     return torch.tensor([styles[style_of(prompt)] - 1 for prompt in prompts], dtype=torch.int64)
 
 
-def retrieval_ranks(drawn: Table, real: Table, prompts: Sequence[str]) -> Tensor:
-    """How many real pictures of the same style are nearer to a drawn one than its own, int64 (N,); 0 is the best.
+def among_nearest(count: int) -> Callable[[Inputs], Tensor | None]:
+    """The function of a metric: 1 where the own real picture is among the `count` nearest of its style, else 0, (N,).
 
-    drawn, real: (N, D), rows of the same items; Euclidean distance. Ties count as nearer, half of them rounded down, so
-    that features which tell nothing reach chance and no more.
+    NaN where the style has no more than `count`, of which it would be one in any case; None where all are NaN.
+    """
+
+    def function(inputs: Inputs) -> Tensor | None:
+        counted_N = rivals(inputs.prompts) >= count
+        if not bool(counted_N.any()):
+            return None
+        return (inputs.once(_ranks) < count).float().where(counted_N, torch.nan)
+
+    return function
+
+
+def _ranks(inputs: Inputs) -> Tensor:
+    return retrieval_ranks(inputs.generated, inputs.references, inputs.prompts)
+
+
+def retrieval_ranks(generated: Features, real: Features, prompts: Sequence[str]) -> Tensor:
+    """How many real pictures of the same style are nearer to a generated one than its own, int64 (N,); 0 is the best.
+
+    generated, real: (N, D), rows of the same items; Euclidean distance. Ties count as nearer, half of them rounded
+    down, so that features which tell nothing reach chance and no more.
     """
     ranks_N = torch.zeros(len(prompts), dtype=torch.int64)
     styles: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
         styles.setdefault(style_of(prompt), []).append(row)
     for rows in styles.values():
-        real_nD = pick(real, np.array(rows))[:].double()
+        real_nD = subset(real, np.array(rows))[:].double()
         for first in range(0, len(rows), BLOCK):
             own = rows[first : first + BLOCK]
             distance_bn = torch.cdist(
-                pick(drawn, np.array(own))[:].double(), real_nD, compute_mode="donot_use_mm_for_euclid_dist"
+                subset(generated, np.array(own))[:].double(), real_nD, compute_mode="donot_use_mm_for_euclid_dist"
             )
             mine_b1 = distance_bn.diagonal(first).unsqueeze(1)
             nearer_b, tied_b = (distance_bn < mine_b1).sum(dim=1), (distance_bn == mine_b1).sum(dim=1) - 1

@@ -4,7 +4,7 @@
     comparison.names("overall")                      # metrics that at least one record has, in a fixed order
     comparison.marks("overall", "fd/judge-emoji")    # per record: "best", "tied" with the best, "" or None
 
-Two estimates are apart where each value lies outside the other's interval; whatever is not apart from the best shares
+Two estimates differ where each value lies outside the other's interval; whatever does not differ from the best shares
 its place. Nothing is ranked among records of different protocols.
 """
 
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from star.data.errors import InputError
-from star.eval.metrics.registry import METRICS, metric
+from star.eval.metrics import registry
+from star.eval.metrics.registry import metric
 from star.eval.run.record import OVERALL, Estimate, Picture, Record, read, read_pictures
 from star.generators.config import differences, to_dict
 
 log = logging.getLogger(__name__)
 
 Mark = Literal["best", "tied", ""]
+RANKED = 30  # pictures that a category needs to be ranked, or to be an axis of a radar
 SHORT = 12  # characters of a digest that people read
 
 
@@ -37,6 +39,10 @@ class Entry:
     def estimate(self, group: str, name: str) -> Estimate | None:
         return self.record.metrics.get(group, {}).get(name)
 
+    def real(self, group: str, name: str) -> Estimate | None:
+        """The score of the real pictures themselves, which metrics per picture have."""
+        return self.record.references.get(group, {}).get(name)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
@@ -46,30 +52,36 @@ class Comparison:
     mixed: dict[str, tuple[Any, ...]]
 
     def names(self, group: str = OVERALL) -> list[str]:
-        """Metrics of a group that some record has, by the order of kinds in METRICS, then by extractor."""
+        """Metrics of a group that some record has, in the order of the registry, then by extractor."""
         found = {name for entry in self.entries for name in entry.record.metrics.get(group, {})}
-        kinds = list(METRICS)
+        order = registry.names()
         for name in found:
             metric(name)  # refuses kinds that this version does not know
-        return sorted(found, key=lambda name: (kinds.index(name.partition("/")[0]), name))
+        return sorted(found, key=lambda name: (order.index(name.partition("/")[0]), name))
 
     def categories(self) -> list[str]:
         """Groups other than the overall one, in order."""
         return sorted({group for entry in self.entries for group in entry.record.metrics} - {OVERALL})
 
+    def ranked(self, group: str, name: str) -> bool:
+        """Whether a group has pictures enough for its figures to be ranked; all pictures together always have."""
+        found = (entry.estimate(group, name) for entry in self.entries)
+        return group == OVERALL or all(estimate.pictures >= RANKED for estimate in found if estimate is not None)
+
     def marks(self, group: str, name: str) -> list[Mark]:
-        """For every entry: "best", "tied" if not apart from the best, else ""; all "" where one has no interval."""
+        """For every entry: "best", "tied" if not different from the best, else ""; all "" where one has no interval
+        or a category has fewer than `RANKED` pictures."""
         estimates = [entry.estimate(group, name) for entry in self.entries]
         values = [estimate.value for estimate in estimates if estimate is not None]
         unsure = any(estimate is not None and estimate.low is None for estimate in estimates)
-        if self.mixed or unsure or len(values) < 2:
+        if self.mixed or unsure or len(values) < 2 or not self.ranked(group, name):
             return [""] * len(estimates)
-        top = (min if metric(name).better == "lower" else max)(values)
+        top = (min if metric(name).direction == "lower" else max)(values)
         best = next(estimate for estimate in estimates if estimate is not None and estimate.value == top)
         return [_mark(estimate, best) for estimate in estimates]
 
 
-def apart(one: Estimate, other: Estimate) -> bool:
+def differ(one: Estimate, other: Estimate) -> bool:
     """Whether each value lies outside the other's interval; not, where one of them has none."""
     return _outside(one.value, other) and _outside(other.value, one)
 
@@ -83,7 +95,7 @@ def _mark(estimate: Estimate | None, best: Estimate) -> Mark:
         return ""
     if estimate.value == best.value:
         return "best"
-    return "" if apart(estimate, best) else "tied"
+    return "" if differ(estimate, best) else "tied"
 
 
 def gather(paths: Sequence[str | Path], mix_protocols: bool = False) -> Comparison:
@@ -99,9 +111,9 @@ def gather(paths: Sequence[str | Path], mix_protocols: bool = False) -> Comparis
     mixed = _mixed([record for _, record in records])
     if mixed and not mix_protocols:
         names = short_names([path for path, _ in records])
-        told = "; ".join(f"{field} is {_told(values, names)}" for field, values in mixed.items())
+        described = "; ".join(f"{field} is {_by_value(values, names)}" for field, values in mixed.items())
         raise InputError(
-            f"the records were made by different protocols ({told}): compare records of one protocol, or add "
+            f"the records were made by different protocols ({described}): compare records of one protocol, or add "
             "--mix-protocols, which marks every table"
         )
     labels = _labels([record for _, record in records])
@@ -160,15 +172,15 @@ def _value(protocol: dict[str, Any], field: str) -> Any:
     return protocol[top].get(rest) if rest else protocol[top]
 
 
-def _told(values: Sequence[Any], names: Sequence[str]) -> str:
+def _by_value(values: Sequence[Any], names: Sequence[str]) -> str:
     """ "256 in a.json and 1000 in b.json, c.json" """
     groups: dict[str, list[str]] = {}
     for value, name in zip(values, names, strict=True):
-        groups.setdefault(brief(value), []).append(name)
+        groups.setdefault(display(value), []).append(name)
     return " and ".join(f"{value} in {', '.join(where)}" for value, where in groups.items())
 
 
-def brief(value: Any) -> str:
+def display(value: Any) -> str:
     """A field of a protocol as people read it: digests cut, sizes as H x W."""
     if value is None:
         return "none"
@@ -187,10 +199,10 @@ def _labels(records: Sequence[Record]) -> list[str]:
         others = [to_dict(other.measured) for other in records if other is not record]
         twins = [other for other in others if other["name"] == own["name"]]
         fields = dict.fromkeys(name for twin in twins for name, *_ in differences(twin, own))
-        told = [_field(own, field) for field in fields if field.partition(".")[0] in ("seed", "options")]
-        if twins and not told:
-            told = [f"digest {brief(own['digest'])}"] if "digest" in fields else []
-        labels.append(f"{own['name']} ({', '.join(told)})" if told else own["name"])
+        described = [_field(own, field) for field in fields if field.partition(".")[0] in ("seed", "options")]
+        if twins and not described:
+            described = [f"digest {display(own['digest'])}"] if "digest" in fields else []
+        labels.append(f"{own['name']} ({', '.join(described)})" if described else own["name"])
     counts = {label: labels.count(label) for label in labels}
     return [
         label if counts[label] == 1 else f"{label} #{labels[: place + 1].count(label)}"

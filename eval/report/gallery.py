@@ -72,7 +72,7 @@ def side_by_side(comparison: Comparison, count: int, benchmark: str | Path | Non
                 picture,
                 (
                     *([Shown(data=real[picture.key], prompt=picture.prompt)] if real else []),
-                    *(Shown(data=_drawn(entry, picture.key), prompt=picture.prompt) for entry in entries),
+                    *(Shown(data=_generated(entry, picture.key), prompt=picture.prompt) for entry in entries),
                 ),
             )
             for picture in chosen
@@ -81,7 +81,7 @@ def side_by_side(comparison: Comparison, count: int, benchmark: str | Path | Non
 
 
 def extremes(comparison: Comparison) -> list[Extremes]:
-    """Best and worst pictures of every model by the first metric that tells single pictures apart; none without one."""
+    """Best and worst pictures of every model by the first metric that orders single pictures; none without one."""
     found = []
     for name in comparison.names():
         if not metric(name).per_picture:
@@ -96,13 +96,14 @@ def extremes(comparison: Comparison) -> list[Extremes]:
 
 
 def _extremes(entry: Entry, scored: Sequence[Picture], name: str) -> Extremes:
-    sign = 1 if metric(name).better == "lower" else -1
+    sign = 1 if metric(name).direction == "lower" else -1
     order = sorted(scored, key=lambda picture: (sign * picture.scores[name], picture.key))
     count = min(EXTREMES, len(order) // 2)
 
     def show(pictures: Iterable[Picture]) -> tuple[Shown, ...]:
         return tuple(
-            Shown(data=_drawn(entry, p.key), caption=number(name, p.scores[name]), prompt=p.prompt) for p in pictures
+            Shown(data=_generated(entry, p.key), caption=number(name, p.scores[name]), prompt=p.prompt)
+            for p in pictures
         )
 
     return Extremes(
@@ -125,7 +126,7 @@ def _real(benchmark: str | Path, chosen: Sequence[Picture]) -> dict[str, str]:
     return {picture.key: as_data(items[picture.key].picture) for picture in chosen}
 
 
-def _drawn(entry: Entry, key: str) -> str:
+def _generated(entry: Entry, key: str) -> str:
     """The picture of a record; empty where its file is gone, or a link leads out of the record's folder."""
     folder = folder_of(entry.path)
     try:

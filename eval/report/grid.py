@@ -1,4 +1,4 @@
-"""Real and drawn pictures side by side on one PNG: two pairs in a row, each under its prompt."""
+"""Real and generated pictures side by side on one PNG: two pairs in a row, each under its prompt."""
 
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
@@ -12,14 +12,14 @@ from star.eval.run.pictures import read_pixels
 from star.eval.run.protocols import ResizeRule, resized
 
 PAIRS = 2  # in a row
-MAX_PIXELS = 2**26  # of a sheet; pictures are made smaller to fit
+MAX_PIXELS = 2**26  # of a grid; pictures are made smaller to fit
 LONGEST = 200  # characters of a prompt beside its picture
 
 
 def write_grid(
     pairs: Sequence[tuple[Item, Traversable]], path: Path, size: tuple[int, int] | None, rule: ResizeRule
 ) -> None:
-    """pairs: a prompt with its real picture, and the drawn one. size: (H, W) of all; None: that of the first drawn.
+    """pairs: a prompt with its real picture, and the generated one. size: (H, W) of all; None: of the first generated.
 
     Raises InputError if a picture can no longer be read, or the place cannot be written.
     """
@@ -31,8 +31,8 @@ def write_grid(
     rows, labels = [], []
     for first in range(0, len(pairs), PAIRS):
         row: list[Tensor] = []
-        for item, drawn in pairs[first : first + PAIRS]:
-            row += [resized(read_pixels(file), size, rule) for file in (item.picture, drawn)]
+        for item, generated in pairs[first : first + PAIRS]:
+            row += [resized(read_pixels(file), size, rule) for file in (item.picture, generated)]
         rows.append(row)
         labels.append(" | ".join(_label(item.prompt) for item, _ in pairs[first : first + PAIRS]))
     save_png(labelled_grid(rows, labels, (["real", "drawn"] * PAIRS)[: len(rows[0])]), path)

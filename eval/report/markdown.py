@@ -6,7 +6,7 @@ from star.eval.report.tables import Cell, Table
 
 
 def to_markdown(table: Table) -> str:
-    """A heading, the note, and a pipe table; bold is the best, ≈ what cannot be told from it."""
+    """A heading, the note, and a pipe table; bold is the best, ≈ what does not differ from it."""
     numbers = [cell.number for cell in table.rows[0]]
     lines = [
         _line(table.head),

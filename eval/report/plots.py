@@ -29,26 +29,26 @@ AGREEMENTS = ("prompt_rank_20", "image_reward", "hps_v2", "pick_score", "clip_sc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawing:
+class Plot:
     """A figure and what it shows, which is also its text for those who do not see it."""
 
     svg: str
     caption: str
 
 
-def shares_of_best(values: Sequence[float], better: str) -> list[float] | None:
+def shares_of_best(values: Sequence[float], direction: str) -> list[float] | None:
     """How close each value comes to the best: 1 for the best, 0.5 at twice its distance or half its score.
 
     None where a value is negative: then a share means nothing.
     """
-    if min(values) < 0 or (better == "higher" and max(values) == 0):
+    if min(values) < 0 or (direction == "higher" and max(values) == 0):
         return None
-    if better == "higher":
+    if direction == "higher":
         return [value / max(values) for value in values]
     return [1.0 if value == min(values) else min(values) / value for value in values]
 
 
-def radars(comparison: Comparison) -> list[Drawing]:
+def radars(comparison: Comparison) -> list[Plot]:
     """One radar for the distance to real pictures, one for agreement with the prompt, as far as they can be drawn."""
     names = [_first(comparison, kinds, radar=True) for kinds in (DISTANCES, AGREEMENTS)]
     return [
@@ -56,7 +56,7 @@ def radars(comparison: Comparison) -> list[Drawing]:
     ]
 
 
-def scatters(comparison: Comparison) -> list[Drawing]:
+def scatters(comparison: Comparison) -> list[Plot]:
     """Quality against seconds per picture at batch 1, for the same two metrics; none where no record was timed."""
     names = [_first(comparison, kinds) for kinds in (DISTANCES, AGREEMENTS)]
     timed = any(speed.batch == 1 for entry in comparison.entries for speed in entry.record.speed)
@@ -72,19 +72,23 @@ def _first(comparison: Comparison, kinds: Sequence[str], radar: bool = False) ->
 
 
 def _axes(comparison: Comparison, name: str) -> dict[str, list[float]]:
-    """Category -> shares of the best, of every category in which all models were measured on more than one picture, and
-    shares mean something."""
+    """Category -> shares of the best, of every category in which all models were measured, on pictures enough to be
+    ranked, and shares mean something."""
     axes = {}
     for category in comparison.categories():
         estimates = [entry.estimate(category, name) for entry in comparison.entries]
         values = [estimate.value for estimate in estimates if estimate is not None]
-        sure = all(estimate is not None and estimate.pictures >= 2 for estimate in estimates)
-        if sure and len(values) == len(estimates) and (shares := shares_of_best(values, metric(name).better)):
+        if (
+            values
+            and comparison.ranked(category, name)
+            and len(values) == len(estimates)
+            and (shares := shares_of_best(values, metric(name).direction))
+        ):
             axes[category] = shares
     return axes
 
 
-def _radar(comparison: Comparison, name: str, axes: dict[str, list[float]]) -> Drawing:
+def _radar(comparison: Comparison, name: str, axes: dict[str, list[float]]) -> Plot:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.6), layout="constrained")
@@ -106,13 +110,13 @@ def _radar(comparison: Comparison, name: str, axes: dict[str, list[float]]) -> D
     caption = (
         f"{label_of(name)} by {name.partition('/')[2]}, per category. Each axis is scaled by the best model of its "
         "category: the outer ring is the best, 0.5 is "
-        + ("twice the best distance" if metric(name).better == "lower" else "half the best score")
+        + ("twice the best distance" if metric(name).direction == "lower" else "half the best score")
         + ", the centre is 0."
     )
-    return Drawing(svg=_svg(figure, f"radar {name}"), caption=caption)
+    return Plot(svg=_svg(figure, f"radar {name}"), caption=caption)
 
 
-def _scatter(comparison: Comparison, name: str) -> Drawing:
+def _scatter(comparison: Comparison, name: str) -> Plot:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -142,13 +146,13 @@ def _scatter(comparison: Comparison, name: str) -> Drawing:
     for side, spine in panel.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(RULE)
-    where = "bottom" if metric(name).better == "lower" else "top"
+    where = "bottom" if metric(name).direction == "lower" else "top"
     caption = (
         f"{label_of(name)} by {name.partition('/')[2]} against time, with 95 % intervals, if any; better and faster "
         f"is the {where} left. Timed on {' and on '.join(devices)}."
         + (" Times of different devices do not compare." if len(devices) > 1 else "")
     )
-    return Drawing(svg=_svg(figure, f"scatter {name}"), caption=caption)
+    return Plot(svg=_svg(figure, f"scatter {name}"), caption=caption)
 
 
 def _place(speed: Speed) -> str:
@@ -161,7 +165,7 @@ def _colour(index: int) -> str:
 
 
 def _svg(figure: "Figure", salt: str) -> str:
-    """The figure's SVG element alone. salt: keeps its ids apart from those of other figures, and the same each time."""
+    """The figure's SVG element alone. salt: keeps its ids from meeting those of other figures, the same each time."""
     import matplotlib
 
     target = io.StringIO()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reported:
+class PublishedNumbers:
     """Figures of one system on one benchmark, digits as published."""
 
     system: str
@@ -29,95 +29,99 @@ STYLEFORMER = "Park and Kim 2021, arXiv 2106.07023"
 COCO = "COCO, zero-shot, 30k"
 OF_SWITTI = "as measured for the table of Switti (A100, batch 8)"
 
-REPORTED: tuple[Reported, ...] = (
-    Reported(
+PUBLISHED: tuple[PublishedNumbers, ...] = (
+    PublishedNumbers(
         system="STAR d30, 512",
         benchmark="MJHQ-30k",
         figures={"FID": "4.73", "CLIP score": "0.291", "ImageReward": "0.87"},
         speed="2.9 s",
         source=f"first version of {STAR}",
     ),
-    Reported(system="STAR d30, 1024", benchmark="", figures={}, speed="2.21 s (A100)", source=STAR),
-    Reported(
+    PublishedNumbers(system="STAR d30, 1024", benchmark="", figures={}, speed="2.21 s (A100)", source=STAR),
+    PublishedNumbers(
         system="Switti 2.5B, 512",
         benchmark="MJHQ-30k",
         figures={"FID": "9.5", "CLIP score": "0.381", "ImageReward": "0.91", "GenEval": "0.62"},
         speed="0.1 s (A100, batch 8)",
         source=SWITTI,
     ),
-    Reported(
+    PublishedNumbers(
         system="Switti 2.5B, 1024",
         benchmark="MJHQ-30k",
         figures={"FID": "8.1", "CLIP score": "0.378", "ImageReward": "0.81"},
         speed="0.5 s (A100, batch 8)",
         source=SWITTI,
     ),
-    Reported(
+    PublishedNumbers(
         system="HART 0.7B, 1024",
         benchmark="MJHQ-30k",
         figures={"FID": "5.38", "GenEval": "0.55"},
         speed="0.75 s (A100)",
         source=HART,
     ),
-    Reported(
+    PublishedNumbers(
         system="HART 0.7B",
         benchmark="MJHQ-30k",
         figures={"FID": "5.8"},
         source=f"{SWITTI}, {OF_SWITTI}",
     ),
-    Reported(
+    PublishedNumbers(
         system="SDXL",
         benchmark="MJHQ-30k",
         figures={"FID": "7.6", "ImageReward": "0.78"},
         speed="2.3 s (A100, batch 8)",
         source=f"{SWITTI}, {OF_SWITTI}",
     ),
-    Reported(
+    PublishedNumbers(
         system="SD3 medium",
         benchmark="MJHQ-30k",
         figures={"FID": "13.1", "ImageReward": "0.91"},
         speed="3.9 s (A100, batch 8)",
         source=f"{SWITTI}, {OF_SWITTI}",
     ),
-    Reported(
+    PublishedNumbers(
         system="Infinity-2B, 1024",
         benchmark="",
         figures={"ImageReward": "0.96", "HPS v2.1": "32.2", "GenEval": "0.69"},
         speed="0.8 s (H100)",
         source=INFINITY,
     ),
-    Reported(system="VAR d16", benchmark="ImageNet 256, classes", figures={"FID": "3.55"}, source=VAR),
-    Reported(system="VAR d20", benchmark="ImageNet 256, classes", figures={"FID": "2.95"}, source=VAR),
-    Reported(system="VAR d24", benchmark="ImageNet 256, classes", figures={"FID": "2.33"}, source=VAR),
-    Reported(
+    PublishedNumbers(system="VAR d16", benchmark="ImageNet 256, classes", figures={"FID": "3.55"}, source=VAR),
+    PublishedNumbers(system="VAR d20", benchmark="ImageNet 256, classes", figures={"FID": "2.95"}, source=VAR),
+    PublishedNumbers(system="VAR d24", benchmark="ImageNet 256, classes", figures={"FID": "2.33"}, source=VAR),
+    PublishedNumbers(
         system="VAR d30",
         benchmark="ImageNet 256, classes",
         figures={"FID": "1.97", "FID with rejection": "1.80"},
         source=VAR,
     ),
-    Reported(system="VAR d36", benchmark="ImageNet 512, classes", figures={"FID": "2.63"}, source=VAR),
-    Reported(
+    PublishedNumbers(system="VAR d36", benchmark="ImageNet 512, classes", figures={"FID": "2.63"}, source=VAR),
+    PublishedNumbers(
         system="StyleGAN-T 1.0B, 64",
         benchmark=COCO,
         figures={"FID": "7.30"},
         speed="0.06 s (A100)",
         source=STYLEGAN_T,
     ),
-    Reported(
+    PublishedNumbers(
         system="StyleGAN-T 1.0B, 256", benchmark="COCO, zero-shot, 30k", figures={"FID": "13.90"}, source=STYLEGAN_T
     ),
-    Reported(system="StyleGAN-T 1.0B, 512", benchmark="", figures={}, speed="0.10 s (A100)", source=STYLEGAN_T),
-    Reported(
+    PublishedNumbers(system="StyleGAN-T 1.0B, 512", benchmark="", figures={}, speed="0.10 s (A100)", source=STYLEGAN_T),
+    PublishedNumbers(
         system="StyleNAT, 48.9M",
         benchmark="FFHQ-256",
         figures={"FID": "2.046"},
         speed="32.6 pictures per second",
         source=STYLENAT,
     ),
-    Reported(system="StyleNAT, 49.5M", benchmark="FFHQ-1024", figures={"FID": "4.174"}, source=STYLENAT),
-    Reported(system="StyleNAT", benchmark="LSUN church 256", figures={"FID": "3.400"}, source=STYLENAT),
-    Reported(system="Styleformer", benchmark="CIFAR-10", figures={"FID": "2.82", "IS": "9.94"}, source=STYLEFORMER),
-    Reported(system="Styleformer", benchmark="STL-10", figures={"FID": "15.17", "IS": "11.01"}, source=STYLEFORMER),
-    Reported(system="Styleformer", benchmark="CelebA 64", figures={"FID": "3.66"}, source=STYLEFORMER),
-    Reported(system="Styleformer", benchmark="LSUN church 128", figures={"FID": "7.99"}, source=STYLEFORMER),
+    PublishedNumbers(system="StyleNAT, 49.5M", benchmark="FFHQ-1024", figures={"FID": "4.174"}, source=STYLENAT),
+    PublishedNumbers(system="StyleNAT", benchmark="LSUN church 256", figures={"FID": "3.400"}, source=STYLENAT),
+    PublishedNumbers(
+        system="Styleformer", benchmark="CIFAR-10", figures={"FID": "2.82", "IS": "9.94"}, source=STYLEFORMER
+    ),
+    PublishedNumbers(
+        system="Styleformer", benchmark="STL-10", figures={"FID": "15.17", "IS": "11.01"}, source=STYLEFORMER
+    ),
+    PublishedNumbers(system="Styleformer", benchmark="CelebA 64", figures={"FID": "3.66"}, source=STYLEFORMER),
+    PublishedNumbers(system="Styleformer", benchmark="LSUN church 128", figures={"FID": "7.99"}, source=STYLEFORMER),
 )

@@ -4,13 +4,15 @@ import contextlib
 import shlex
 from pathlib import Path
 
+from markupsafe import Markup
+
 from star.data.errors import InputError
 from star.eval.commands.evaluate import OPTIONS
 from star.eval.report import gallery, plots, tables
-from star.eval.report import html as page
 from star.eval.report.comparison import Comparison, short_names
+from star.eval.report.html import Section, document, figures, macro
 from star.eval.report.markdown import escaped, to_markdown
-from star.eval.run import external_images as elsewhere
+from star.eval.run import external_images
 from star.eval.run.audit import UNREADABLE
 from star.eval.run.protocols import PROTOCOLS
 from star.eval.run.record import OVERALL, Record
@@ -55,20 +57,18 @@ def markdown(comparison: Comparison) -> str:
 
 def html(comparison: Comparison, rows: int = ROWS, benchmark: str | Path | None = None) -> str:
     """The page. It is a function of the records and their pictures: no date, no host."""
-    named = [
-        (table.name, table.title, page.table(table))
-        for table in (tables.summary(comparison), tables.models(comparison), tables.protocol(comparison))
-    ]
+    first = (tables.summary(comparison), tables.models(comparison), tables.protocol(comparison))
+    published = tables.published_numbers()
     sections = [
-        *named,
+        *(_table(table) for table in first),
         _categories(comparison),
         _speed(comparison),
         _gallery(comparison, rows, benchmark),
         _extremes(comparison),
-        ("reported", tables.reported().title, page.table(tables.reported())),
-        ("reproduce", "How to reproduce", page.commands(reproduction(comparison))),
+        _table(published),
+        Section(name="reproduce", heading="How to reproduce", body=macro("commands", reproduction(comparison))),
     ]
-    return page.document(TITLE, _lead(comparison), [section for section in sections if section[2]])
+    return document(TITLE, _lead(comparison), sections)
 
 
 def reproduction(comparison: Comparison) -> list[str]:
@@ -84,7 +84,9 @@ def _evaluation(record: Record, out: str) -> str:
     model = [measured.name] if measured.source == "model" else ["--drawn", measured.name]
     words = ["star", "eval", *model, "--benchmark", protocol.benchmark, "--out", out, "--protocol", protocol.name]
     left_out = {reason: len(places) for reason, places in record.skipped.items()}
-    unread = sum(left_out.get(reason, 0) for reason in (UNREADABLE, elsewhere.MISSING, elsewhere.UNREADABLE))
+    unread = sum(
+        left_out.get(reason, 0) for reason in (UNREADABLE, external_images.MISSING, external_images.UNREADABLE)
+    )
     words += ["--pictures", str(protocol.pictures + unread)]
     measures = list(record.metrics[OVERALL])
     if protocol.name in PROTOCOLS and not set(measures) <= set(PROTOCOLS[protocol.name].metrics):
@@ -98,9 +100,9 @@ def _evaluation(record: Record, out: str) -> str:
     for name in OPTIONS:
         if name in measured.options:
             words += [f"--{name.replace('_', '-')}", f"{measured.options[name]}"]
-    if left_out.keys() - {elsewhere.MISSING, elsewhere.UNREADABLE}:
+    if left_out.keys() - {external_images.MISSING, external_images.UNREADABLE}:
         words.append("--skip-bad")
-    if left_out.keys() & {elsewhere.MISSING, elsewhere.UNREADABLE}:
+    if left_out.keys() & {external_images.MISSING, external_images.UNREADABLE}:
         words.append("--allow-missing")
     return shlex.join(words)
 
@@ -119,34 +121,38 @@ def _lead(comparison: Comparison) -> str:
     return f"{models} on {benchmarks}, {counts} pictures each, by the protocol {names}."
 
 
-def _categories(comparison: Comparison) -> tuple[str, str, str]:
-    found = tables.by_category(comparison)
-    drawings = plots.radars(comparison)
+def _table(table: tables.Table) -> Section:
+    return Section(name=table.name, heading=table.title, body=macro("table", table))
+
+
+def _categories(comparison: Comparison) -> Section:
     labels = [entry.label for entry in comparison.entries]
-    body = page.key(labels) + page.figures(drawings) if drawings else ""
-    return ("categories", "By category", body + "".join(map(page.table, found)))
+    parts = [macro("table", table) for table in tables.by_category(comparison)]
+    body = figures(labels, plots.radars(comparison)) + Markup().join(parts)
+    return Section(name="categories", heading="By category", body=body)
 
 
-def _speed(comparison: Comparison) -> tuple[str, str, str]:
+def _speed(comparison: Comparison) -> Section:
     timed = tables.speed(comparison)
     if timed is None:
-        return ("speed", "", "")
+        return Section(name="speed", heading="")
     labels = [entry.label for entry in comparison.entries]
-    drawings = plots.scatters(comparison)
-    return (timed.name, timed.title, page.key(labels) + page.figures(drawings) + page.table(timed))
+    body = figures(labels, plots.scatters(comparison)) + macro("table", timed)
+    return Section(name=timed.name, heading=timed.title, body=body)
 
 
-def _gallery(comparison: Comparison, rows: int, benchmark: str | Path | None) -> tuple[str, str, str]:
+def _gallery(comparison: Comparison, rows: int, benchmark: str | Path | None) -> Section:
     content = gallery.side_by_side(comparison, rows, benchmark)
     if content is None or not content.rows:
-        return ("gallery", "", "")
-    told = f"{len(content.rows)} prompts, evenly spread over the benchmark: no score had a say in them."
-    return ("gallery", "Gallery", page.note(told) + page.gallery(content))
+        return Section(name="gallery", heading="")
+    text = f"{len(content.rows)} prompts, evenly spread over the benchmark: no score had a say in them."
+    return Section(name="gallery", heading="Gallery", body=macro("note", text) + macro("gallery", content))
 
 
-def _extremes(comparison: Comparison) -> tuple[str, str, str]:
+def _extremes(comparison: Comparison) -> Section:
     found = gallery.extremes(comparison)
     if not found:
-        return ("extremes", "", "")
-    told = f"By {found[0].metric}. The prompt of a picture is its title."
-    return ("extremes", "Best and worst", page.note(told) + "".join(map(page.extremes, found)))
+        return Section(name="extremes", heading="")
+    text = f"By {found[0].metric}. The prompt of a picture is its title."
+    body = macro("note", text) + Markup().join(macro("extremes", one) for one in found)
+    return Section(name="extremes", heading="Best and worst", body=body)

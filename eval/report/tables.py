@@ -3,16 +3,19 @@
 Metrics stand in rows and models in columns: an estimate and its interval take more width than a name does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from star.eval.metrics.registry import metric
-from star.eval.report.comparison import SHORT, Comparison, Entry, Mark, brief
-from star.eval.report.published import REPORTED
+from star.eval.report.comparison import RANKED, SHORT, Comparison, Entry, Mark, display
+from star.eval.report.published import PUBLISHED
 from star.eval.run.record import OVERALL, Estimate, Protocol, Speed
 from star.generators.config import to_dict
 
 MIXED = "Records of different protocols: figures in one row are not comparable, and nothing is ranked."
+# Networks whose features some of the project's own models were made with: no independent measure of these.
+SEEN_IN_TRAINING = {"clip-emoji": "conditions star-emoji and guided the training of the GANs"}
 ARROWS = {"lower": "↓", "higher": "↑"}
 SPLIT = ("text", "generator", "decoder")
 FIELDS = {  # of a protocol, as people read them
@@ -55,7 +58,7 @@ class Table:
 def label_of(name: str) -> str:
     """A metric's title with the arrow that points to better: "FD ↓"."""
     about = metric(name)
-    return f"{about.title} {ARROWS[about.better]}"
+    return f"{about.title} {ARROWS[about.direction]}"
 
 
 def number(name: str, value: float) -> str:
@@ -80,22 +83,36 @@ def summary(comparison: Comparison) -> Table:
         title="Results",
         note="Each figure with its 95 % bootstrap interval. Bold is the best of its row; ≈ marks what cannot be told "
         "from the best, because one of the two lies inside the other's interval. The arrow points to better. Where a "
-        "figure has no interval (one picture, fewer than 20 resamples, values all alike), its row is not ranked.",
+        "figure has no interval (one picture, fewer than 20 resamples, values all alike), its row is not ranked."
+        + "".join(f" † {name} {why}: no independent measure of these." for name, why in _seen(comparison).items()),
         head=("metric", *(entry.label for entry in comparison.entries)),
         rows=(
             (Cell(text="pictures scored"), *(_count(entry) for entry in comparison.entries)),
-            *((_name_cell(name), *_estimates(comparison, OVERALL, name)) for name in comparison.names()),
+            *(row for name in comparison.names() for row in _summary_rows(comparison, name)),
         ),
         warning=MIXED if comparison.mixed else "",
     )
 
 
-def _name_cell(name: str) -> Cell:
-    return Cell(text=label_of(name), detail=name.partition("/")[2])
+def _summary_rows(comparison: Comparison, name: str) -> list[tuple[Cell, ...]]:
+    """The models' figures, and below them what the real pictures themselves reach, where it is known."""
+    network = name.partition("/")[2]
+    label = Cell(text=label_of(name), detail=f"{network} †" if network in SEEN_IN_TRAINING else network)
+    rows = [(label, *_estimates(comparison, OVERALL, name))]
+    real = [entry.real(OVERALL, name) for entry in comparison.entries]
+    if any(real):
+        label = Cell(text="the real pictures", detail=f"{label_of(name)} {network}")
+        rows.append((label, *(estimate_cell(name, estimate) for estimate in real)))
+    return rows
+
+
+def _seen(comparison: Comparison) -> dict[str, str]:
+    networks = {name.partition("/")[2] for name in comparison.names()}
+    return {name: why for name, why in SEEN_IN_TRAINING.items() if name in networks}
 
 
 def _count(entry: Entry) -> Cell:
-    """Drawn pictures behind the figures, where one can tell; a metric may have left some out."""
+    """Generated pictures behind the figures, where one can tell; a metric may have left some out."""
     counts = sorted({estimate.pictures for estimate in entry.record.metrics.get(OVERALL, {}).values()})
     return Cell(text=" to ".join(f"{count:,}" for count in (counts[:1] + counts[1:][-1:])) or "–", number=True)
 
@@ -121,6 +138,7 @@ def by_category(comparison: Comparison) -> list[Table]:
                 Table(
                     name=f"category-{len(tables)}",
                     title=f"{label_of(name)} by {name.partition('/')[2]}",
+                    note=_unranked(comparison, groups, name),
                     head=("category", "N", *(entry.label for entry in comparison.entries)),
                     rows=tuple(rows),
                     fold="closed" if tables else "open",
@@ -128,6 +146,11 @@ def by_category(comparison: Comparison) -> list[Table]:
                 )
             )
     return tables
+
+
+def _unranked(comparison: Comparison, groups: Sequence[str], name: str) -> str:
+    few = [group for group in groups if not comparison.ranked(group, name)]
+    return f"Not ranked, and in no radar, with fewer than {RANKED} pictures: {', '.join(few)}." if few else ""
 
 
 def _counts(comparison: Comparison, group: str, name: str) -> str:
@@ -157,7 +180,7 @@ def _model_row(entry: Entry) -> tuple[Cell, ...]:
         Cell(text=entry.label),
         Cell(text=measured.family or f"a {measured.source} of pictures"),
         Cell(text=millions, title=f"{measured.parameters:,}", number=True),
-        Cell(text=brief(measured.resolution) if measured.resolution else "–", number=True),
+        Cell(text=display(measured.resolution) if measured.resolution else "–", number=True),
         Cell(text=str(measured.seed) if measured.source == "model" else "–", number=True),
         Cell(text=options or "–"),
         Cell(text=str(sum(map(len, skipped.values()))), title=reasons, number=True),
@@ -189,10 +212,10 @@ def protocol(comparison: Comparison) -> Table:
 def _fields(protocol: Protocol) -> dict[str, Cell]:
     values = to_dict(protocol)
     extractors = values.pop("extractors")
-    fields = {FIELDS[name]: Cell(text=brief(value), title=str(value)) for name, value in values.items()}
+    fields = {FIELDS[name]: Cell(text=display(value), title=str(value)) for name, value in values.items()}
     if protocol.reference_size is None:
         fields[FIELDS["reference_size"]] = Cell(text="as they are")
-    networks = {f"network {name}": Cell(text=brief(digest), title=digest) for name, digest in extractors.items()}
+    networks = {f"network {name}": Cell(text=display(digest), title=digest) for name, digest in extractors.items()}
     return fields | networks
 
 
@@ -225,10 +248,10 @@ def _speed_row(entry: Entry, one: Speed) -> tuple[Cell, ...]:
     )
 
 
-def reported() -> Table:
+def published_numbers() -> Table:
     """The papers' own figures."""
     return Table(
-        name="reported",
+        name="published",
         title="As reported by the papers",
         note="Not measured here and not comparable with the tables above, nor always with each other: prompts, resize "
         "rules, reference sizes and machines differ.",
@@ -241,7 +264,7 @@ def reported() -> Table:
                 Cell(text=line.speed or "–"),
                 Cell(text=f"as reported: {line.source}"),
             )
-            for line in REPORTED
+            for line in PUBLISHED
         ),
     )
 
@@ -255,5 +278,5 @@ def all_tables(comparison: Comparison) -> list[Table]:
         protocol(comparison),
         *by_category(comparison),
         *([timed] if timed else []),
-        reported(),
+        published_numbers(),
     ]

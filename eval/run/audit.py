@@ -1,4 +1,4 @@
-"""What lies in picture files, found out before anything is drawn: their digest, whether they can be read, their size.
+"""An audit of picture files, made before anything is drawn: their digest, whether they can be read, their size.
 
 Every file is read and decoded once. What `star.data.images.decode` has to convert is counted, because it is a decision
 about the benchmark: transparency is put on white, CMYK becomes RGB, 16 bits become 8. What cannot be read is a fault.
@@ -19,7 +19,7 @@ from PIL import Image
 
 from star.data.errors import InputError
 from star.data.files import READ_ERRORS
-from star.eval.run.feature_cache import Filling, count_blocks, fill, open_rows, span
+from star.eval.run.feature_cache import CacheJob, count_blocks, fill, open_cache, span
 from star.eval.run.layout import Item
 from star.eval.run.pictures import decode_bounded, read_encoded
 from star.eval.run.processes import Processes
@@ -32,7 +32,7 @@ DEPTH_AT = 24  # where a PNG says its bits per channel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
+class FileInfo:
     """A file that can be read. digest: sha256; size: (H, W) once decoded; conversion: one of CONVERSIONS, or ""."""
 
     digest: bytes
@@ -40,9 +40,9 @@ class Seen:
     conversion: str
 
 
-def inspect(
+def audit(
     keys: Sequence[str], files: Sequence[Traversable], folder: Path, processes: Processes, title: str
-) -> Mapping[str, Seen]:
+) -> Mapping[str, FileInfo]:
     """Reads every file, or takes what is known of it from `folder` as long as its size and date have not changed.
 
     By key, in the order of files; those that cannot be read are missing.
@@ -50,31 +50,37 @@ def inspect(
     stamps = hashlib.sha256()
     for key, file in zip(keys, files, strict=True):
         stamps.update(repr((key, _stamp(file))).encode())
-    identity = {"files": stamps.hexdigest()}
+    fingerprint = {"files": stamps.hexdigest()}
     shape = (len(files), DIGEST + 1 + 8)
-    rows = open_rows(folder, f"{title}-files", identity, shape=shape, processes=processes, dtype=np.uint8)
+    cache = open_cache(folder, f"{title}-files", fingerprint, shape=shape, processes=processes, dtype=np.uint8)
     if processes.is_main:
-        for block in range(count_blocks(len(rows))):  # one that could not be read may have been restored since
-            if rows.done(block) and not rows.read()[span(block, len(rows)), DIGEST].all():
-                rows.forget(block)
+        for block in range(count_blocks(len(cache))):  # one that could not be read may have been restored since
+            if cache.done(block) and not cache.read()[span(block, len(cache)), DIGEST].all():
+                cache.forget(block)
     processes.wait()
 
     def compute(block: slice, loaded: list[NDArray[np.uint8]]) -> NDArray[Any]:
         return np.stack(loaded)
 
-    fill([Filling(rows, compute)], lambda row: _look(files[row]), processes, title=f"read {title}", unit="pictures")
-    return _Found(keys, rows.read())
+    fill(
+        [CacheJob(cache, compute)],
+        lambda row: _audit_file(files[row]),
+        processes,
+        title=f"read {title}",
+        unit="pictures",
+    )
+    return _FileInfos(keys, cache.read())
 
 
-class _Found(Mapping[str, Seen]):
+class _FileInfos(Mapping[str, FileInfo]):
     """What is known of files, by key: kept as the numbers it was stored as, 41 bytes a file."""
 
     def __init__(self, keys: Sequence[str], rows: NDArray[np.uint8]) -> None:
         self._rows = np.asarray(rows)  # a plain array: parts of a mapped one are slow
         self._places = {key: place for place, key in enumerate(keys) if self._rows[place, DIGEST]}
 
-    def __getitem__(self, key: str) -> Seen:
-        return _told(self._rows[self._places[key]])
+    def __getitem__(self, key: str) -> FileInfo:
+        return _unpacked(self._rows[self._places[key]])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -86,31 +92,31 @@ class _Found(Mapping[str, Seen]):
         return key in self._places
 
 
-def digest_of(keys: Iterable[str], seen: Mapping[str, Seen]) -> str:
+def digest_of(keys: Iterable[str], infos: Mapping[str, FileInfo]) -> str:
     """sha256 of the files of these keys, the keys included."""
     total = hashlib.sha256()
     for key in keys:
-        total.update(key.encode() + b"\0" + seen[key].digest)
+        total.update(key.encode() + b"\0" + infos[key].digest)
     return total.hexdigest()
 
 
-def conversions(seen: Mapping[str, Seen], items: Sequence[Item], title: str) -> dict[str, list[str]]:
+def conversions(infos: Mapping[str, FileInfo], items: Sequence[Item], title: str) -> dict[str, list[str]]:
     """What was done to which pictures: "reference pictures, CMYK converted to RGB" -> category/id of each."""
-    told: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for item in items:
-        if text := seen[item.key].conversion:
-            told.setdefault(f"{title} pictures, {text}", []).append(item.place)
-    return dict(sorted(told.items()))
+        if text := infos[item.key].conversion:
+            found.setdefault(f"{title} pictures, {text}", []).append(item.place)
+    return dict(sorted(found.items()))
 
 
-def _told(row: NDArray[np.uint8]) -> Seen:
+def _unpacked(row: NDArray[np.uint8]) -> FileInfo:
     height, width = np.ascontiguousarray(row[DIGEST + 1 :]).view("<u4").tolist()
-    return Seen(
+    return FileInfo(
         digest=row[:DIGEST].tobytes(), size=(height, width), conversion=CONVERSIONS.get(int(row[DIGEST]) - READABLE, "")
     )
 
 
-def _look(file: Traversable) -> NDArray[np.uint8]:
+def _audit_file(file: Traversable) -> NDArray[np.uint8]:
     """sha256, flags (0: unreadable), height and width of one file."""
     try:
         data = read_encoded(file)
@@ -133,10 +139,10 @@ def _conversion(data: bytes) -> int:
 
 
 def _stamp(file: Traversable) -> tuple[int, int]:
-    """Size and date of a file, size and checksum of one in a zip; (0, 0) of one that cannot be looked at."""
+    """Size and date of a file, size and checksum of one in a zip; (0, 0) of one that cannot be read."""
     if isinstance(file, zipfile.Path):
-        told = file.root.getinfo(file.at)
-        return told.file_size, told.CRC
+        info = file.root.getinfo(file.at)
+        return info.file_size, info.CRC
     assert isinstance(file, Path)
     try:
         status = file.stat()

@@ -1,10 +1,11 @@
 """One evaluation from beginning to end: a benchmark, a model or a folder of pictures, a protocol -> a record.
 
-    record = evaluate(Asked(model="star-emoji", benchmark=Path("emoji-mjhq"), out=Path("star-emoji.json")), join())
+    request = EvaluationRequest(model="star-emoji", benchmark=Path("emoji-mjhq"), out=Path("star-emoji.json"))
+    record = evaluate(request, join())
 
-Mistakes are told before the first picture is drawn. All that is made on the way lies in the folder beside the record,
-and a run that was killed goes on from there to the same record: `pictures/` (what was drawn, or links to what was made
-elsewhere), `manifest.json` (what it was drawn with), `features/`, `pictures.jsonl`, `sheet.png`.
+Mistakes are reported before the first picture is drawn. All that is made on the way lies in the folder beside the
+record, and a run that was killed goes on from there to the same record: `pictures/` (generated, or links to external
+images), `manifest.json` (what they were generated with), `features/`, `pictures.jsonl`, `sheet.png` (a grid).
 """
 
 import hashlib
@@ -22,11 +23,11 @@ from star.data.errors import InputError
 from star.eval.extractors.extractor import extractor
 from star.eval.metrics.resampling import FEWEST
 from star.eval.report.grid import write_grid
-from star.eval.run import external_images as elsewhere
-from star.eval.run.audit import UNREADABLE, Seen, conversions, digest_of, inspect
+from star.eval.run import external_images
+from star.eval.run.audit import UNREADABLE, FileInfo, audit, conversions, digest_of
 from star.eval.run.fingerprint import family_of, model_digest, parameters_of
 from star.eval.run.generation import check, claim, draw, is_whole, picture_of, tidy
-from star.eval.run.layout import JOINED, Faults, Item, Layout, Lazily, as_text, on_disk, refuse, spread, survey
+from star.eval.run.layout import JOINED, Faults, Item, Layout, LazyFiles, as_text, on_disk, refuse, spread, survey
 from star.eval.run.processes import Processes
 from star.eval.run.protocols import Rules, protocol_of, rules_of
 from star.eval.run.record import Measured, Picture, Record, folder_of, write, write_pictures
@@ -36,17 +37,17 @@ from star.generators.config import from_dict, to_dict
 from star.generators.protocol import LARGEST_SEED, SampleOptions
 
 PROTOCOL = "emoji-64"
-SHEET = "sheet.png"
+GRID_FILE = "sheet.png"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What an evaluation is asked for: either a model that draws, or a folder of pictures made elsewhere."""
+class EvaluationRequest:
+    """What is to be evaluated, and how: either a model, or a folder of external images."""
 
     benchmark: Path
     out: Path  # the record
     model: str = ""
-    drawn: Path | None = None
+    external: Path | None = None
     protocol: str = PROTOCOL
     metrics: tuple[str, ...] = ()  # instead of the protocol's
     pictures: int | None = None  # prompts, evenly spread, instead of the protocol's number
@@ -55,23 +56,28 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)  # SampleOptions that differ from what the model recommends
     batch: int = 8  # pictures drawn at once
     skip_bad: bool = False  # leave out what is wrong with the benchmark, instead of refusing it
-    allow_missing: bool = False  # leave out prompts that the folder `drawn` has no picture for
+    allow_missing: bool = False  # leave out prompts that the folder `external` has no picture for
     cache: Path | None = None  # features of the references, for other evaluations (default: beside the record)
-    sheet: int = 32  # pictures on the sheet, 0 for none
+    grid: int = 32  # pictures on the grid of real and generated ones, 0 for none
 
     def __post_init__(self) -> None:
-        if bool(self.model) == (self.drawn is not None):
+        if bool(self.model) == (self.external is not None):
             raise InputError(
-                f"the model {self.model or 'none'} and the folder {self.drawn or 'none'} were given, expected one of "
-                "the two: name a model, or a folder of pictures made elsewhere with --drawn"
+                f"the model {self.model or 'none'} and the folder {self.external or 'none'} were given, expected one "
+                "of the two: name a model, or a folder of external images with --drawn"
             )
         if not self.out.suffix:
             raise InputError(
                 f"--out is {self.out}, expected a file name with an ending: give {self.out}.json, its pictures go into "
                 f"the folder {self.out}"
             )
-        for name, least in (("pictures", 1), ("bootstrap", 0), ("batch", 1), ("sheet", 0), ("seed", 0)):
-            value = getattr(self, name)
+        for name, least, value in (
+            ("pictures", 1, self.pictures),
+            ("bootstrap", 0, self.bootstrap),
+            ("batch", 1, self.batch),
+            ("sheet", 0, self.grid),
+            ("seed", 0, self.seed),
+        ):
             if value is not None and not least <= value <= LARGEST_SEED:
                 raise InputError(f"--{name} is {value}, expected at least {least}: correct it")
         if self.bootstrap == 1:
@@ -92,8 +98,8 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
-    """The side that is scored. source: digest of what its pictures are made from."""
+class Generated:
+    """The pictures that are scored, generated by a model or by another program. source: digest of what made them."""
 
     measured: Measured
     items: list[Item]
@@ -104,183 +110,202 @@ class Drawn:
     converted: dict[str, list[str]] = field(default_factory=dict)
 
 
-def evaluate(asked: Asked, processes: Processes, load: Load = extractor) -> Record | None:
+def evaluate(request: EvaluationRequest, processes: Processes, load: Load = extractor) -> Record | None:
     """Draws or gathers, scores, writes; the record on the main process, None on the others.
 
     load: the extractor of a name. Raises InputError for all that a user can have got wrong.
     """
-    rules, folder, times = asked.rules, folder_of(asked.out), dict[str, float]()
-    layout = survey(asked.benchmark)
-    if not asked.skip_bad:
-        refuse(layout.faults, asked.benchmark)
-    manifest = _manifest(asked, rules, layout)
+    rules, folder, times = request.rules, folder_of(request.out), dict[str, float]()
+    layout = survey(request.benchmark)
+    if not request.skip_bad:
+        refuse(layout.faults, request.benchmark)
+    manifest = _manifest(request, rules, layout)
     check(folder, manifest)
     if processes.is_main:
         tidy(folder)
     networks = Networks(rules.metrics, processes.device, load)
-    notes = asked.cache or folder / "features"
+    notes = request.cache or folder / "features"
     with _timed(times, "read"):
-        items, references, faults = _readable(asked, layout, rules, notes, processes)
+        items, references, faults = _readable(request, layout, rules, notes, processes)
     with _timed(times, "draw"):
-        drawn = (
-            _by_model(asked, rules, manifest, items, processes)
-            if asked.model
-            else _made_elsewhere(asked, manifest, items, processes)
+        generated = (
+            _from_model(request, rules, manifest, items, processes)
+            if request.model
+            else _from_folder(request, manifest, items, processes)
         )
-    digest = digest_of((item.key for item in drawn.items), references)
-    size = _size(rules, drawn, asked)
+    digest = digest_of((item.key for item in generated.items), references)
+    size = _size(rules, generated, request)
     with _timed(times, "score"):
-        scoring = Scoring(drawn.items, rules, size, networks, processes, folder / "features", asked.cache)
+        scoring = Scoring(generated.items, rules, size, networks, processes, folder / "features", request.cache)
         scores = scoring.run(
-            Pictures(title="drawn", files=drawn.files, digest=drawn.source),
-            Pictures(title="references", files=_references(drawn.items), digest=digest),
+            Pictures(title="drawn", files=generated.files, digest=generated.source),
+            Pictures(title="references", files=_references(generated.items), digest=digest),
         )
     if scores is None:
         return None
     record = Record(
         protocol=protocol_of(
-            asked.protocol,
+            request.protocol,
             rules,
             benchmark=layout.name,
-            items=drawn.items,
+            items=generated.items,
             references=digest,
             size=size,
-            file_format=drawn.file_format,
+            file_format=generated.file_format,
             extractors=networks.digests,
         ),
-        measured=drawn.measured,
+        measured=generated.measured,
         metrics=scores.metrics,
         references=scores.references,
-        skipped={**faults, **drawn.faults},
+        skipped={**faults, **generated.faults},
         converted={
             **({JOINED: layout.joined} if layout.joined else {}),
-            **conversions(references, drawn.items, "reference"),
-            **drawn.converted,
+            **conversions(references, generated.items, "reference"),
+            **generated.converted,
         },
         bootstrap=rules.bootstrap,
         times={name: round(seconds, 3) for name, seconds in times.items()},
     )
-    _write(record, scores, drawn, size, rules, asked)
+    _write(record, scores, generated, size, rules, request)
     return record
 
 
-def _manifest(asked: Asked, rules: Rules, layout: Layout) -> dict[str, Any]:
+def _manifest(request: EvaluationRequest, rules: Rules, layout: Layout) -> dict[str, Any]:
     """All that the pictures of the folder beside the record are a function of."""
-    if asked.drawn is not None:
-        return {"source": "folder", "name": as_text(asked.drawn.resolve().name), "prompts": layout.prompts}
+    if request.external is not None:
+        return {"source": "folder", "name": as_text(request.external.resolve().name), "prompts": layout.prompts}
     return {
         "source": "model",
-        "digest": model_digest(asked.model),
+        "digest": model_digest(request.model),
         "prompts": layout.prompts,
-        "seed": asked.seed,
+        "seed": request.seed,
         "seeds": rules.seeds,
-        "options": to_dict(replace(registry.recommended(asked.model), **asked.options)),
+        "options": to_dict(replace(registry.recommended(request.model), **request.options)),
     }
 
 
 def _readable(
-    asked: Asked, layout: Layout, rules: Rules, notes: Path, processes: Processes
-) -> tuple[list[Item], Mapping[str, Seen], Faults]:
+    request: EvaluationRequest, layout: Layout, rules: Rules, notes: Path, processes: Processes
+) -> tuple[list[Item], Mapping[str, FileInfo], Faults]:
     """The prompts to draw, what their reference pictures are, and all that is left out."""
     items = spread(layout.items, rules.pictures or len(layout.items))
-    seen = inspect([item.key for item in items], _references(items), notes, processes, "references")
+    infos = audit([item.key for item in items], _references(items), notes, processes, "references")
     faults = dict(layout.faults)
-    if len(seen) < len(items):
-        faults[UNREADABLE] = [item.place for item in items if item.key not in seen]
-    if not seen or not asked.skip_bad:
-        refuse(faults, asked.benchmark)
-    return [item for item in items if item.key in seen], seen, faults
+    if len(infos) < len(items):
+        faults[UNREADABLE] = [item.place for item in items if item.key not in infos]
+    if not infos or not request.skip_bad:
+        refuse(faults, request.benchmark)
+    return [item for item in items if item.key in infos], infos, faults
 
 
 def _references(items: Sequence[Item]) -> Sequence[Traversable]:
-    return Lazily(items, lambda item: item.picture)
+    return LazyFiles(items, lambda item: item.picture)
 
 
-def _by_model(
-    asked: Asked, rules: Rules, manifest: Mapping[str, Any], items: list[Item], processes: Processes
-) -> Drawn:
+def _from_model(
+    request: EvaluationRequest, rules: Rules, manifest: Mapping[str, Any], items: list[Item], processes: Processes
+) -> Generated:
     """Draws what is missing. A model whose pictures are all there is not loaded."""
-    folder, options = folder_of(asked.out), from_dict(SampleOptions, manifest["options"])
-    told = check(folder, manifest)
-    files = Lazily(items, lambda item: picture_of(folder, item))
-    ready = told is not None and all(map(is_whole, files))
+    folder, options = folder_of(request.out), from_dict(SampleOptions, manifest["options"])
+    known = check(folder, manifest)
+    files = LazyFiles(items, lambda item: picture_of(folder, item))
+    ready = known is not None and all(map(is_whole, files))
     processes.wait()  # before anybody draws, so that all find the same
-    if told is None or not ready:
-        generator = registry.build(asked.model, device=processes.device)
-        told = {"parameters": parameters_of(generator, options), "resolution": list(generator.resolution)}
+    if known is None or not ready:
+        generator = registry.build(request.model, device=processes.device)
+        known = {"parameters": parameters_of(generator, options), "resolution": list(generator.resolution)}
         if processes.is_main:
-            claim(folder, {"model": asked.model, **manifest, **told})
+            claim(folder, {"model": request.model, **manifest, **known})
         processes.wait()
-        draw(generator, items, folder, processes, seed=asked.seed, rule=rules.seeds, options=options, batch=asked.batch)
-    height, width = told["resolution"]
+        draw(
+            generator,
+            items,
+            folder,
+            processes,
+            seed=request.seed,
+            rule=rules.seeds,
+            options=options,
+            batch=request.batch,
+        )
+    height, width = known["resolution"]
     measured = Measured(
-        name=asked.model,
+        name=request.model,
         source="model",
         digest=manifest["digest"],
-        family=family_of(asked.model),
-        parameters=told["parameters"],
+        family=family_of(request.model),
+        parameters=known["parameters"],
         resolution=(height, width),
-        seed=asked.seed,
+        seed=request.seed,
         options=manifest["options"],
     )
     source = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return Drawn(measured=measured, items=items, files=files, source=source)
+    return Generated(measured=measured, items=items, files=files, source=source)
 
 
-def _made_elsewhere(asked: Asked, manifest: Mapping[str, Any], items: list[Item], processes: Processes) -> Drawn:
-    """Links to the pictures of a folder, under the names that drawn pictures have."""
-    assert asked.drawn is not None
-    folder, place = folder_of(asked.out), asked.drawn
-    pictures, seen, faults = elsewhere.gather(
-        place, items, folder / "features", processes, allow_missing=asked.allow_missing
+def _from_folder(
+    request: EvaluationRequest, manifest: Mapping[str, Any], items: list[Item], processes: Processes
+) -> Generated:
+    """External images, linked under the names that generated pictures have."""
+    assert request.external is not None
+    folder, place = folder_of(request.out), request.external
+    pictures, infos, faults = external_images.gather(
+        place, items, folder / "features", processes, allow_missing=request.allow_missing
     )
-    there = [item for item in items if item.key in seen]
+    there = [item for item in items if item.key in infos]
     if processes.is_main:
         claim(folder, manifest)
-        elsewhere.link(place, pictures, folder / "pictures")
+        external_images.link(place, pictures, folder / "pictures")
     processes.wait()
     measured = Measured(
-        name=manifest["name"], source="folder", digest=digest_of(seen, seen), resolution=elsewhere.common_size(seen)
+        name=manifest["name"],
+        source="folder",
+        digest=digest_of(infos, infos),
+        resolution=external_images.common_size(infos),
     )
-    return Drawn(
+    return Generated(
         measured=measured,
         items=there,
-        files=Lazily(there, lambda item: place / on_disk(pictures[item.key])),
+        files=LazyFiles(there, lambda item: place / on_disk(pictures[item.key])),
         source=measured.digest,
-        file_format=elsewhere.formats(pictures),
+        file_format=external_images.formats(pictures),
         faults=faults,
-        converted=conversions(seen, there, "drawn"),
+        converted=conversions(infos, there, "drawn"),
     )
 
 
-def _size(rules: Rules, drawn: Drawn, asked: Asked) -> tuple[int, int] | None:
+def _size(rules: Rules, generated: Generated, request: EvaluationRequest) -> tuple[int, int] | None:
     """What networks see pictures at."""
-    if rules.size != "drawn":
+    if rules.size != "generated":
         return rules.size
-    if drawn.measured.resolution is None:
+    if generated.measured.resolution is None:
         raise InputError(
-            f"{asked.drawn} has pictures of different sizes, but the protocol {asked.protocol} gives references the "
-            "size of all drawn ones: resize them, or choose another --protocol"
+            f"{request.external} has pictures of different sizes, but the protocol {request.protocol} gives references "
+            "the size of all generated ones: resize them, or choose another --protocol"
         )
-    return drawn.measured.resolution
+    return generated.measured.resolution
 
 
 def _write(
-    record: Record, scores: Scores, drawn: Drawn, size: tuple[int, int] | None, rules: Rules, asked: Asked
+    record: Record,
+    scores: Scores,
+    generated: Generated,
+    size: tuple[int, int] | None,
+    rules: Rules,
+    request: EvaluationRequest,
 ) -> None:
     """The record last: where it is, all else is."""
-    write_pictures(_judged(scores, drawn.items), asked.out)
-    if asked.sheet:
-        chosen = spread(range(len(drawn.items)), asked.sheet)
-        pairs = [(drawn.items[row], drawn.files[row]) for row in chosen]
-        write_grid(pairs, folder_of(asked.out) / SHEET, size or drawn.measured.resolution, rules.resize)
-    write(record, asked.out)
+    write_pictures(_picture_scores(scores, generated.items), request.out)
+    if request.grid:
+        chosen = spread(range(len(generated.items)), request.grid)
+        pairs = [(generated.items[row], generated.files[row]) for row in chosen]
+        write_grid(pairs, folder_of(request.out) / GRID_FILE, size or generated.measured.resolution, rules.resize)
+    write(record, request.out)
 
 
-def _judged(scores: Scores, items: Sequence[Item]) -> Iterator[Picture]:
+def _picture_scores(scores: Scores, items: Sequence[Item]) -> Iterator[Picture]:
     for row, item in enumerate(items):
-        told = {name: float(values_N[row]) for name, values_N in scores.values.items()}
-        own = {name: value for name, value in told.items() if not math.isnan(value)}
+        known = {name: float(values_N[row]) for name, values_N in scores.values.items()}
+        own = {name: value for name, value in known.items() if not math.isnan(value)}
         yield Picture(key=item.key, category=item.category, prompt=item.prompt, scores=own)
 
 

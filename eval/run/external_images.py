@@ -1,4 +1,4 @@
-"""Pictures made elsewhere, by diffusers or behind an API: DIR/<id>.<png|jpg|...>, or the same in category folders.
+"""External images, made by another program or behind an API: DIR/<id>.<png|jpg|...>, or the same in category folders.
 
 They are scored where they lie and as they are; the format they were written in is part of the protocol, because a JPEG
 moves the distances.
@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from star.data.errors import InputError
 from star.data.formats import ending
 from star.data.mjhq import pictures_by_id
-from star.eval.run.audit import Seen, inspect
-from star.eval.run.layout import Faults, Item, Lazily, describe, on_disk, pictures_in
+from star.eval.run.audit import FileInfo, audit
+from star.eval.run.layout import Faults, Item, LazyFiles, describe, on_disk, pictures_in
 from star.eval.run.processes import Processes
 
 SAME = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff"}  # endings of one format
@@ -52,25 +52,25 @@ def find(folder: Path, items: Sequence[Item]) -> dict[str, str]:
 
 def gather(
     folder: Path, items: Sequence[Item], notes: Path, processes: Processes, *, allow_missing: bool
-) -> tuple[dict[str, str], Mapping[str, Seen], Faults]:
-    """The readable pictures of a folder, as `find` does, what was found out about them, and the ids that have none.
+) -> tuple[dict[str, str], Mapping[str, FileInfo], Faults]:
+    """The readable pictures of a folder, as `find` does, what the audit found, and the ids that have none.
 
-    notes: where what was found out is kept. Raises InputError that names ids without a picture that can be read,
+    notes: where that is kept. Raises InputError that names ids without a picture that can be read,
     unless `allow_missing`; and in any case if no id has one.
     """
     pictures = find(folder, items)
     there = [item.key for item in items if item.key in pictures]
-    files = Lazily(there, lambda key: folder / on_disk(pictures[key]))
-    seen: Mapping[str, Seen] = inspect(there, files, notes, processes, "drawn") if there else {}
+    files = LazyFiles(there, lambda key: folder / on_disk(pictures[key]))
+    infos: Mapping[str, FileInfo] = audit(there, files, notes, processes, "drawn") if there else {}
     faults = {
         reason: places
         for reason, places in (
             (MISSING, [item.place for item in items if item.key not in pictures]),
-            (UNREADABLE, [item.place for item in items if item.key in pictures and item.key not in seen]),
+            (UNREADABLE, [item.place for item in items if item.key in pictures and item.key not in infos]),
         )
         if places
     }
-    if not seen:
+    if not infos:
         raise InputError(
             f"{folder} has {describe(faults)}, expected a picture <id>.png for each of {len(items)} prompts: give "
             "the folder that they are in"
@@ -80,12 +80,12 @@ def gather(
             f"{folder} has {describe(faults)}: make them, or leave these prompts out and have them counted with "
             "--allow-missing"
         )
-    return {key: pictures[key] for key in seen}, seen, faults
+    return {key: pictures[key] for key in infos}, infos, faults
 
 
-def common_size(seen: Mapping[str, Seen]) -> tuple[int, int] | None:
+def common_size(infos: Mapping[str, FileInfo]) -> tuple[int, int] | None:
     """(H, W) of all pictures, None if they differ."""
-    sizes = {seen[key].size for key in seen}
+    sizes = {infos[key].size for key in infos}
     return sizes.pop() if len(sizes) == 1 else None
 
 

@@ -1,12 +1,13 @@
-"""Rows of numbers on disk, one for each picture, filled block by block: by several processes, over several starts.
+"""The feature cache: rows of numbers on disk, one for each picture, filled block by block: by several processes, over
+several starts.
 
-    rows = open_rows(folder, "judge-emoji", identity, shape=(N, D), processes=processes)
-    fill([Filling(rows, compute)], load, processes, title="score")
-    rows.table()                                         # (N, D) float32, read where they are asked for
+    cache = open_cache(folder, "judge-emoji", fingerprint, shape=(N, D), processes=processes)
+    fill([CacheJob(cache, compute)], load, processes, title="score", unit="pictures")
+    cache.features()                                     # (N, D) float32, read where they are asked for
 
 A block is always computed whole and from the same pictures, whoever does it and whenever: networks round by batch, and
 so a run that was killed and continued, or shared by other processes, has the same bits. A block counts as done once its
-rows are on the disk. Rows of another identity lie elsewhere, so nothing is ever mixed.
+rows are on the disk. Rows of another fingerprint have a folder of their own, so nothing is ever mixed.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from numpy.typing import DTypeLike, NDArray
 from star.data.errors import InputError
 from star.data.files import shorten
 from star.data.progress import Progress
-from star.eval.metrics.feature_table import FileRows
+from star.eval.metrics.features import FileFeatures
 from star.eval.run.processes import Processes
 
 BLOCK = 32  # pictures; part of what a feature's last bits depend on
@@ -37,7 +38,7 @@ READERS = 4  # threads that read and decode ahead of the network
 Loaded = TypeVar("Loaded")
 
 
-class Rows:
+class FeatureCache:
     """A (N, D) array in `folder`, and which of its blocks are done."""
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: DTypeLike) -> None:
@@ -88,31 +89,31 @@ class Rows:
         """All rows, mapped into memory; what is written to them stays in this process."""
         return np.load(self.folder / "rows.npy", mmap_mode="c")
 
-    def table(self) -> FileRows:
+    def features(self) -> FileFeatures:
         """Rows of float32, which stay in their file. Raises ValueError for rows of another kind."""
-        return FileRows(self.folder / "rows.npy")
+        return FileFeatures(self.folder / "rows.npy")
 
 
-def open_rows(
+def open_cache(
     parent: Path,
     name: str,
-    identity: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     *,
     shape: tuple[int, int],
     processes: Processes,
     dtype: DTypeLike = np.float32,
-) -> Rows:
-    """The rows of this name and identity below `parent`, begun now if there are none.
+) -> FeatureCache:
+    """The cache of this name and fingerprint below `parent`, begun now if there are none.
 
-    identity: plain values, all that the rows are a function of. Raises InputError if the place cannot be written.
+    fingerprint: plain values, all that the rows are a function of. Raises InputError if the place cannot be written.
     """
-    known = json.dumps([dict(identity), list(shape), np.dtype(dtype).str, BLOCK], sort_keys=True)
+    known = json.dumps([dict(fingerprint), list(shape), np.dtype(dtype).str, BLOCK], sort_keys=True)
     folder = parent / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
     try:
         if processes.is_main and not folder.exists():
             _begin(folder, shape, dtype)
         processes.wait()
-        return Rows(folder, shape, dtype)
+        return FeatureCache(folder, shape, dtype)
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written ({error.strerror}): make room, or choose another folder"
@@ -143,36 +144,36 @@ def span(block: int, count: int) -> slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Filling:
-    """Rows, and what makes a block of them from what was loaded for its pictures: (rows of the block, loaded)."""
+class CacheJob:
+    """A cache, and what makes a block of it from what was loaded for its pictures: (rows of the block, loaded)."""
 
-    rows: Rows
+    cache: FeatureCache
     compute: Callable[[slice, list[Any]], NDArray[Any]]
 
 
 def fill(
-    fillings: Sequence[Filling], load: Callable[[int], Loaded], processes: Processes, *, title: str, unit: str
+    jobs: Sequence[CacheJob], load: Callable[[int], Loaded], processes: Processes, *, title: str, unit: str
 ) -> None:
     """Computes every missing block, each process its share, and returns when all are done.
 
-    load(row) is called once for a row, whatever number of fillings needs it, in threads and ahead of time.
+    load(row) is called once for a row, whatever number of jobs needs it, in threads and ahead of time.
     """
-    if not fillings:
+    if not jobs:
         return
-    count = len(fillings[0].rows)
+    count = len(jobs[0].cache)
     blocks = range(count_blocks(count))
 
     def size(block: int) -> int:
         return span(block, count).stop - span(block, count).start
 
-    missing = [block for block in processes.share(blocks) if not all(filling.rows.done(block) for filling in fillings)]
+    missing = [block for block in processes.share(blocks) if not all(job.cache.done(block) for job in jobs)]
     left, total = (sum(map(size, part)) for part in (missing, processes.share(blocks)))
     shown = processes.is_main and left > 0
     with Progress(total, unit=unit, title=title, start=total - left, enabled=shown) as progress:
         for block, loaded in _ahead(missing, load, count):
-            for filling in fillings:
-                if not filling.rows.done(block):
-                    filling.rows.put(block, filling.compute(span(block, count), loaded))
+            for job in jobs:
+                if not job.cache.done(block):
+                    job.cache.put(block, job.compute(span(block, count), loaded))
             progress.update(size(block))
     processes.wait()
 

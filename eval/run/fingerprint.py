@@ -1,4 +1,4 @@
-"""What a model is, told without drawing a benchmark: the digest of all it draws with, and the parameters it uses."""
+"""A model's fingerprint, without drawing a benchmark: the digest of all it draws with, and the parameters it uses."""
 
 import hashlib
 import json

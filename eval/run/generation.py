@@ -31,7 +31,7 @@ from star.generators.protocol import Generator, SampleOptions
 
 MANIFEST = "manifest.json"
 MANIFEST_PARTS = 1000
-FREE = frozenset({"model", "parameters", "resolution"})  # told beside what was asked for, and decided by the digest
+FREE = frozenset({"model", "parameters", "resolution"})  # recorded beside what was asked for, and decided by the digest
 WRITERS = 4  # threads that compress and write while the next batch is drawn
 SIGNATURE, TRAILER = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # how a whole PNG begins and ends (PNG 1.2, §3 and §4)
 

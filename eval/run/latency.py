@@ -149,7 +149,7 @@ def peak(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """What a table calls the device: the GPU's product name, or "CPU" with the processor's name where it is told."""
+    """What a table calls the device: the GPU's product name, or "CPU" with the processor's name where it is known."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with suppress(OSError):

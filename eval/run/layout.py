@@ -48,7 +48,7 @@ class Item:
 
     @property
     def place(self) -> str:
-        """What a person looks for: category/id."""
+        """As people find it: category/id."""
         return f"{self.category}/{self.key}"
 
 
@@ -71,11 +71,11 @@ def survey(place: str | Path) -> Layout:
     place = Path(place)
     path, folders = _open(place)
     meta, prompts = read_meta(path), hashlib.sha256()
-    told = [
+    entries = [
         *(entry[:3] for entry in meta.entries),
         *((fault.id, fault.prompt, fault.category) for fault in meta.faults),
     ]
-    for key, prompt, category in sorted(told):
+    for key, prompt, category in sorted(entries):
         _add(prompts, key, category, prompt)
     faults: Faults = {}
     for key, reason, category, _ in sorted(meta.faults):
@@ -118,18 +118,18 @@ def refuse(faults: Mapping[str, Sequence[str]], place: str | Path) -> None:
 
 def describe(faults: Mapping[str, Sequence[str]]) -> str:
     """ "2 pictures missing, the first a/1, a/7; 1 ids given twice, a/3"."""
-    told = []
+    described = []
     for reason, names in faults.items():
         first = ", the first" if len(names) > SHOWN else ":"
-        told.append(f"{len(names)} {reason}{first} {', '.join(names[:SHOWN])}")
-    return "; ".join(told)
+        described.append(f"{len(names)} {reason}{first} {', '.join(names[:SHOWN])}")
+    return "; ".join(described)
 
 
 Thing = TypeVar("Thing")
 File = TypeVar("File", bound=Traversable)
 
 
-class Lazily(Sequence[File]):
+class LazyFiles(Sequence[File]):
     """Files of things, made when they are asked for: paths of 30,000 pictures would take tens of megabytes."""
 
     def __init__(self, things: Sequence[Thing], file_of: Callable[[Thing], File]) -> None:
@@ -212,8 +212,8 @@ def _unclaimed(meta: Meta, folders: Folders) -> Faults:
         if (category, key) not in claimed
     ]
     empty = sorted(name for name, (_, found) in folders.items() if not found and name not in asked_for)
-    told = {"pictures without a prompt": stray, "empty category folders without prompts": empty}
-    return {reason: places for reason, places in told.items() if places}
+    faults = {"pictures without a prompt": stray, "empty category folders without prompts": empty}
+    return {reason: places for reason, places in faults.items() if places}
 
 
 def _open(place: Path) -> tuple[Traversable, Folders]:
@@ -223,7 +223,7 @@ def _open(place: Path) -> tuple[Traversable, Folders]:
     try:
         here = [path for path in sorted(place.iterdir()) if not _passed_over(path.name)]
     except OSError:
-        here = []  # the missing meta_data.json is what will be told
+        here = []  # the missing meta_data.json is what will be reported
     folders: Folders = {}
     for path in here:
         if path.is_dir():

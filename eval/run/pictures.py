@@ -1,4 +1,4 @@
-"""Pictures of benchmarks and of drawn folders, taken within bounds: bytes before they are read, pixels before decoding.
+"""Pictures of benchmarks and external images, within bounds: bytes before they are read, pixels before decoding.
 
 Many threads decode at a time; a picture that is large is decoded alone, so that memory stays bounded.
 H W pixels, 3 RGB.

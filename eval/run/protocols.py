@@ -9,8 +9,8 @@ networks see them, how many prompts, and which seed each picture has.
     mjhq-30k        All 30,000 prompts, references as published, networks with an antialiased resize of their own. The
                     features of DINOv2 and CLIP agree with people better than Inception's (Stein et al. 2023).
     star-table      The table of Ma et al. 2024 (STAR), as the released evaluation does it: references bilinear to the
-                    size of the drawn pictures, PNG, pytorch-fid's Inception, cosine of CLIP ViT-L/14, one seed for all
-                    pictures. Deviation: our pictures are rounded to 8 bits, theirs cut off.
+                    size of the generated pictures, PNG, pytorch-fid's Inception, cosine of CLIP ViT-L/14, one seed for
+                    all pictures. Deviation: our pictures are rounded to 8 bits, theirs cut off.
     prompt-rank-20  How often CLIP finds a picture's own prompt among 20. Small, quick, for any model.
 """
 
@@ -28,7 +28,7 @@ from star.eval.run.layout import Item, prompts_digest
 from star.eval.run.record import Protocol
 from star.generators.registry import near
 
-Size = tuple[int, int] | Literal["drawn"] | None
+Size = tuple[int, int] | Literal["generated"] | None
 ResizeRule = Literal["lanczos-antialias", "bilinear-antialias"]
 SeedRule = Literal["by-id", "same"]
 
@@ -41,7 +41,7 @@ class Rules:
     """One row of the table below."""
 
     metrics: tuple[str, ...]  # "<kind>/<extractor>", see star.eval.metrics.registry
-    size: Size  # (H, W) that networks see; "drawn": references become as large as drawn pictures; None: all stay
+    size: Size  # (H, W) that networks see; "generated": references become as large; None: all stay
     resize: ResizeRule = "lanczos-antialias"  # after a central cut to the aspect of the size
     pictures: int | None = None  # prompts, evenly spread over the benchmark; None: all
     seeds: SeedRule = "by-id"
@@ -70,13 +70,13 @@ PROTOCOLS: dict[str, Rules] = {
     ),
     "star-table": Rules(
         metrics=_all_of("inception-pytorch-fid", "fid", "fd_infinity") + _all_of(CLIP_L, "clip_score"),
-        size="drawn",
+        size="generated",
         resize="bilinear-antialias",
         pictures=30_000,
         seeds="same",
     ),
     "prompt-rank-20": Rules(
-        metrics=_all_of("clip-emoji", "prompt_rank_20", "clip_score"), size="drawn", pictures=256, bootstrap=2000
+        metrics=_all_of("clip-emoji", "prompt_rank_20", "clip_score"), size="generated", pictures=256, bootstrap=2000
     ),
 }
 

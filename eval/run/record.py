@@ -61,8 +61,8 @@ class Protocol:
     references: str  # sha256 of the reference pictures' bytes
     pictures: int  # N
     reference_size: tuple[int, int] | None  # (H, W) that references were resized to; None: as they are
-    resize: str  # the rule by which drawn pictures and references reach that size, e.g. "lanczos-antialias"
-    file_format: str = "png"  # that drawn pictures went through
+    resize: str  # the rule by which generated pictures and references reach that size, e.g. "lanczos-antialias"
+    file_format: str = "png"  # that generated pictures went through
     pictures_per_prompt: int = 1
     extractors: dict[str, str] = field(default_factory=dict)  # name: digest
 
@@ -76,7 +76,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What was scored: a model that drew, or a folder of pictures made elsewhere."""
+    """What was scored: a model that drew, or a folder of external images."""
 
     name: str
     source: Literal["model", "folder"]
@@ -134,7 +134,7 @@ class Record:
     skipped: dict[str, list[str]] = field(default_factory=dict)  # reason: ids left out, by what the layout tolerates
     converted: dict[str, list[str]] = field(default_factory=dict)  # what was done to read pictures: ids of these
     speed: tuple[Speed, ...] = ()
-    bootstrap: int | None = None  # resamples asked for behind each interval, 0 for none; None: it was not told
+    bootstrap: int | None = None  # resamples asked for behind each interval, 0 for none; None: unknown
     times: dict[str, float] = field(default_factory=dict)  # seconds spent; the only part that may differ
 
     def __post_init__(self) -> None:
@@ -143,15 +143,15 @@ class Record:
             if len(groups) > MAX_GROUPS or any(len(metrics) > MAX_METRICS for metrics in groups.values()):
                 raise ValueError(f"at most {MAX_GROUPS} groups of {MAX_METRICS} metrics are read")
             _check_texts(*groups, *(name for metrics in groups.values() for name in metrics))
-        for told in (self.skipped, self.converted):
-            _check_texts(*told)
+        for places in (self.skipped, self.converted):
+            _check_texts(*places)
         if len(self.speed) > MAX_METRICS:
             raise ValueError(f"{len(self.speed)} batch sizes, at most {MAX_METRICS} are read")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """One line of pictures.jsonl. scores: metric name -> value, of the metrics that judge single pictures."""
+    """One line of pictures.jsonl. scores: metric name -> value, of the metrics per picture."""
 
     key: str
     category: str
@@ -167,9 +167,11 @@ class Picture:
         _check_all(self.scores.items())
 
 
-def _check_numbers(told: Any) -> None:
+def _check_numbers(instance: Any) -> None:
     """Raises ValueError for a field that is NaN or infinite, and for whole numbers below 0 or that no counter holds."""
-    _check_all((one.name, value) for one in fields(told) if not isinstance(value := getattr(told, one.name), str))
+    _check_all(
+        (one.name, value) for one in fields(instance) if not isinstance(value := getattr(instance, one.name), str)
+    )
 
 
 def _check_all(values: Iterable[tuple[str, Any]]) -> None:

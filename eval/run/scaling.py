@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from star.data.images import save_png
 from star.eval.extractors.extractor import Extractor
-from star.eval.run.benchmark import Asked, evaluate
+from star.eval.run.benchmark import EvaluationRequest, evaluate
 from star.eval.run.processes import Processes
 
 CATEGORIES = 10
@@ -54,10 +54,10 @@ def make(folder: Path, count: int, side: int) -> None:
 def measure(folder: Path) -> tuple[float, float, float]:
     """Seconds, processor seconds, and peak memory in MiB of an evaluation in this process."""
     start, used = time.monotonic(), time.process_time()
-    asked = Asked(
-        benchmark=folder / "benchmark", drawn=folder / "drawn", out=folder / "record.json", metrics=METRICS, sheet=0
+    request = EvaluationRequest(
+        benchmark=folder / "benchmark", external=folder / "drawn", out=folder / "record.json", metrics=METRICS, grid=0
     )
-    evaluate(asked, Processes(), _load)
+    evaluate(request, Processes(), _load)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return time.monotonic() - start, time.process_time() - used, peak
 

@@ -1,4 +1,4 @@
-"""From files to estimates: every network of a protocol sees every picture once, and what it said stays on the disk.
+"""From files to estimates: every network of a protocol sees every picture once, and its features stay on the disk.
 
 Features lie in `features/` beside the record, one row for each picture, and are read where they are needed: the run may
 be killed and continued, shared by processes, and scored again without a network. N pictures, D feature width.
@@ -18,9 +18,9 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.files import READ_ERRORS
 from star.eval.extractors.extractor import Extractor, TextExtractor, extractor
-from star.eval.metrics.feature_table import Table, chunks
-from star.eval.metrics.registry import alignment, metric, needs, score
-from star.eval.run.feature_cache import Filling, Rows, fill, open_rows
+from star.eval.metrics.features import Features, chunks
+from star.eval.metrics.registry import alignment, metric, plan_of, score
+from star.eval.run.feature_cache import CacheJob, FeatureCache, fill, open_cache
 from star.eval.run.layout import Item, prompts_digest
 from star.eval.run.pictures import read_pixels
 from star.eval.run.processes import Processes
@@ -36,12 +36,12 @@ Groups = dict[str, dict[str, Estimate]]
 
 
 class Networks:
-    """All that a protocol's metrics need, loaded before anything is drawn: what cannot be had is told at once."""
+    """All that a protocol's metrics need, loaded before anything is drawn: what cannot be had is reported at once."""
 
     def __init__(self, wanted: Sequence[str], device: str, load: Load = extractor) -> None:
         """load: the extractor of a name. Raises InputError for unknown metrics and missing weights."""
-        self.plan = needs(wanted)
-        names = dict.fromkeys((*self.plan.features, *self.plan.references, *self.plan.texts))
+        self.plan = plan_of(wanted)
+        names = dict.fromkeys((*self.plan.generated, *self.plan.references, *self.plan.texts))
         self.extractors: dict[str, Extractor] = {name: load(name, device) for name in names}
         self.rewards: dict[str, Any] = {}
         if self.plan.rewards:
@@ -73,8 +73,8 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """metrics: group -> metric -> estimate; references: the same of the real pictures, for metrics that judge single
-    ones; values: metric -> one number for each drawn picture."""
+    """metrics: group -> metric -> estimate; references: the same of the real pictures, for metrics per
+    picture; values: metric -> one number for each generated picture."""
 
     metrics: Groups
     references: Groups
@@ -101,70 +101,72 @@ class Scoring:
         self.folder, self.cache = folder, cache or folder
         self.prompts = [item.prompt for item in items]
 
-    def run(self, drawn: Pictures, references: Pictures) -> Scores | None:
+    def run(self, generated: Pictures, references: Pictures) -> Scores | None:
         """Makes all features, shared among processes, and the estimates on the main one (None on the others).
 
         Raises InputError for a picture that can no longer be read.
         """
         plan = self.networks.plan
-        marked = tuple(dict.fromkeys((*plan.references, *plan.texts)))
-        drawn_rows = self._pictures(drawn, self.folder, plan.features, plan.rewards)
-        reference_rows = self._pictures(references, self.cache, marked, ())
-        text_rows = self._texts()
+        real_networks = tuple(dict.fromkeys((*plan.references, *plan.texts)))
+        generated_caches = self._pictures(generated, self.folder, plan.generated, plan.rewards)
+        reference_caches = self._pictures(references, self.cache, real_networks, ())
+        text_caches = self._texts()
         if not self.processes.is_main:
             return None
-        features, texts = _tables(drawn_rows, plan.features), _tables(text_rows, plan.texts)
-        real = _tables(reference_rows, marked)
-        rewards = {name: rows[:].squeeze(1) for name, rows in _tables(drawn_rows, plan.rewards).items()}
-        judged = [name for name in self.rules.metrics if name.partition("/")[2] in real and metric(name).per_picture]
+        features, texts = _features(generated_caches, plan.generated), _features(text_caches, plan.texts)
+        real = _features(reference_caches, real_networks)
+        rewards = {name: rows[:].squeeze(1) for name, rows in _features(generated_caches, plan.rewards).items()}
+        per_picture = [
+            name for name in self.rules.metrics if name.partition("/")[2] in real and metric(name).per_picture
+        ]
         values = alignment(self.rules.metrics, self.prompts, features, texts, rewards, real=real, seed=SEED)
-        marks = alignment(judged, self.prompts, real, texts, {}, real=real, seed=SEED)
+        real_values = alignment(per_picture, self.prompts, real, texts, {}, real=real, seed=SEED)
         return Scores(
             metrics=self._estimates(self.rules.metrics, real, features, values),
-            references=self._estimates(judged, {}, {}, marks) if judged else {},
+            references=self._estimates(per_picture, {}, {}, real_values) if per_picture else {},
             values=values,
         )
 
     def _estimates(
         self,
         wanted: Sequence[str],
-        real: Mapping[str, Table],
-        drawn: Mapping[str, Table],
+        real: Mapping[str, Features],
+        generated: Mapping[str, Features],
         values: Mapping[str, Tensor],
     ) -> Groups:
         categories = [item.category for item in self.items]
-        return score(real, drawn, categories, wanted, values=values, bootstrap=self.rules.bootstrap, seed=SEED)
+        return score(real, generated, categories, wanted, values=values, bootstrap=self.rules.bootstrap, seed=SEED)
 
     def _pictures(
         self, side: Pictures, place: Path, extractors: Sequence[str], rewards: Sequence[str]
-    ) -> dict[str, Rows]:
+    ) -> dict[str, FeatureCache]:
         """The rows of one side, by the name of their network."""
-        fillings = {}
+        jobs = {}
         for name in extractors:
             network = self.networks.extractors[name]
-            rows = self._open(side.title, name, network.width, place, pictures=side.digest)
-            fillings[name] = Filling(rows, _seen_by(network))
+            cache = self._open(side.title, name, network.width, place, pictures=side.digest)
+            jobs[name] = CacheJob(cache, _features_by(network))
         for name in rewards:
-            rows = self._open(side.title, name, 1, place, pictures=side.digest)
-            fillings[name] = Filling(rows, _judged_by(self.networks.rewards[name], self.prompts))
+            cache = self._open(side.title, name, 1, place, pictures=side.digest)
+            jobs[name] = CacheJob(cache, _rewards_by(self.networks.rewards[name], self.prompts))
 
         def load(row: int) -> Tensor:
             return resized(_pixels(side.files[row]), self.size, self.rules.resize)
 
-        fill(list(fillings.values()), load, self.processes, title=f"score {side.title}", unit="pictures")
-        return {name: filling.rows for name, filling in fillings.items()}
+        fill(list(jobs.values()), load, self.processes, title=f"score {side.title}", unit="pictures")
+        return {name: job.cache for name, job in jobs.items()}
 
-    def _texts(self) -> dict[str, Rows]:
-        fillings = {}
+    def _texts(self) -> dict[str, FeatureCache]:
+        jobs = {}
         for name in self.networks.plan.texts:
             network = self.networks.texts(name)
-            rows = self._open("prompts", name, self.networks.extractors[name].width, self.folder, pictures="")
-            fillings[name] = Filling(rows, _read_by(network))
-        fill(list(fillings.values()), self.prompts.__getitem__, self.processes, title="score prompts", unit="prompts")
-        return {name: filling.rows for name, filling in fillings.items()}
+            cache = self._open("prompts", name, self.networks.extractors[name].width, self.folder, pictures="")
+            jobs[name] = CacheJob(cache, _text_features_by(network))
+        fill(list(jobs.values()), self.prompts.__getitem__, self.processes, title="score prompts", unit="prompts")
+        return {name: job.cache for name, job in jobs.items()}
 
-    def _open(self, title: str, name: str, width: int, place: Path, *, pictures: str) -> Rows:
-        identity = {
+    def _open(self, title: str, name: str, width: int, place: Path, *, pictures: str) -> FeatureCache:
+        fingerprint = {
             "network": self.networks.digests[name],
             "pictures": pictures,
             "prompts": prompts_digest(self.items),
@@ -172,14 +174,14 @@ class Scoring:
             "resize": self.rules.resize if self.size else "",
         }
         shape = (len(self.items), width)
-        return open_rows(place, f"{title}-{name}", identity, shape=shape, processes=self.processes)
+        return open_cache(place, f"{title}-{name}", fingerprint, shape=shape, processes=self.processes)
 
 
-def _seen_by(network: Extractor) -> Callable[[slice, list[Tensor]], NDArray[Any]]:
+def _features_by(network: Extractor) -> Callable[[slice, list[Tensor]], NDArray[Any]]:
     return lambda block, loaded: _by_shape(loaded, lambda pixels_B3HW, chosen: network(pixels_B3HW), network.width)
 
 
-def _judged_by(network: Any, prompts: Sequence[str]) -> Callable[[slice, list[Tensor]], NDArray[Any]]:
+def _rewards_by(network: Any, prompts: Sequence[str]) -> Callable[[slice, list[Tensor]], NDArray[Any]]:
     def compute(block: slice, loaded: list[Tensor]) -> NDArray[Any]:
         own = prompts[block]
         return _by_shape(
@@ -191,7 +193,7 @@ def _judged_by(network: Any, prompts: Sequence[str]) -> Callable[[slice, list[Te
     return compute
 
 
-def _read_by(network: TextExtractor) -> Callable[[slice, list[str]], NDArray[Any]]:
+def _text_features_by(network: TextExtractor) -> Callable[[slice, list[str]], NDArray[Any]]:
     return lambda block, prompts: network.texts(prompts).numpy()
 
 
@@ -217,14 +219,14 @@ def _pixels(file: Traversable) -> Tensor:
         raise InputError(f"{file} can no longer be read ({error}): remove or restore it, and run again") from error
 
 
-def _tables(rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, Table]:
+def _features(caches: Mapping[str, FeatureCache], names: Sequence[str]) -> dict[str, Features]:
     """Features that stay in their files. Raises InputError for those that are no numbers."""
-    tables: dict[str, Table] = {}
+    features: dict[str, Features] = {}
     for name in names:
-        tables[name] = table = rows[name].table()
-        if not all(bool(part.isfinite().all()) for part in chunks(table, ROWS)):
+        features[name] = found = caches[name].features()
+        if not all(bool(part.isfinite().all()) for part in chunks(found, ROWS)):
             raise InputError(
                 f"{name} gave NaN or infinite values for some pictures or prompts: its weights are broken, give "
-                f"others, or where they were mended remove {rows[name].folder}"
+                f"others, or where they were mended remove {caches[name].folder}"
             )
-    return tables
+    return features

@@ -103,15 +103,15 @@ FAMILY = ("painter", "tests.eval.painting:Painter")
 
 
 def main(benchmark: str, out: str, seconds: str) -> None:
-    from star.eval.run.benchmark import Asked, evaluate
+    from star.eval.run.benchmark import EvaluationRequest, evaluate
     from star.eval.run.processes import join, leave
 
     Painter.seconds = float(seconds)
     registry.register_family(*FAMILY)
-    asked = Asked(
-        benchmark=Path(benchmark), out=Path(out), model="painter-test", metrics=METRICS, bootstrap=20, sheet=4
+    request = EvaluationRequest(
+        benchmark=Path(benchmark), out=Path(out), model="painter-test", metrics=METRICS, bootstrap=20, grid=4
     )
-    evaluate(asked, join("cpu"), load)
+    evaluate(request, join("cpu"), load)
     leave()
 
 

@@ -31,19 +31,20 @@ PROTOCOL = Protocol(
 )
 
 
-def estimate(value: float, width: float | None = 1.0) -> Estimate:
+def estimate(value: float, width: float | None = 1.0, pictures: int = 12) -> Estimate:
     if width is None:
-        return Estimate(value=value, pictures=12)
-    return Estimate(value=value, low=value - width, high=value + width, pictures=12)
+        return Estimate(value=value, pictures=pictures)
+    return Estimate(value=value, low=value - width, high=value + width, pictures=pictures)
 
 
 def metrics(fd: float, rank: float) -> dict[str, dict[str, Estimate]]:
     groups = {}
     for place, group in enumerate(("overall", *CATEGORIES)):
+        pictures = 30 if place else 12  # as many as a category needs to be ranked
         groups[group] = {
-            "fd/judge-emoji": estimate(fd + place),
-            SCORE: estimate(rank / 2, 0.01),
-            "prompt_rank_20/clip-emoji": estimate(rank, 0.05),
+            "fd/judge-emoji": estimate(fd + place, pictures=pictures),
+            SCORE: estimate(rank / 2, 0.01, pictures),
+            "prompt_rank_20/clip-emoji": estimate(rank, 0.05, pictures),
         }
     return groups
 

@@ -19,16 +19,16 @@ from PIL import Image
 from star.data.errors import InputError
 from star.data.files import RefusedFileError, read_bytes
 from star.data.images import save_png
-from star.eval.extractors.classifier import JudgeConfig
+from star.eval.extractors.classifier import ClassifierConfig
 from star.eval.report import gallery
 from star.eval.report.comparison import gather
 from star.eval.report.grid import write_grid
 from star.eval.report.report import write_report
 from star.eval.run import feature_cache as rows
 from star.eval.run import pictures
-from star.eval.run.audit import inspect
+from star.eval.run.audit import audit
 from star.eval.run.external_images import link
-from star.eval.run.feature_cache import open_rows
+from star.eval.run.feature_cache import open_cache
 from star.eval.run.generation import MANIFEST, is_whole, manifest_of
 from star.eval.run.layout import read_layout, survey
 from star.eval.run.processes import Processes
@@ -132,7 +132,7 @@ def test_a_pipe_in_place_of_a_reference_is_unreadable(tmp_path: Path) -> None:
     (benchmark / "food/0004.png").unlink()
     (benchmark / "food/0004.png").symlink_to("/dev/zero")
     items = survey(benchmark).items
-    seen = inspect([i.key for i in items], [i.picture for i in items], tmp_path, ALONE, "references")
+    seen = audit([i.key for i in items], [i.picture for i in items], tmp_path, ALONE, "references")
     assert sorted({i.key for i in items} - set(seen)) == ["0001", "0004"]
 
 
@@ -147,7 +147,7 @@ def test_a_picture_of_a_zip_that_swells_is_unreadable_and_takes_no_memory(
         whole.writestr("food/0001.png", bytes(2**27))
     items = survey(tmp_path / "made.zip").items
     tracemalloc.start()
-    seen = inspect([i.key for i in items], [i.picture for i in items], tmp_path / "notes", ALONE, "references")
+    seen = audit([i.key for i in items], [i.picture for i in items], tmp_path / "notes", ALONE, "references")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert {i.key for i in items} - set(seen) == {"0001"}
@@ -212,8 +212,8 @@ def test_a_large_sheet_is_made_smaller(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("star.eval.report.grid.MAX_PIXELS", 2 * 4 * 8 * 8)
     items = read_layout(make_benchmark(tmp_path / "made", 4))
     write_grid([(item, item.picture) for item in items], tmp_path / "sheet.png", None, "lanczos-antialias")
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width < 160 + 4 * 24 + 10
+    with Image.open(tmp_path / "sheet.png") as grid:
+        assert grid.width < 160 + 4 * 24 + 10
 
 
 # --- what a record may say ---
@@ -273,16 +273,16 @@ def test_a_key_twice_is_told(tmp_path: Path) -> None:
 def test_sizes_of_a_judge_are_bounded() -> None:
     for changes in ({"widths": (8, 10**9), "blocks": (1, 1)}, {"widths": (8,), "blocks": (10**9,)}):
         with pytest.raises(InputError, match=r"image_size|widths|blocks"):
-            JudgeConfig(**changes)
+            ClassifierConfig(**changes)
     with pytest.raises(InputError, match=r"image_size|widths|blocks"):
-        JudgeConfig(image_size=10**9)
+        ClassifierConfig(image_size=10**9)
 
 
 # --- rows on the disk ---
 
 
-def opened(folder: Path, count: int = 40) -> rows.Rows:
-    return open_rows(folder, "net", {"a": 1}, shape=(count, 3), processes=ALONE)
+def opened(folder: Path, count: int = 40) -> rows.FeatureCache:
+    return open_cache(folder, "net", {"a": 1}, shape=(count, 3), processes=ALONE)
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "done.npy"])

@@ -12,12 +12,12 @@ from star.cli import main
 from star.data.errors import InputError
 from star.data.images import save_png
 from star.eval.extractors.extractor import Extractor
-from star.eval.metrics.estimates import estimates, mean
-from star.eval.metrics.registry import alignment, score
+from star.eval.metrics.estimates import mean
+from star.eval.metrics.registry import alignment, estimates, score
 from star.eval.metrics.resampling import FEWEST, wilson
 from star.eval.report import tables
 from star.eval.report.comparison import gather
-from star.eval.run.benchmark import Asked, evaluate
+from star.eval.run.benchmark import EvaluationRequest, evaluate
 from star.eval.run.layout import JOINED
 from star.eval.run.processes import Processes
 from star.eval.run.record import OVERALL, read, read_pictures
@@ -38,9 +38,9 @@ def rows(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def asked(benchmark: Path, out: Path, **changes: Any) -> Asked:
-    given: dict[str, Any] = {"model": "painter-test", "metrics": METRICS, "bootstrap": 20, "sheet": 4} | changes
-    return Asked(benchmark=benchmark, out=out, **given)
+def request_of(benchmark: Path, out: Path, **changes: Any) -> EvaluationRequest:
+    given: dict[str, Any] = {"model": "painter-test", "metrics": METRICS, "bootstrap": 20, "grid": 4} | changes
+    return EvaluationRequest(benchmark=benchmark, out=out, **given)
 
 
 def ends(found: dict[str, Any]) -> set[float | None]:
@@ -82,8 +82,8 @@ def test_values_all_alike_tell_no_interval_and_shares_of_none_or_all_have_wilson
     assert mean(torch.full((30,), 0.3), 100, 0) == (pytest.approx(0.3), None)
     low, high = wilson(1.0, 30)
     assert (low, high) == (pytest.approx(0.8865, abs=1e-4), 1.0)  # of R's binom::binom.confint(30, 30, method="wilson")
-    assert mean(torch.ones(30), 100, 0, shares=True) == (1.0, (low, high))
-    assert mean(torch.zeros(30), 100, 0, shares=True) == (0.0, (0.0, pytest.approx(1 - low)))
+    assert mean(torch.ones(30), 100, 0, binary=True) == (1.0, (low, high))
+    assert mean(torch.zeros(30), 100, 0, binary=True) == (0.0, (0.0, pytest.approx(1 - low)))
     same = rows(1).expand(30, -1).contiguous()
     found = estimates(("fd", "kid", "cmmd"), same, rows(30, 1), bootstrap=40, seed=0)
     assert ends(found) == {None}, "resamples of one picture thirty times are all alike"
@@ -129,7 +129,7 @@ def test_any_prompt_that_is_unicode_is_drawn_scored_and_read_again(tmp_path: Pat
     meta = json.loads((benchmark / "meta_data.json").read_text(encoding="utf-8"))
     meta["0001"]["prompt"] = prompt
     (benchmark / "meta_data.json").write_text(json.dumps(meta), encoding="utf-8")
-    found = evaluate(asked(benchmark, tmp_path / "r.json"), Processes(), load)
+    found = evaluate(request_of(benchmark, tmp_path / "r.json"), Processes(), load)
     assert found is not None
     assert read(tmp_path / "r.json") == found
     expected = " ".join(prompt.splitlines())
@@ -145,9 +145,9 @@ def test_half_a_surrogate_pair_is_found_before_anything_is_drawn(tmp_path: Path)
     text = (benchmark / "meta_data.json").read_text(encoding="utf-8")
     (benchmark / "meta_data.json").write_text(text.replace("number 1 of", "\\ud83d of"), encoding="utf-8")
     with pytest.raises(InputError, match="1 entries whose text is not Unicode"):
-        evaluate(asked(benchmark, tmp_path / "r.json"), Processes(), load)
+        evaluate(request_of(benchmark, tmp_path / "r.json"), Processes(), load)
     assert Painter.painted == []
-    found = evaluate(asked(benchmark, tmp_path / "r.json", skip_bad=True), Processes(), load)
+    found = evaluate(request_of(benchmark, tmp_path / "r.json", skip_bad=True), Processes(), load)
     assert found is not None
     assert found.protocol.pictures == 5
 
@@ -161,7 +161,7 @@ def test_features_that_are_no_numbers_end_in_a_sentence(tmp_path: Path) -> None:
         return Broken()
 
     with pytest.raises(InputError, match="tiny gave NaN or infinite values"):
-        evaluate(asked(make_benchmark(tmp_path / "made", 6), tmp_path / "r.json"), Processes(), broken)
+        evaluate(request_of(make_benchmark(tmp_path / "made", 6), tmp_path / "r.json"), Processes(), broken)
 
 
 def test_a_full_disk_ends_in_a_sentence_and_the_next_run_goes_on(
@@ -181,9 +181,9 @@ def test_a_full_disk_ends_in_a_sentence_and_the_next_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(InputError, match="No space left on device"):
-            evaluate(asked(benchmark, tmp_path / "r.json"), Processes(), load)
+            evaluate(request_of(benchmark, tmp_path / "r.json"), Processes(), load)
     drawn = len(Painter.painted)
-    evaluate(asked(benchmark, tmp_path / "r.json"), Processes(), load)
+    evaluate(request_of(benchmark, tmp_path / "r.json"), Processes(), load)
     assert len(Painter.painted) <= max(drawn, 24), "what was drawn is there"
     assert read(tmp_path / "r.json").protocol.pictures == 24
 
@@ -200,7 +200,7 @@ def test_pictures_of_other_formats_are_references_as_packing_reads_them(tmp_path
             save_png(pixels_3HW, file.with_suffix(".PNG"))
         else:
             Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy()).save(file.with_suffix(".bmp"))
-    found = evaluate(asked(benchmark, tmp_path / "r.json"), Processes(), load)
+    found = evaluate(request_of(benchmark, tmp_path / "r.json"), Processes(), load)
     assert found is not None
     assert (found.protocol.pictures, found.skipped) == (6, {})
 

@@ -26,7 +26,7 @@ import torch
 
 from star.data.text import TextEncoder
 from star.data.tiny import tiny_text_encoder
-from star.eval.extractors.classifier import JudgeConfig, JudgeNetwork, read_judge
+from star.eval.extractors.classifier import ClassifierConfig, ClassifierNetwork, read_classifier
 from star.generators.config import to_dict
 from star.generators.gan.discriminators.projected import FrozenFeatures
 from star.generators.gan.snapshot_pickles import Saved, read_pickle
@@ -156,10 +156,10 @@ def seeds(folder: Path) -> list[tuple[str, bytes, Mutation, Reader]]:
         data = (tokenizer / name).read_bytes()
         found.append((f"tokenizer-{name}", data, mutation, partial(in_folder, tokenizer, name, read)))
     labels: dict[str, Any] = dict.fromkeys(("subjects", "styles", "categories", "tags"), ("a", "b"))
-    judge, sizes = folder / "judge", JudgeConfig(image_size=16, widths=(4, 8), blocks=(1, 1), **labels)
-    write(judge, family="judge", config=to_dict(sizes), tensors=JudgeNetwork(sizes).state_dict(), card="")
-    data = (judge / "config.json").read_bytes()
-    found.append(("judge.json", data, mutate_json, partial(in_folder, judge, "config.json", read_judge)))
+    classifier, sizes = folder / "judge", ClassifierConfig(image_size=16, widths=(4, 8), blocks=(1, 1), **labels)
+    write(classifier, family="judge", config=to_dict(sizes), tensors=ClassifierNetwork(sizes).state_dict(), card="")
+    data = (classifier / "config.json").read_bytes()
+    found.append(("judge.json", data, mutate_json, partial(in_folder, classifier, "config.json", read_classifier)))
     found += _towers(folder)
     state = {"model": OrderedDict(a=torch.ones(2, 3), b=torch.arange(4)), "step": 3, "note": ("x", {1}, b"1")}
     for name, new in (("new.pt", True), ("old.pt", False)):

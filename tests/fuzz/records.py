@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from star.data.errors import InputError
-from star.eval.extractors.classifier import JudgeConfig, JudgeNetwork, read_judge
+from star.eval.extractors.classifier import ClassifierConfig, ClassifierNetwork, read_classifier
 from star.eval.extractors.inception import _tensors
-from star.eval.extractors.train_classifier import save_judge
+from star.eval.extractors.train_classifier import save_classifier
 from star.eval.report.comparison import gather
 from star.eval.report.report import html, markdown
-from star.eval.run.audit import inspect
-from star.eval.run.feature_cache import Rows
+from star.eval.run.audit import audit
+from star.eval.run.feature_cache import FeatureCache
 from star.eval.run.generation import manifest_of
 from star.eval.run.layout import survey
 from star.eval.run.processes import Processes
@@ -114,7 +114,7 @@ def _benchmark(path: Path) -> None:
         survey(path.parent)
         return
     items = survey(path).items
-    inspect([i.key for i in items], [i.picture for i in items], path.parent / "notes", Processes(), "references")
+    audit([i.key for i in items], [i.picture for i in items], path.parent / "notes", Processes(), "references")
 
 
 def _features(path: Path) -> None:
@@ -122,8 +122,8 @@ def _features(path: Path) -> None:
         np.save(path.parent / "done.npy", np.ones(2, np.uint8))
     else:
         np.save(path.parent / "rows.npy", np.ones((40, 3), np.float32))
-    rows = Rows(path.parent, (40, 3), np.float32)
-    rows.table()[0:40].sum()
+    rows = FeatureCache(path.parent, (40, 3), np.float32)
+    rows.features()[0:40].sum()
     rows.put(0, np.ones((32, 3), np.float32))
 
 
@@ -132,7 +132,7 @@ def _judge(sound: Path) -> Reader:
         for file in sound.iterdir():
             if file.name != path.name:
                 (path.parent / file.name).write_bytes(file.read_bytes())
-        read_judge(path.parent)
+        read_classifier(path.parent)
 
     return read
 
@@ -151,8 +151,10 @@ def subjects(folder: Path) -> dict[str, tuple[str, list[Change], Reader]]:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as whole:
         for file in sorted(benchmark.rglob("*.*")):
             whole.write(file, file.relative_to(benchmark).as_posix())
-    config = JudgeConfig(image_size=16, widths=(8, 8), blocks=(1, 1), subjects=("a",), styles=("b",), categories=("c",))
-    save_judge(folder / "judge", JudgeNetwork(config))
+    config = ClassifierConfig(
+        image_size=16, widths=(8, 8), blocks=(1, 1), subjects=("a",), styles=("b",), categories=("c",)
+    )
+    save_classifier(folder / "judge", ClassifierNetwork(config))
     torch.save({"a": torch.ones(3), "b": torch.ones(2, 2)}, folder / "inception.pth")
     np.save(folder / "rows.npy", np.ones((40, 3), np.float32))
     np.save(folder / "done.npy", np.ones(2, np.uint8))

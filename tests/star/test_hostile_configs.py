@@ -13,7 +13,7 @@ import torch
 
 from star.clip.network import ClipConfig
 from star.data.errors import InputError
-from star.eval.extractors.classifier import JudgeConfig
+from star.eval.extractors.classifier import ClassifierConfig
 from star.generators.config import from_dict, to_dict
 from star.generators.gan.discriminators.projected import ProjectedConfig
 from star.generators.gan.discriminators.stylegan2 import StyleGan2DiscriminatorConfig
@@ -29,7 +29,15 @@ from star.tokenizer.autoencoder import AutoencoderConfig
 from star.tokenizer.quantizer import QuantizerConfig
 
 CONFIGS = (
-    *(TransformerConfig, RefinerConfig, AutoencoderConfig, QuantizerConfig, ClipConfig, JudgeConfig, StyleGanTConfig),
+    *(
+        TransformerConfig,
+        RefinerConfig,
+        AutoencoderConfig,
+        QuantizerConfig,
+        ClipConfig,
+        ClassifierConfig,
+        StyleGanTConfig,
+    ),
     *(StyleNatConfig, StyleformerConfig, ProjectedConfig, StyleGan2DiscriminatorConfig, WaveletConfig),
 )
 FREE = {"linformer_from", "condition_width", "classes"}  # 0, or a side that is never reached, means something

@@ -13,7 +13,8 @@ from star.clip.train import CLIP_PRESETS, save_clip
 from star.data.clip_tokenizer import learn_tokenizer
 from star.data.errors import InputError
 from star.data.images import decode, pil_to_pixels, save_png
-from star.eval.metrics.alignment import ClipScorer, bootstrap_interval, prompt_ranks
+from star.eval.metrics.alignment import ClipScorer, prompt_ranks
+from star.eval.metrics.resampling import mean_interval
 from star.eval.run.layout import read_layout, spread
 from star.eval.run.record import read
 
@@ -75,7 +76,9 @@ def test_chance_is_one_in_twenty() -> None:
     generator = torch.Generator().manual_seed(0)
     image, text = (torch.randn(2000, 8, generator=generator) for _ in range(2))
     first = (prompt_ranks(image, text, [str(i) for i in range(2000)], 20) == 0).double()
-    low, high = bootstrap_interval(first)
+    interval = mean_interval(first, 2000, 0)
+    assert interval is not None
+    low, high = interval
     assert low < 0.05 < high
     assert high - low < 0.03
 

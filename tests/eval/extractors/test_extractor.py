@@ -62,12 +62,12 @@ def test_unknown_names_are_refused_with_near_ones() -> None:
 
 
 def test_judge_emoji_has_rows_of_single_pictures_and_none_of_prompts(tmp_path: Path) -> None:
-    judge = extractor("judge-emoji")
-    check(judge, tmp_path)
-    assert (judge.name, judge.resize) == ("judge-emoji", "lanczos-antialias 64x64 cut")
-    assert not isinstance(judge, TextExtractor)
+    classifier = extractor("judge-emoji")
+    check(classifier, tmp_path)
+    assert (classifier.name, classifier.resize) == ("judge-emoji", "lanczos-antialias 64x64 cut")
+    assert not isinstance(classifier, TextExtractor)
     assert isinstance(extractor("clip-emoji"), TextExtractor)
-    assert extractor(f"judge:{shipped('judge-emoji')}").digest == judge.digest
+    assert extractor(f"judge:{shipped('judge-emoji')}").digest == classifier.digest
 
 
 @pytest.mark.slow
@@ -75,10 +75,10 @@ def test_judge_emoji_tells_subjects_apart_whatever_the_style(shared: Path) -> No
     """Real pictures: those of one subject lie nearer to each other than the others do."""
     from star.data.loader.pipeline import DataConfig, Pipeline
 
-    judge = extractor("judge-emoji")
+    classifier = extractor("judge-emoji")
     config = DataConfig(shards=(str(shared / "data/emoji/emoji-test-0000.tar"),), resolution=64)
     batch = next(iter(Pipeline(config, batch_size=200).one_pass()))
-    rows = judge(((batch.image_B3HW + 1) * 127.5).round().to(torch.uint8))
+    rows = classifier(((batch.image_B3HW + 1) * 127.5).round().to(torch.uint8))
     similar = F.normalize(rows - rows.mean(dim=0)) @ F.normalize(rows - rows.mean(dim=0)).T
     subjects = [str(info["subject"]) for info in batch.info]
     counted = Counter(subjects)

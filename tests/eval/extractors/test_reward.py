@@ -94,7 +94,7 @@ def released(
 
 
 @pytest.fixture(scope="module")
-def judge(released: Path) -> ImageReward:
+def classifier(released: Path) -> ImageReward:
     return reward(str(released))
 
 
@@ -113,33 +113,33 @@ def expected(
 
 
 def test_the_released_names_give_the_network_of_transformers(
-    judge: ImageReward, towers: tuple[BlipVisionModel, BlipTextModel, dict[str, Tensor]]
+    classifier: ImageReward, towers: tuple[BlipVisionModel, BlipTextModel, dict[str, Tensor]]
 ) -> None:
     pixels = PIXELS[:2, :, :32, :32]  # the tower's own size: nothing is resized
-    found = judge(pixels, ["a red heart", "a blue star"])
+    found = classifier(pixels, ["a red heart", "a blue star"])
     assert found.tolist() == pytest.approx(
         [expected(towers, pixels[0], [2, 5, 6, 8, 3]), expected(towers, pixels[1], [2, 5, 7, 9, 3])], abs=1e-4
     )
     assert abs(found[0] - found[1]) > 0.1  # more than the tolerance, so that names that are swapped would show
 
 
-def test_a_score_belongs_to_a_picture_and_its_prompt(judge: ImageReward) -> None:
-    together = judge(PIXELS, PROMPTS)
+def test_a_score_belongs_to_a_picture_and_its_prompt(classifier: ImageReward) -> None:
+    together = classifier(PIXELS, PROMPTS)
     assert together.shape == (5,)
-    torch.testing.assert_close(judge(PIXELS[2:4], PROMPTS[2:4]), together[2:4], atol=1e-4, rtol=0)
-    torch.testing.assert_close(judge(PIXELS, PROMPTS, chunk=2), together, atol=1e-4, rtol=0)
-    assert (judge(PIXELS, PROMPTS[::-1])[:2] - together[:2]).abs().min() > 1e-2
-    assert (judge(PIXELS.flip(0), PROMPTS)[:2] - together[:2]).abs().min() > 1e-2
+    torch.testing.assert_close(classifier(PIXELS[2:4], PROMPTS[2:4]), together[2:4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(classifier(PIXELS, PROMPTS, chunk=2), together, atol=1e-4, rtol=0)
+    assert (classifier(PIXELS, PROMPTS[::-1])[:2] - together[:2]).abs().min() > 1e-2
+    assert (classifier(PIXELS.flip(0), PROMPTS)[:2] - together[:2]).abs().min() > 1e-2
 
 
-def test_words_behind_the_35th_token_do_not_count(judge: ImageReward) -> None:
+def test_words_behind_the_35th_token_do_not_count(classifier: ImageReward) -> None:
     long = "red " * 33  # 35 with the first and the last token
-    torch.testing.assert_close(judge(PIXELS[:1], [long]), judge(PIXELS[:1], [long + "blue star"]))
+    torch.testing.assert_close(classifier(PIXELS[:1], [long]), classifier(PIXELS[:1], [long + "blue star"]))
 
 
-def test_as_many_prompts_as_pictures(judge: ImageReward) -> None:
+def test_as_many_prompts_as_pictures(classifier: ImageReward) -> None:
     with pytest.raises(ValueError, match="5 pictures and 4 prompts"):
-        judge(PIXELS, PROMPTS[:4])
+        classifier(PIXELS, PROMPTS[:4])
 
 
 def test_what_is_no_image_reward_is_named(released: Path, tmp_path: Path) -> None:
@@ -160,12 +160,14 @@ def test_a_place_that_is_nowhere() -> None:
         reward("nobody/has-this-reward")
 
 
-def test_the_digest_is_of_the_weights(judge: ImageReward, released: Path, tmp_path: Path) -> None:
+def test_the_digest_is_of_the_weights(classifier: ImageReward, released: Path, tmp_path: Path) -> None:
     tensors = torch.load(released / "ImageReward.pt")
     tensors["mlp.layers.7.bias"] += 1
     torch.save(tensors, tmp_path / "ImageReward.pt")
     for file in released.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     other = reward(str(tmp_path))
-    assert other.digest != judge.digest
-    torch.testing.assert_close(other(PIXELS, PROMPTS), judge(PIXELS, PROMPTS) + 1 / 1.0333394966, atol=1e-4, rtol=0)
+    assert other.digest != classifier.digest
+    torch.testing.assert_close(
+        other(PIXELS, PROMPTS), classifier(PIXELS, PROMPTS) + 1 / 1.0333394966, atol=1e-4, rtol=0
+    )

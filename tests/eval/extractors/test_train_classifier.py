@@ -12,22 +12,22 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.images import pixels_to_image
 from star.data.synthetic import write
-from star.eval.extractors.classifier import JudgeConfig, JudgeNetwork, read_judge
+from star.eval.extractors.classifier import ClassifierConfig, ClassifierNetwork, read_classifier
 from star.eval.extractors.extractor import extractor
 from star.eval.extractors.train_classifier import (
     NONE,
     PRESETS,
-    JudgeTrainConfig,
+    ClassifierTrainConfig,
     Labels,
     accuracy,
     jitter,
-    save_judge,
+    save_classifier,
     train,
     with_labels,
 )
 from star.generators.training.run import RunConfig
 
-TINY = JudgeConfig(
+TINY = ClassifierConfig(
     image_size=16,
     widths=(4, 8),
     blocks=(1, 1),
@@ -72,10 +72,10 @@ def test_labels_are_found_in_the_shards_and_rare_tags_left_out() -> None:
         {"subject": "b", "style": "s", "category": "c", "tags": ["often", "often"]},
         {"subject": "a", "style": "s", "category": "c", "tags": ["often", "once"]},
     ]
-    found = with_labels(JudgeConfig(), infos, rarest_tag=2)
+    found = with_labels(ClassifierConfig(), infos, rarest_tag=2)
     assert (found.subjects, found.styles, found.categories, found.tags) == (("a", "b"), ("s",), ("c",), ("often",))
     with pytest.raises(InputError, match="no style and no category"):
-        with_labels(JudgeConfig(), [{"subject": "a"}], rarest_tag=1)
+        with_labels(ClassifierConfig(), [{"subject": "a"}], rarest_tag=1)
 
 
 # --- motions ---
@@ -113,9 +113,9 @@ def test_pictures_are_turned_and_never_mirrored() -> None:
 
 def test_a_written_judge_is_read_back_and_a_damaged_one_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = JudgeNetwork(TINY).eval()
-    save_judge(tmp_path / "judge", network, dtype=torch.float32)
-    read, directory = read_judge(tmp_path / "judge")
+    network = ClassifierNetwork(TINY).eval()
+    save_classifier(tmp_path / "judge", network, dtype=torch.float32)
+    read, directory = read_classifier(tmp_path / "judge")
     image = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(read.features(image), network.features(image))
@@ -125,13 +125,13 @@ def test_a_written_judge_is_read_back_and_a_damaged_one_refused(tmp_path: Path) 
     assert extractor(f"judge:{tmp_path / 'judge'}").width == 8
     (tmp_path / "judge" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(InputError, match="no safetensors file"):
-        read_judge(tmp_path / "judge")
+        read_classifier(tmp_path / "judge")
     assert directory.family == "judge"
 
 
 def test_blocks_start_as_the_way_around_them() -> None:
     torch.manual_seed(0)
-    network = JudgeNetwork(replace(TINY, widths=(4,), blocks=(2,))).eval()
+    network = ClassifierNetwork(replace(TINY, widths=(4,), blocks=(2,))).eval()
     hidden = torch.rand(2, 4, 8, 8)
     torch.testing.assert_close(network.stages(hidden), hidden)
 
@@ -145,12 +145,12 @@ def test_blocks_start_as_the_way_around_them() -> None:
 )
 def test_impossible_sizes_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        JudgeConfig(**values)
+        ClassifierConfig(**values)
 
 
 def test_a_share_is_below_one() -> None:
     with pytest.raises(InputError, match="smoothing is 1"):
-        JudgeTrainConfig(run=RunConfig(steps=1), smoothing=1.0)
+        ClassifierTrainConfig(run=RunConfig(steps=1), smoothing=1.0)
 
 
 # --- training ---
@@ -180,7 +180,7 @@ def test_it_learns_the_training_shards_and_only_measures_the_others(shards: Path
     model = train(config, data=sources(shards), out=tmp_path)
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert logged[-1]["loss"] < 0.75 * logged[0]["loss"]
-    network, _ = read_judge(model)
+    network, _ = read_classifier(model)
     train_shards = sorted(str(path) for path in (shards / "train").glob("*.tar"))
     known = accuracy(network, train_shards)
     held_out = accuracy(network, sorted(str(path) for path in (shards / "test").glob("*.tar")))

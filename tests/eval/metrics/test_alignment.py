@@ -59,15 +59,15 @@ def test_what_transformers_4_returned_is_accepted() -> None:
 
 
 def test_pick_score_carries_the_temperature(clip: ClipScorer) -> None:
-    pick = extractor(f"pick:{shipped('clip-emoji')}")
-    assert isinstance(pick, TextExtractor)
+    subset = extractor(f"pick:{shipped('clip-emoji')}")
+    assert isinstance(subset, TextExtractor)
     scale = float(clip.model.logit_scale.exp())
     assert scale > 1.5
     pixels = pictures(64, 64)
     torch.testing.assert_close(
-        products(pick(pixels), pick.texts(PROMPTS)), scale * products(clip.images(pixels), clip.texts(PROMPTS))
+        products(subset(pixels), subset.texts(PROMPTS)), scale * products(clip.images(pixels), clip.texts(PROMPTS))
     )
-    assert pick.digest != clip.digest
+    assert subset.digest != clip.digest
 
 
 def test_hps_sees_all_of_a_wide_picture_and_reads_what_entities_mean(clip: ClipScorer) -> None:

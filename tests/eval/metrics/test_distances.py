@@ -1,9 +1,6 @@
 """Distances against closed forms and plain loops, against torchmetrics, and the mistakes of other programs, kept."""
 
-import io
 import math
-import multiprocessing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +11,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from star.eval.metrics import distances
-from star.eval.metrics.distances import Gaussian, can_extrapolate, cmmd, cubic, frechet, frechet_infinity, kid, mmd
+from star.eval.metrics.distances import Gaussian, can_extrapolate, cubic, frechet, frechet_infinity, mmd
+from tests.eval.kernels import cmmd, kid
 
 
 def rows(count: int, width: int = 6, seed: int = 0) -> Tensor:
@@ -27,8 +25,9 @@ def correlated(count: int, width: int = 6, seed: int = 0) -> Tensor:
 
 def normal(mean: Tensor, covariance: Tensor, count: int = 50) -> Gaussian:
     """With exactly these moments."""
-    scatter = covariance.double() * (count - 1)
-    return Gaussian.from_state({"count": count, "mean": mean.double().numpy(), "scatter": scatter.numpy()})
+    gaussian = Gaussian(len(mean))
+    gaussian.count, gaussian.mean_D, gaussian.scatter_DD = count, mean.double(), covariance.double() * (count - 1)
+    return gaussian
 
 
 def by_definition(one: Gaussian, other: Gaussian) -> float:
@@ -51,54 +50,6 @@ def test_statistics_do_not_depend_on_how_rows_come() -> None:
         assert found.count == 300
         np.testing.assert_allclose(found.mean_D, features.numpy().mean(axis=0), rtol=1e-12)
         np.testing.assert_allclose(found.covariance_DD, np.cov(features.numpy(), rowvar=False), rtol=1e-10)
-
-
-def test_two_merged_are_one_and_survive_a_file() -> None:
-    features = correlated(100)
-    one, other = Gaussian.of(features[:31]), Gaussian.of(features[31:])
-    file = io.BytesIO()
-    np.savez(file, **one.state())
-    file.seek(0)
-    one = Gaussian.from_state(np.load(file))
-    one.merge(other)
-    one.merge(Gaussian(6))  # of a process that had nothing to do
-    whole = Gaussian.of(features)
-    assert one.count == whole.count
-    torch.testing.assert_close(one.mean_D, whole.mean_D, rtol=1e-12, atol=0)
-    torch.testing.assert_close(one.scatter_DD, whole.scatter_DD, rtol=1e-11, atol=1e-11)
-
-
-def reduced(rank: int, world: int, meeting: str, told: Any) -> None:
-    """What a process of several does: its share of the rows, then the exchange."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    gaussian = Gaussian.of(correlated(100)[rank::world])
-    gaussian.reduce()
-    told.put((rank, gaussian.state()))
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_hold_the_statistics_of_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    told: Any = context.Queue()
-    meeting = f"file://{tmp_path / 'meeting'}"
-    workers = [context.Process(target=reduced, args=(rank, 2, meeting, told)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    states = dict(told.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join(timeout=60)
-    one = Gaussian.of(correlated(100))
-    for name, value in one.state().items():
-        np.testing.assert_array_equal(states[0][name], states[1][name])
-        np.testing.assert_allclose(states[0][name], value, rtol=1e-11, atol=1e-11)
-
-
-def test_alone_there_is_nothing_to_reduce() -> None:
-    gaussian = Gaussian.of(correlated(9))
-    before = gaussian.state()
-    gaussian.reduce()
-    assert all(np.array_equal(before[name], value) for name, value in gaussian.state().items())
 
 
 def test_rows_that_are_no_features_are_refused() -> None:
@@ -246,12 +197,6 @@ def test_kid_of_samples_of_one_normal_is_zero_on_average() -> None:
     assert float(found.min()) < 0  # unbiased, so not bounded by zero
 
 
-def test_kid_over_subsets_scatters_around_that_of_all() -> None:
-    one, other = rows(300, seed=1), rows(300, seed=2) + 0.5
-    assert kid(one, other, subsets=30, size=100) == pytest.approx(kid(one, other), rel=0.15)
-    assert kid(one, other, subsets=1, size=1000) == pytest.approx(kid(one, other), rel=1e-9)
-
-
 def test_cmmd_is_its_definition_and_its_code_counts_rows_with_themselves() -> None:
     one, other = rows(50, 512, seed=1), rows(50, 512, seed=2) + 0.1
     found = cmmd(one * 7, other)  # lengths do not count
@@ -308,18 +253,6 @@ def test_a_root_has_the_rank_of_its_covariance() -> None:
     torch.testing.assert_close(factor @ factor.T, covariance)
     assert distances.root(torch.zeros(3, 3).double()).shape == (3, 0)
     assert distances.root(torch.eye(3).double()).shape == (3, 3)
-
-
-def test_kid_is_over_all_rows_or_as_many_subsets_as_asked() -> None:
-    drawn, reference = rows(1100, 2), rows(1050, 2, seed=1) + 0.3
-    whole = float(mmd(drawn, reference, cubic))
-    assert kid(drawn, reference) == whole
-    few = kid(drawn, reference, subsets=2, size=50)
-    assert few != whole
-    assert few == kid(drawn, reference, subsets=2, size=50, seed=0)
-    assert few != kid(drawn, reference, subsets=2, size=50, seed=1)
-    assert kid(drawn, reference, subsets=1) != whole  # of 1000 rows
-    assert kid(drawn[:60], reference[:60], subsets=3) == pytest.approx(kid(drawn[:60], reference[:60]))
 
 
 def test_an_extrapolation_is_the_line_through_all_and_halves() -> None:

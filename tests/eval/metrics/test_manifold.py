@@ -133,6 +133,6 @@ def test_there_are_more_rows_than_neighbours() -> None:
     for count, k, k_density in ((5, 3, 5), (3, 3, 2), (5, 0, 3), (5, 3, 0)):
         with pytest.raises(ValueError, match="expected more rows than neighbours"):
             precision_recall_density_coverage(rows(count), rows(9), k=k, k_density=k_density)
-        with pytest.raises(ValueError, match=f"9 real and {count} drawn rows given with k {k} and {k_density}"):
+        with pytest.raises(ValueError, match=f"9 real and {count} generated rows given with k {k} and {k_density}"):
             precision_recall_density_coverage(rows(9), rows(count), k=k, k_density=k_density)
     assert 0 <= measures(rows(6), rows(6, seed=1))["precision"] <= 1

@@ -12,7 +12,7 @@ from star.data.errors import InputError
 from star.eval.metrics import distances
 from star.eval.metrics.distances import Gaussian, frechet
 from star.eval.metrics.manifold import precision_recall_density_coverage
-from star.eval.metrics.registry import METRICS, Needs, alignment, metric, needs, score
+from star.eval.metrics.registry import METRICS, Plan, alignment, metric, plan_of, score
 from star.eval.metrics.resampling import counts, frechet_resamples
 
 SETS = ("fd", "fd_infinity", "kid", "cmmd", "precision", "recall", "density", "coverage")
@@ -49,19 +49,19 @@ def test_a_name_tells_kind_and_network() -> None:
 
 def test_what_has_to_be_computed() -> None:
     wanted = ["fd/a", "clip_score/clip:x/y", "kid/a", "cmmd/clip:x/y", "prompt_rank_20/clip:z", "image_reward/x/y"]
-    assert needs(wanted) == Needs(
-        features=("a", "clip:x/y", "clip:z"),
+    assert plan_of(wanted) == Plan(
+        generated=("a", "clip:x/y", "clip:z"),
         references=("a", "clip:x/y"),
         texts=("clip:x/y", "clip:z"),
         rewards=("x/y",),
     )
-    assert needs(["fid/inception-pytorch-fid"]).features == ("inception-pytorch-fid",)
+    assert plan_of(["fid/inception-pytorch-fid"]).generated == ("inception-pytorch-fid",)
 
 
 @pytest.mark.parametrize("name", ["fid/judge-emoji", "pick_score/clip:a", "hps_v2/pick:a"])
 def test_a_number_of_another_network_has_another_name(name: str) -> None:
     with pytest.raises(InputError, match="number of another network"):
-        needs([name])
+        plan_of([name])
 
 
 # --- single pictures ---
@@ -165,7 +165,7 @@ def test_all_metrics_agree_on_which_set_is_nearer() -> None:
     reference = rows(120)
     near, far = overall(reference, rows(120, seed=1)), overall(reference, rows(120, seed=1) + 1.5)
     for kind in SETS:
-        assert (near[kind] < far[kind]) == (METRICS[kind].better == "lower"), kind
+        assert (near[kind] < far[kind]) == (METRICS[kind].direction == "lower"), kind
 
 
 def test_features_may_lie_in_files(tmp_path: Path) -> None:

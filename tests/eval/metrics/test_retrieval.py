@@ -3,7 +3,7 @@
 import torch
 
 from star.eval.extractors.extractor import extractor
-from star.eval.metrics.registry import alignment, needs
+from star.eval.metrics.registry import alignment, plan_of
 from star.eval.metrics.retrieval import Thumbnail, retrieval_ranks, style_of
 
 PROMPTS = [f"thing {i}, {'noto' if i % 2 else 'blob'} emoji style" for i in range(40)]
@@ -58,8 +58,8 @@ def test_thumbnails_tell_colour_and_outline_at_any_size() -> None:
 
 def test_metrics_ask_for_references_and_no_prompts() -> None:
     wanted = ["retrieval_1/thumbnail", "retrieval_5/thumbnail"]
-    plan = needs(wanted)
-    assert (plan.features, plan.references, plan.texts) == (("thumbnail",), ("thumbnail",), ())
+    plan = plan_of(wanted)
+    assert (plan.generated, plan.references, plan.texts) == (("thumbnail",), ("thumbnail",), ())
     network = extractor("thumbnail")
     real = network(pictures(40))
     drawn = real.roll(2, dims=0)  # each shows another one of its style

@@ -8,7 +8,7 @@ import pytest
 
 from star.cli import main
 from star.data.errors import InputError
-from star.eval.report.comparison import Comparison, Entry, apart, gather
+from star.eval.report.comparison import Comparison, Entry, differ, gather
 from star.eval.run.record import Record, write
 from tests.eval.records import PROTOCOL, digest, estimate, record, save
 
@@ -110,10 +110,10 @@ def test_records_of_one_model_are_told_apart_by_what_differs(tmp_path: Path) -> 
 
 
 def test_estimates_are_apart_where_each_value_lies_outside_the_other_interval() -> None:
-    assert apart(estimate(10, 1), estimate(12, 1))
-    assert not apart(estimate(10, 1), estimate(11, 0.5))  # 11 is the end of the first interval
-    assert not apart(estimate(10, 0.1), estimate(12, 3))  # inside the second interval only
-    assert not apart(estimate(10, None), estimate(99, 1))
+    assert differ(estimate(10, 1), estimate(12, 1))
+    assert not differ(estimate(10, 1), estimate(11, 0.5))  # 11 is the end of the first interval
+    assert not differ(estimate(10, 0.1), estimate(12, 3))  # inside the second interval only
+    assert not differ(estimate(10, None), estimate(99, 1))
 
 
 def test_marks_follow_the_direction_of_the_metric() -> None:

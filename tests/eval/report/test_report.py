@@ -15,7 +15,7 @@ from star.eval.report import gallery, plots, tables
 from star.eval.report.comparison import Comparison, gather
 from star.eval.report.markdown import to_markdown
 from star.eval.report.report import html, markdown, reproduction, write_report
-from tests.eval.records import CATEGORIES, PROMPTS, PROTOCOL, estimate, record, save
+from tests.eval.records import CATEGORIES, PROMPTS, PROTOCOL, SCORE, estimate, record, save
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -109,7 +109,7 @@ def test_figures_of_the_page_are_those_of_the_records(text: str) -> None:
     table = Page(text).rows
     rows = {row[0]: row[1:] for row in table if row}
     assert rows["FD ↓ judge-emoji"] == ["30.00 29.00 to 31.00", "31.00 30.00 to 32.00"]
-    assert rows["true prompt first of 20 ↑ clip-emoji"] == ["0.500 0.450 to 0.550", "0.900 0.850 to 0.950"]
+    assert rows["true prompt first of 20 ↑ clip-emoji †"] == ["0.500 0.450 to 0.550", "0.900 0.850 to 0.950"]
     assert rows["pictures scored"] == ["12", "12"]
     assert [row[:4] for row in table if row[1:2] == ["star"]] == [
         ["first", "star", "1.2 M", "64 x 64"],
@@ -153,6 +153,34 @@ def test_the_whole_protocol_is_told_and_digests_are_cut_but_kept(text: str) -> N
     assert set(tables.FIELDS.values()) <= set(told)
 
 
+def test_real_pictures_have_a_row_below_the_models_where_their_score_is_known(tmp_path: Path) -> None:
+    known = replace(record(), references={"overall": {SCORE: estimate(0.7, 0.01)}})
+    rows = tables.summary(gather(save(tmp_path, known, record("other")))).rows
+    place = next(number for number, row in enumerate(rows) if row[0].text == "the real pictures")
+    assert rows[place][0].detail == "CLIP score ↑ clip-emoji"
+    assert [cell.text for cell in rows[place][1:]] == ["0.7000", "–"]
+    assert [row[0].text for row in rows].count("the real pictures") == 1
+    assert rows[place - 1][0].text == "CLIP score ↑"
+
+
+def test_a_network_that_models_were_trained_with_is_noted(comparison: Comparison) -> None:
+    table = tables.summary(comparison)
+    assert "† clip-emoji conditions star-emoji" in table.note
+    assert [row[0].detail for row in table.rows if row[0].detail.endswith("†")] == ["clip-emoji †"] * 2
+
+
+def test_categories_of_few_pictures_are_neither_ranked_nor_plotted(tmp_path: Path) -> None:
+    one, other = record("one", fd=30), record("two", fd=90)
+    one.metrics["food"]["fd/judge-emoji"] = estimate(30, pictures=29)
+    comparison = gather(save(tmp_path, one, other))
+    assert comparison.marks("food", "fd/judge-emoji") == ["", ""]
+    assert comparison.marks("logo", "fd/judge-emoji") == ["best", ""]
+    table = tables.by_category(comparison)[0]
+    assert table.note == "Not ranked, and in no radar, with fewer than 30 pictures: food."
+    assert tables.by_category(comparison)[1].note == ""
+    assert len(plots.radars(comparison)) == 1  # distances have two axes left, which are no radar
+
+
 def test_text_of_users_is_escaped(tmp_path: Path) -> None:
     bad = '<script>alert("1")</script> & \' | *'
     prompts = {key: f"{bad} {key}" for key in PROMPTS}
@@ -190,9 +218,9 @@ def test_mixed_protocols_are_marked_on_every_table_of_figures(tmp_path: Path) ->
 
 
 def test_reported_figures_stand_apart(text: str) -> None:
-    reported = tables.reported()
-    assert all(row[-1].text.startswith("as reported: ") for row in reported.rows)
-    star = next(row for row in reported.rows if row[0].text == "STAR d30, 512")
+    published_numbers = tables.published_numbers()
+    assert all(row[-1].text.startswith("as reported: ") for row in published_numbers.rows)
+    star = next(row for row in published_numbers.rows if row[0].text == "STAR d30, 512")
     assert "FID 4.73" in star[2].text
     page = Page(text)
     assert not any("4.73" in cell for row in page.rows if "first" in row[0] for cell in row)

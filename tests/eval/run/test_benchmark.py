@@ -19,8 +19,8 @@ from PIL import Image
 
 from star.data.errors import InputError
 from star.data.images import read_png, save_png
-from star.eval.report.comparison import apart, gather
-from star.eval.run.benchmark import Asked, evaluate
+from star.eval.report.comparison import differ, gather
+from star.eval.run.benchmark import EvaluationRequest, evaluate
 from star.eval.run.layout import survey
 from star.eval.run.processes import Processes
 from star.eval.run.record import OVERALL, Record, read, read_pictures
@@ -51,13 +51,13 @@ def whole(benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "record.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry._shared._families, *FAMILY)
-        evaluate(asked(benchmark, out), Processes(), load)
+        evaluate(request_of(benchmark, out), Processes(), load)
     return out
 
 
-def asked(benchmark: Path, out: Path, **changes: Any) -> Asked:
-    given: dict[str, Any] = {"model": MODEL, "metrics": METRICS, "bootstrap": 20, "sheet": 4} | changes
-    return Asked(benchmark=benchmark, out=out, **given)
+def request_of(benchmark: Path, out: Path, **changes: Any) -> EvaluationRequest:
+    given: dict[str, Any] = {"model": MODEL, "metrics": METRICS, "bootstrap": 20, "grid": 4} | changes
+    return EvaluationRequest(benchmark=benchmark, out=out, **given)
 
 
 def content(out: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_a_record_says_what_was_measured_and_how(benchmark: Path, whole: Path) -
 
 @pytest.mark.parametrize("stop_at", [0, 1, 20, COUNT - 1])
 def test_stopped_while_drawing_and_started_again(benchmark: Path, whole: Path, tmp_path: Path, stop_at: int) -> None:
-    request = asked(benchmark, tmp_path / "record.json")
+    request = request_of(benchmark, tmp_path / "record.json")
     Painter.stop_at = stop_at
     with pytest.raises(KeyboardInterrupt):
         evaluate(request, Processes(), load)
@@ -104,7 +104,7 @@ def test_stopped_while_drawing_and_started_again(benchmark: Path, whole: Path, t
 def test_stopped_while_scoring_and_started_again(
     benchmark: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = asked(benchmark, tmp_path / "record.json")
+    request = request_of(benchmark, tmp_path / "record.json")
     calls: list[int] = []
 
     def interrupted(self: Tiny, pixels_B3HW: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def test_what_is_there_is_scored_again_without_a_network(
     before = content(whole)
     for method in ("__call__", "texts"):
         monkeypatch.setattr(Tiny, method, lambda *_: pytest.fail("nothing has changed"))
-    evaluate(asked(benchmark, whole), Processes(), load)
+    evaluate(request_of(benchmark, whole), Processes(), load)
     assert Painter.painted == []
     assert content(whole) == before
 
@@ -140,7 +140,7 @@ def test_half_a_picture_is_drawn_again(benchmark: Path, whole: Path) -> None:
     before = content(whole)
     picture = whole.with_suffix("") / "pictures/0004.png"
     picture.write_bytes(picture.read_bytes()[:40])
-    evaluate(asked(benchmark, whole), Processes(), load)
+    evaluate(request_of(benchmark, whole), Processes(), load)
     assert content(whole) == before
 
 
@@ -158,18 +158,18 @@ def test_another_option_is_refused_and_nothing_touched(
 ) -> None:
     before = content(whole)
     with pytest.raises(InputError, match=message):
-        evaluate(asked(benchmark, whole, **changes), Processes(), load)
+        evaluate(request_of(benchmark, whole, **changes), Processes(), load)
     assert content(whole) == before
 
 
 def test_other_prompts_under_the_same_ids_are_refused(benchmark: Path, whole: Path, tmp_path: Path) -> None:
     other = make_benchmark(tmp_path / "other", COUNT + 1)
     with pytest.raises(InputError, match="prompts was"):
-        evaluate(asked(other, whole), Processes(), load)
+        evaluate(request_of(other, whole), Processes(), load)
 
 
 def test_two_processes_equal_one(benchmark: Path, whole: Path, tmp_path: Path) -> None:
-    request, barrier = asked(benchmark, tmp_path / "record.json"), threading.Barrier(2)
+    request, barrier = request_of(benchmark, tmp_path / "record.json"), threading.Barrier(2)
     results: dict[int, Record | None] = {}
 
     def meet() -> None:
@@ -220,7 +220,7 @@ def test_two_processes_of_torchrun_equal_one(benchmark: Path, whole: Path, tmp_p
 # Pictures made elsewhere
 
 
-def elsewhere(benchmark: Path, folder: Path, paint: Callable[[str, int], torch.Tensor]) -> Path:
+def external_images(benchmark: Path, folder: Path, paint: Callable[[str, int], torch.Tensor]) -> Path:
     """paint: from a prompt and its place to a picture."""
     for place, item in enumerate(survey(benchmark).items):
         save_png(paint(item.prompt, place), folder / f"{item.key}.png")
@@ -228,7 +228,7 @@ def elsewhere(benchmark: Path, folder: Path, paint: Callable[[str, int], torch.T
 
 
 def test_pictures_of_a_model_score_the_same_as_a_folder(benchmark: Path, whole: Path, tmp_path: Path) -> None:
-    request = asked(benchmark, tmp_path / "folder.json", model="", drawn=whole.with_suffix("") / "pictures")
+    request = request_of(benchmark, tmp_path / "folder.json", model="", external=whole.with_suffix("") / "pictures")
     record = evaluate(request, Processes(), load)
     assert record is not None
     assert record.metrics == read(whole).metrics
@@ -240,10 +240,10 @@ def test_pictures_of_a_model_score_the_same_as_a_folder(benchmark: Path, whole: 
 
 
 def test_a_folder_that_lacks_pictures_is_refused_or_counted(benchmark: Path, tmp_path: Path) -> None:
-    folder = elsewhere(benchmark, tmp_path / "outside", lambda prompt, place: painted(prompt, place, 8))
+    folder = external_images(benchmark, tmp_path / "outside", lambda prompt, place: painted(prompt, place, 8))
     (folder / "0000.png").unlink()
     (folder / "0004.png").write_bytes((folder / "0004.png").read_bytes()[:60])
-    request = asked(benchmark, tmp_path / "record.json", model="", drawn=folder)
+    request = request_of(benchmark, tmp_path / "record.json", model="", external=folder)
     told = "1 drawn pictures missing: animals/0000; 1 drawn pictures unreadable: food/0004"
     with pytest.raises(InputError, match=told):
         evaluate(request, Processes(), load)
@@ -256,9 +256,9 @@ def test_a_folder_that_lacks_pictures_is_refused_or_counted(benchmark: Path, tmp
     assert record.protocol.pictures == COUNT - 2 == record.metrics[OVERALL]["fd/tiny"].pictures
     for place, message in ((tmp_path, f"{COUNT} drawn pictures missing"), (tmp_path / "nowhere", "is no folder")):
         with pytest.raises(InputError, match=message):
-            evaluate(replace(request, drawn=place, out=tmp_path / "other.json"), Processes(), load)
+            evaluate(replace(request, external=place, out=tmp_path / "other.json"), Processes(), load)
     with pytest.raises(InputError, match="name was outside, now nowhere"):
-        evaluate(replace(request, drawn=tmp_path / "nowhere"), Processes(), load)
+        evaluate(replace(request, external=tmp_path / "nowhere"), Processes(), load)
 
 
 def test_the_format_of_pictures_made_elsewhere_is_part_of_the_protocol(
@@ -269,7 +269,7 @@ def test_the_format_of_pictures_made_elsewhere_is_part_of_the_protocol(
         place = folder / item.category / f"{item.key}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(painted(item.prompt, 0, 8).permute(1, 2, 0).numpy()).save(place)
-    evaluate(asked(benchmark, tmp_path / "jpeg.json", model="", drawn=folder), Processes(), load)
+    evaluate(request_of(benchmark, tmp_path / "jpeg.json", model="", external=folder), Processes(), load)
     with pytest.raises(InputError, match=r"file_format is png in record\.json and jpeg in jpeg\.json"):
         gather([whole, tmp_path / "jpeg.json"])
 
@@ -293,19 +293,19 @@ def test_ranking_is_sane(benchmark: Path, tmp_path: Path) -> None:
     }
     found = {}
     for name, paint in painters.items():
-        folder = elsewhere(benchmark, tmp_path / f"by-{name}", paint)
-        request = asked(benchmark, tmp_path / f"{name}.json", model="", drawn=folder, bootstrap=100)
+        folder = external_images(benchmark, tmp_path / f"by-{name}", paint)
+        request = request_of(benchmark, tmp_path / f"{name}.json", model="", external=folder, bootstrap=100)
         record = evaluate(request, Processes(), load)
         assert record is not None
         found[name] = record.metrics[OVERALL]
     for metric in ("fd/tiny", "kid/tiny", "clip_score/tiny"):
-        assert not apart(found["one"][metric], found["two"][metric])
+        assert not differ(found["one"][metric], found["two"][metric])
     for metric in ("fd/tiny", "kid/tiny"):
         assert max(found, key=lambda name: found[name][metric].value) == "noisy"
-        assert all(apart(found["noisy"][metric], found[name][metric]) for name in ("one", "two", "shuffled"))
+        assert all(differ(found["noisy"][metric], found[name][metric]) for name in ("one", "two", "shuffled"))
     for metric in ("clip_score/tiny", "prompt_rank_20/tiny"):
         assert min(found, key=lambda name: found[name][metric].value) == "shuffled"
-        assert all(apart(found["shuffled"][metric], found[name][metric]) for name in ("one", "two", "noisy"))
+        assert all(differ(found["shuffled"][metric], found[name][metric]) for name in ("one", "two", "noisy"))
     assert found["shuffled"]["prompt_rank_20/tiny"].value < 0.2 < found["one"]["prompt_rank_20/tiny"].value == 1
 
 
@@ -316,7 +316,7 @@ def test_bad_references_are_refused_or_counted(tmp_path: Path) -> None:
     benchmark = make_benchmark(tmp_path / "made", 24)
     (benchmark / "food/0004.png").write_bytes(b"no picture")
     (benchmark / "food/0007.png").unlink()
-    request = asked(benchmark, tmp_path / "record.json")
+    request = request_of(benchmark, tmp_path / "record.json")
     with pytest.raises(InputError, match="1 pictures missing: food/0007"):
         evaluate(request, Processes(), load)
     save_png(painted("x", 0, 0), benchmark / "food/0007.png")
@@ -340,7 +340,7 @@ def test_what_had_to_be_converted_is_told(tmp_path: Path) -> None:
     (benchmark / "food/0001.png").unlink()
     Image.new("CMYK", (SIDE, SIDE), (255, 0, 0, 0)).save(benchmark / "food/0001.jpg")
     Image.new("RGBA", (SIDE, SIDE), (255, 0, 0, 0)).save(benchmark / "logo/0002.png")
-    record = evaluate(asked(benchmark, tmp_path / "record.json"), Processes(), load)
+    record = evaluate(request_of(benchmark, tmp_path / "record.json"), Processes(), load)
     assert record is not None
     assert record.converted == {
         "reference pictures, 16 bits reduced to 8": ["animals/0000"],
@@ -358,7 +358,7 @@ def test_what_had_to_be_converted_is_told(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"model": ""}, "expected one of the two"),
-        ({"drawn": Path("there")}, "expected one of the two"),
+        ({"external": Path("there")}, "expected one of the two"),
         ({"out": Path("record")}, "give record.json"),
         ({"pictures": 0}, "--pictures is 0, expected at least 1"),
         ({"seed": -1}, "--seed is -1"),
@@ -371,12 +371,12 @@ def test_mistakes_are_told_before_anything_is_drawn(
     benchmark: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(asked(**{"benchmark": benchmark, "out": tmp_path / "record.json"} | changes), Processes(), load)
+        evaluate(request_of(**{"benchmark": benchmark, "out": tmp_path / "record.json"} | changes), Processes(), load)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_fewer_prompts_are_spread_over_the_benchmark(benchmark: Path, tmp_path: Path) -> None:
-    request = asked(benchmark, tmp_path / "record.json", pictures=9, metrics=("clip_score/tiny",))
+    request = request_of(benchmark, tmp_path / "record.json", pictures=9, metrics=("clip_score/tiny",))
     evaluate(request, Processes(), load)
     assert [picture.key for picture in read_pictures(request.out)] == [f"{number:04x}" for number in range(0, 45, 5)]
     evaluate(replace(request, pictures=COUNT), Processes(), load)

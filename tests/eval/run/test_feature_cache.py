@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from star.eval.run.feature_cache import BLOCK, Filling, Rows, count_blocks, fill, open_rows, span
+from star.eval.run.feature_cache import BLOCK, CacheJob, FeatureCache, count_blocks, fill, open_cache, span
 from star.eval.run.processes import Processes
 
 COUNT = 2 * BLOCK + 5
 ALONE = Processes()
 
 
-def opened(folder: Path, name: str = "judge-emoji", **identity: Any) -> Rows:
-    return open_rows(folder, name, {"digest": "a", **identity}, shape=(COUNT, 3), processes=ALONE)
+def opened(folder: Path, name: str = "judge-emoji", **fingerprint: Any) -> FeatureCache:
+    return open_cache(folder, name, {"digest": "a", **fingerprint}, shape=(COUNT, 3), processes=ALONE)
 
 
 class Network:
@@ -35,8 +35,8 @@ class Network:
         return np.stack([rows, np.array(loaded), np.full(len(rows), len(loaded))], 1).astype(np.float32)
 
 
-def filled(rows: Rows, network: Network, processes: Processes = ALONE) -> None:
-    fill([Filling(rows, network.compute)], network.load, processes, title="test", unit="rows")
+def filled(rows: FeatureCache, network: Network, processes: Processes = ALONE) -> None:
+    fill([CacheJob(rows, network.compute)], network.load, processes, title="test", unit="rows")
 
 
 def test_every_row_is_computed_once_in_its_block(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_one_load_serves_all_networks_and_only_the_missing_blocks(tmp_path: Path
     filled(rows, first)
     rows.forget(1)
     fill(
-        [Filling(rows, first.compute), Filling(others, second.compute)],
+        [CacheJob(rows, first.compute), CacheJob(others, second.compute)],
         second.load,
         ALONE,
         title="test",

@@ -41,14 +41,14 @@ class Sleepy:
 
     def __init__(self) -> None:
         self.text_encoder, self.tokenizer = Sleeper(0.01), Sleeper(0.02)
-        self.asked: list[list[str]] = []
+        self.request: list[list[str]] = []
         self.options: list[SampleOptions] = []
 
     def generate(
         self, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions = SampleOptions()
     ) -> Tensor:
-        time.sleep(0.03 * self.text_encoder.encode(prompts) + (0 if self.asked else 0.2))
-        self.asked.append(list(prompts))
+        time.sleep(0.03 * self.text_encoder.encode(prompts) + (0 if self.request else 0.2))
+        self.request.append(list(prompts))
         self.options.append(options)
         return self.tokenizer.latent_to_pixels(torch.zeros(len(seeds), 1, 1, 1))
 
@@ -63,10 +63,10 @@ def test_time_is_split_into_its_parts() -> None:
         assert speed.total == pytest.approx(speed.text + speed.generator + speed.decoder)
         assert speed.device.startswith("CPU")
         assert speed.peak_bytes > 10_000_000
-    warm, *counted = generator.asked[:4]
+    warm, *counted = generator.request[:4]
     assert warm == ["a"]
     assert counted == [["a"], ["b"], ["c"]]
-    assert generator.asked[5:] == [["a", "b", "c", "a"], ["b", "c", "a", "b"], ["c", "a", "b", "c"]]
+    assert generator.request[5:] == [["a", "b", "c", "a"], ["b", "c", "a", "b"], ["c", "a", "b", "c"]]
 
 
 def test_without_warm_up_the_slow_first_call_counts() -> None:

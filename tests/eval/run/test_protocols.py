@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from star.data.errors import InputError
-from star.eval.metrics.registry import metric, needs
+from star.eval.metrics.registry import metric, plan_of
 from star.eval.run.protocols import PROTOCOLS, SEEDS, ResizeRule, resized, rules_of
 
 RULES: tuple[ResizeRule, ...] = ("lanczos-antialias", "bilinear-antialias")
@@ -18,8 +18,8 @@ def test_metrics_exist_once_and_have_their_networks(name: str) -> None:
     assert len(set(rules.metrics)) == len(rules.metrics)
     for wanted in rules.metrics:
         assert metric(wanted)
-    plan = needs(rules.metrics)
-    assert set(plan.features) == {wanted.partition("/")[2] for wanted in rules.metrics}
+    plan = plan_of(rules.metrics)
+    assert set(plan.generated) == {wanted.partition("/")[2] for wanted in rules.metrics}
 
 
 def test_a_distance_on_few_pictures_has_its_correction_beside_it() -> None:

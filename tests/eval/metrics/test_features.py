@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from star.eval.metrics.distances import Gaussian, cmmd, frechet_infinity, kid
-from star.eval.metrics.feature_table import APART_BYTES, BLOCK_BYTES, FileRows, chunks, pick
+from star.eval.metrics.distances import Gaussian, frechet_infinity
+from star.eval.metrics.features import BLOCK_BYTES, SPARSE_BYTES, FileFeatures, chunks, subset
 from star.eval.metrics.manifold import precision_recall_density_coverage
 from star.eval.metrics.resampling import frechet_infinity_resamples, frechet_resamples
+from tests.eval.kernels import cmmd, kid
 
 
 def features(count: int = 700, width: int = 6, seed: int = 0) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
-def filed(rows: Tensor, folder: Path, name: str = "rows") -> FileRows:
+def filed(rows: Tensor, folder: Path, name: str = "rows") -> FileFeatures:
     np.save(folder / f"{name}.npy", rows.numpy())
-    return FileRows(folder / f"{name}.npy")
+    return FileFeatures(folder / f"{name}.npy")
 
 
 @pytest.mark.parametrize(
@@ -28,20 +29,20 @@ def filed(rows: Tensor, folder: Path, name: str = "rows") -> FileRows:
     ids=["repeats", "spread", "one", "none", "backwards"],
 )
 @pytest.mark.parametrize(
-    ("block", "apart"), [(BLOCK_BYTES, APART_BYTES), (4 * 6 * 10, APART_BYTES), (BLOCK_BYTES, 0)], ids=str
+    ("block", "sparse"), [(BLOCK_BYTES, SPARSE_BYTES), (4 * 6 * 10, SPARSE_BYTES), (BLOCK_BYTES, 0)], ids=str
 )
 def test_any_rows_are_those_of_the_array(
-    tmp_path: Path, places: list[int], block: int, apart: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, places: list[int], block: int, sparse: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("star.eval.metrics.feature_table.BLOCK_BYTES", block)
-    monkeypatch.setattr("star.eval.metrics.feature_table.APART_BYTES", apart)
+    monkeypatch.setattr("star.eval.metrics.features.BLOCK_BYTES", block)
+    monkeypatch.setattr("star.eval.metrics.features.SPARSE_BYTES", sparse)
     table = filed(features(), tmp_path)
     wanted = torch.tensor(places, dtype=torch.long)
     assert torch.equal(table[wanted], features()[wanted])
-    picked = pick(table, wanted.numpy())
+    picked = subset(table, wanted.numpy())
     assert picked.shape == (len(places), 6)
     assert torch.equal(picked[1:4], features()[wanted][1:4])
-    again = pick(picked, np.arange(len(places))[::2])
+    again = subset(picked, np.arange(len(places))[::2])
     assert torch.equal(again[:], features()[wanted][::2])
 
 
@@ -57,7 +58,7 @@ def test_slices_are_clipped_as_those_of_an_array(tmp_path: Path) -> None:
 
 
 def test_chunks_of_picked_rows_come_in_the_order_of_the_file(tmp_path: Path) -> None:
-    picked = pick(filed(features(), tmp_path), np.array([9, 2, 9, 400]))
+    picked = subset(filed(features(), tmp_path), np.array([9, 2, 9, 400]))
     assert torch.equal(torch.cat(list(chunks(picked, 3))), features()[torch.tensor([2, 9, 9, 400])])
 
 
@@ -81,7 +82,7 @@ def test_statistics_of_rows_in_files_are_those_of_rows_in_memory(tmp_path: Path)
 def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "bytes.npy", np.zeros((3, 4), np.uint8))
     with pytest.raises(ValueError, match="expected rows of float32"):
-        FileRows(tmp_path / "bytes.npy")
+        FileFeatures(tmp_path / "bytes.npy")
     table = filed(features(), tmp_path)
     with table.path.open("r+b") as file:
         file.truncate(table.path.stat().st_size - 5)

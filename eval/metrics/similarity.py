@@ -1,14 +1,14 @@
-"""How near drawn pictures come to real ones: `python -m star.eval.metrics.likeness RECORD.json --benchmark B [--judge
-NAME]`.
+"""How near generated pictures come to real ones: `python -m star.eval.metrics.similarity RECORD.json --benchmark B
+[--classifier NAME]`.
 
-Style: whether a classifier names the same for a drawn picture as it most often does for real ones of the style asked
-for. Outline and colour: for pictures of one thing on white, whose outline is what is not white. Each drawn picture is
-compared with the real picture of its prompt and with real pictures of other prompts of the same style, which say what
-is worth nothing: a blot in the middle overlaps with everything. The style is what the prompt says behind its last
-comma. Pixel for pixel at 64 x 64, so a shape that is right in another place counts as wrong: numbers for models that
-learnt these very designs.
+Style: whether a classifier names the same for a generated picture as it most often does for real ones of the style
+asked for. Outline and colour: for pictures of one thing on white, whose outline is what is not white. Each generated
+picture is compared with the real picture of its prompt and with real pictures of other prompts of the same style, which
+say what is worth nothing: a blot in the middle overlaps with everything. The style is what the prompt says behind its
+last comma. Pixel for pixel at 64 x 64, so a shape that is right in another place counts as wrong: numbers for models
+that learnt these very designs.
 
-N drawn pictures, M real ones, S pixels a side, n others that each is compared with.
+N generated pictures, M real ones, S pixels a side, n others that each is compared with.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.files import READ_ERRORS
 from star.data.images import pil_to_pixels, resize
-from star.eval.extractors.extractor import Judge, extractor
+from star.eval.extractors.extractor import Classifier, extractor
 from star.eval.metrics.estimates import mean
 from star.eval.run.generation import picture_of
 from star.eval.run.layout import read_layout
@@ -77,22 +77,22 @@ def style(prompt: str) -> str:
     return prompt.rpartition(",")[2].strip()
 
 
-def named(drawn_N: Tensor, real_M: Tensor, own: Sequence[int], styles: Sequence[str]) -> dict[str, Tensor]:
-    """name -> 0 or 1, (N,): is the label what most real pictures of the style have; of drawn and of their real ones.
+def named(generated_N: Tensor, real_M: Tensor, own: Sequence[int], styles: Sequence[str]) -> dict[str, Tensor]:
+    """name -> 0 or 1, (N,): is the label that of most real pictures of the style; of generated and of their real ones.
 
-    drawn_N, real_M: labels. own: row of the real picture of each drawn one. styles: of the M real ones.
+    generated_N, real_M: labels. own: row of the real picture of each generated one. styles: of the M real ones.
     """
     labels: dict[str, Counter[int]] = {}
     for name, label in zip(styles, real_M.tolist(), strict=True):
         labels.setdefault(name, Counter())[label] += 1
     asked_N = torch.tensor([labels[styles[i]].most_common(1)[0][0] for i in own])
-    return {"style named": (drawn_N == asked_N).float(), "style named, real ones": (real_M[own] == asked_N).float()}
+    return {"style named": (generated_N == asked_N).float(), "style named, real ones": (real_M[own] == asked_N).float()}
 
 
-def compare(drawn_N3SS: Tensor, real_M3SS: Tensor, rivals: Mapping[int, Sequence[int]]) -> dict[str, Tensor]:
+def compare(generated_N3SS: Tensor, real_M3SS: Tensor, rivals: Mapping[int, Sequence[int]]) -> dict[str, Tensor]:
     """name -> (N,): of the real picture, mean over the others, and the share of those that the real picture beats.
 
-    rivals: row of the real picture of each drawn one -> rows of the others, in the order of the drawn ones.
+    rivals: row of the real picture of each generated one -> rows of the others, in the order of the generated ones.
     """
     own, columns_nN = list(rivals), torch.tensor(list(rivals.values())).T
     found = {}
@@ -100,9 +100,9 @@ def compare(drawn_N3SS: Tensor, real_M3SS: Tensor, rivals: Mapping[int, Sequence
         ("outline overlap", outlines, overlap, 1),
         ("colour difference", colours, difference, -1),
     ):
-        drawn, real = describe(drawn_N3SS), describe(real_M3SS)
-        own_N = near(drawn, real[own])
-        other_nN = torch.stack([near(drawn, real[column_N]) for column_N in columns_nN])
+        generated, real = describe(generated_N3SS), describe(real_M3SS)
+        own_N = near(generated, real[own])
+        other_nN = torch.stack([near(generated, real[column_N]) for column_N in columns_nN])
         found[name] = own_N
         found[f"{name}, others of the style"] = other_nN.mean(dim=0)
         found[f"{name}, nearer than those"] = (sign * own_N > sign * other_nN).float().mean(dim=0)
@@ -117,17 +117,19 @@ def measure(record: Path, benchmark: Path, classify: Classify, *, seed: int = 0)
     rivals = others(styles, OTHERS, seed)
     if not rivals:
         raise InputError(f"{folder} holds no two pictures of one style of {benchmark}: name a record made with it")
-    drawn = torch.stack([_small(picture_of(folder, items[i])) for i in rivals])
+    generated = torch.stack([_small(picture_of(folder, items[i])) for i in rivals])
     real = torch.stack([_small(item.picture) for item in items])
-    return named(classify(drawn), classify(real), list(rivals), styles) | compare(drawn, real, rivals)
+    return named(classify(generated), classify(real), list(rivals), styles) | compare(generated, real, rivals)
 
 
-def by_judge(name: str) -> Classify:
-    """The style that a judge sees. Raises InputError if the name is not a judge's, or it knows no styles."""
-    judge = extractor(name)
-    if not isinstance(judge, Judge) or not judge.network.config.styles:
+def by_classifier(name: str) -> Classify:
+    """The style that a classifier sees. Raises InputError if the name is not that of one, or it knows no styles."""
+    classifier = extractor(name)
+    if not isinstance(classifier, Classifier) or not classifier.network.config.styles:
         raise InputError(f"{name} names no styles: give judge-emoji, or judge:DIR of one that learnt styles")
-    return lambda pixels_N3SS: torch.cat([judge.logits(part)["style"].argmax(dim=1) for part in pixels_N3SS.split(64)])
+    return lambda pixels_N3SS: torch.cat(
+        [classifier.logits(part)["style"].argmax(dim=1) for part in pixels_N3SS.split(64)]
+    )
 
 
 def _small(file: Traversable) -> Tensor:
@@ -142,16 +144,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="How near drawn pictures come to real ones: style, outline, colour.")
     parser.add_argument("record", type=Path, help="what `star eval --out` wrote, its pictures beside it")
     parser.add_argument("--benchmark", type=Path, required=True, help="the folder or zip with the real pictures")
-    parser.add_argument("--judge", default="judge-emoji", help="judge:DIR, or judge-emoji, the one that ships")
+    parser.add_argument("--classifier", default="judge-emoji", help="judge:DIR, or judge-emoji, the one that ships")
     options = parser.parse_args(arguments)
     try:
-        found = measure(options.record, options.benchmark, by_judge(options.judge))
+        found = measure(options.record, options.benchmark, by_classifier(options.classifier))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{len(next(iter(found.values())))} pictures")
     for name, values_N in found.items():
-        value, interval = mean(values_N, 1000, 0, shares=name.startswith("style named"))
+        value, interval = mean(values_N, 1000, 0, binary=name.startswith("style named"))
         around = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
         print(f"{name:<42} {value:.3f} ({around})")
     return 0

@@ -1,6 +1,6 @@
 """Rows of features that are larger than memory should be: they stay in their file, and a few at a time are read.
 
-    features = FileRows("rows.npy")                  # (N, D)
+    features = FileFeatures("rows.npy")                  # (N, D)
     features[0:2048], features[torch.tensor([5, 3])]   # tensors, read now; nothing of them is kept
     group = pick(features, places)                   # some of the rows, still in the file
     for part_nD in chunks(group, 2048): ...
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK_BYTES = 4 << 20  # read at once where rows lie close together
-APART_BYTES = 32 << 10  # rows that lie further apart, on the average, are read one by one: a call costs as much
+SPARSE_BYTES = (
+    32 << 10
+)  # rows with more than this between them, on the average, are read one by one: a call costs as much
 
 
-class FileRows:
+class FileFeatures:
     """A (N, D) array in an .npy file of float32, read by slices and by int64 tensors of places."""
 
     ndim = 2
@@ -63,7 +65,7 @@ class FileRows:
             raise IndexError(f"rows {sorted_n[0]} to {sorted_n[-1]} asked for, {self.path} has {len(self)}")
         bytes_per_row = 4 * self.shape[1]
         with self._open() as file:
-            if bytes_per_row * int(sorted_n[-1] - sorted_n[0]) > APART_BYTES * len(sorted_n):
+            if bytes_per_row * int(sorted_n[-1] - sorted_n[0]) > SPARSE_BYTES * len(sorted_n):
                 for place, to in zip(sorted_n.tolist(), order_n.tolist(), strict=True):
                     file.read_into(rows_nD[to], self._start + bytes_per_row * place)
                 return rows_nD
@@ -108,38 +110,38 @@ class _File:
             view, offset = view[count:], offset + count
 
 
-class Picked:
-    """Some rows of a table, with repeats where places have them."""
+class FeatureSubset:
+    """Some rows of features, with repeats where places have them."""
 
     ndim = 2
 
-    def __init__(self, table: "Tensor | FileRows", places_n: NDArray[np.int64]) -> None:
-        self.table, self.places_n = table, places_n
+    def __init__(self, features: "Tensor | FileFeatures", places_n: NDArray[np.int64]) -> None:
+        self.features, self.places_n = features, places_n
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.places_n), self.table.shape[1]
+        return len(self.places_n), self.features.shape[1]
 
     def __len__(self) -> int:
         return len(self.places_n)
 
     def __getitem__(self, wanted: slice | Tensor) -> Tensor:
-        return self.table[torch.from_numpy(self.places_n[wanted if isinstance(wanted, slice) else wanted.numpy()])]
+        return self.features[torch.from_numpy(self.places_n[wanted if isinstance(wanted, slice) else wanted.numpy()])]
 
 
-Table = Tensor | FileRows | Picked
+Features = Tensor | FileFeatures | FeatureSubset
 
 
-def pick(table: Table, places_n: NDArray[np.int64]) -> Picked:
-    """Rows of a table by their places, not copied."""
-    if isinstance(table, Picked):
-        return Picked(table.table, table.places_n[places_n])
-    return Picked(table, places_n)
+def subset(features: Features, places_n: NDArray[np.int64]) -> FeatureSubset:
+    """Rows of features by their places, not copied."""
+    if isinstance(features, FeatureSubset):
+        return FeatureSubset(features.features, features.places_n[places_n])
+    return FeatureSubset(features, places_n)
 
 
-def chunks(table: Table, rows: int) -> Iterator[Tensor]:
+def chunks(features: Features, rows: int) -> Iterator[Tensor]:
     """All rows, some at a time; picked ones in the order of their file, for what does not depend on the order."""
-    if isinstance(table, Picked):
-        table = Picked(table.table, np.sort(table.places_n))
-    for top in range(0, len(table), rows):
-        yield table[top : top + rows]
+    if isinstance(features, FeatureSubset):
+        features = FeatureSubset(features.features, np.sort(features.places_n))
+    for top in range(0, len(features), rows):
+        yield features[top : top + rows]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from star.data.errors import InputError
 from star.data.images import save_png
-from star.eval.metrics.likeness import SIDE, by_judge, colours, main, measure, named, outlines, overlap, style
+from star.eval.metrics.similarity import SIDE, by_classifier, colours, main, measure, named, outlines, overlap, style
 
 
 def square(left: int, colour: tuple[int, int, int], side: int = SIDE) -> Tensor:
@@ -61,8 +61,8 @@ def test_a_style_is_named_as_most_of_its_real_pictures_are() -> None:
 
 def test_only_a_judge_names_styles() -> None:
     with pytest.raises(InputError, match="clip-emoji names no styles"):
-        by_judge("clip-emoji")
-    assert by_judge("judge-emoji")(square(0, (9, 9, 9)).expand(70, -1, -1, -1)).shape == (70,)
+        by_classifier("clip-emoji")
+    assert by_classifier("judge-emoji")(square(0, (9, 9, 9)).expand(70, -1, -1, -1)).shape == (70,)
 
 
 def test_the_real_pictures_themselves_are_nearest(benchmark: Path, tmp_path: Path) -> None:
