@@ -11,16 +11,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 # torch alone and first: asking a second index for every package would be slow, and wrong where names collide.
 TORCH := $(PIP) --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-# For train-emoji: shards, where the runs go, and minutes of training for each of the three networks.
+# For train-emoji: shards, where the runs go, and minutes of training; for train-emoji-128 of each of the three networks.
 DATA ?= ../shared/data/emoji ../shared/data/emoji-extra
 RUNS ?= runs/emoji
-PRESET ?= emoji
 CLIP_MINUTES ?= 2
 TOKENIZER_MINUTES ?= 4
-STAR_MINUTES ?= 7
+STAR_MINUTES ?= 9
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help sample train-emoji install install-dev test check mutate format clean
+.PHONY: help sample train-emoji train-emoji-128 install install-dev test check mutate format clean
 
 help:
 	@echo 'make sample PROMPT="..."   draw a picture (sets everything up first)'
@@ -28,19 +27,27 @@ help:
 	@echo 'make check                 what CI runs: format, lint, types, tests'
 	@echo 'make mutate                change the formulas one by one and see that a test fails (about an hour; SAMPLE=40)'
 	@echo 'make install               the package and its dependencies in $(VENV)'
-	@echo 'make train-emoji           text encoder, tokenizer and STAR on one GPU, by the clock (DATA=, RUNS=, *_MINUTES=)'
+	@echo 'make train-emoji           star-emoji anew on one GPU, by the clock (DATA=, RUNS=, STAR_MINUTES=, PRESET=)'
+	@echo 'make train-emoji-128       text encoder, tokenizer and STAR at 128 px, one after the other (*_MINUTES=)'
 	@echo 'make format                format and fix the code'
 
 # What Python compiled is kept, or every call would compile transformers anew.
 sample: $(VENV)/installed
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/star sample "$(PROMPT)" --out "$(OUT)"
 
-# What ships, trained anew: three runs whose schedules end by the clock; --resume goes on where one was stopped.
+# What ships, trained anew on the tokenizer and text encoder that ship: a run whose schedule ends by the clock; --resume
+# goes on where one was stopped.
 STAR ?= $(BIN)/star
+train-emoji: PRESET ?= emoji
 train-emoji: $(if $(findstring $(BIN),$(STAR)),$(VENV)/installed)
+	$(STAR) train star --preset $(PRESET) --data $(DATA) --out $(RUNS)/star --run.minutes=$(STAR_MINUTES) --resume
+
+train-emoji-128: PRESET ?= emoji
+train-emoji-128: STAR_PRESET ?= emoji-128
+train-emoji-128: $(if $(findstring $(BIN),$(STAR)),$(VENV)/installed)
 	$(STAR) train clip --preset $(PRESET) --data $(DATA) --out $(RUNS)/clip --run.minutes=$(CLIP_MINUTES) --resume
 	$(STAR) train tokenizer --preset $(PRESET) --data $(DATA) --out $(RUNS)/tokenizer --run.minutes=$(TOKENIZER_MINUTES) --resume
-	$(STAR) train star --preset $(PRESET) --data $(DATA) --out $(RUNS)/star --run.minutes=$(STAR_MINUTES) --resume \
+	$(STAR) train star --preset $(STAR_PRESET) --data $(DATA) --out $(RUNS)/star-128 --run.minutes=$(STAR_MINUTES) --resume \
 	    --tokenizer=$(RUNS)/tokenizer/model --text-encoder=$(RUNS)/clip/model
 
 install: $(VENV)/installed

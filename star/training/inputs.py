@@ -119,7 +119,7 @@ class EncodedSet(Encoder):
                     for caption in several:
                         captions.setdefault(caption, len(captions))
                 progress.update(len(batch))
-        self.latent_NEhw = torch.cat(latents)
+        latent_NEhw = torch.cat(latents)
         self.row_of_caption = captions
         prompts, parts = list(captions), []
         cut = sum(lost > 0 for lost in text_encoder.truncated(prompts))
@@ -136,16 +136,34 @@ class EncodedSet(Encoder):
                     part = text_encoder.encode(prompts[start : start + 256], chunk=256)
                 parts.append(part.to("cpu", text_dtype))
                 progress.update(len(part))
-        self.text_N = TextFeatures.cat(parts)
+        text_N = TextFeatures.cat(parts)
+        place = place_for(device, sum(map(tensor_bytes, (latent_NEhw, text_N.tokens_BTD, text_N.pooled_BD))))
+        self.latent_NEhw, self.text_N = latent_NEhw.to(place), text_N.to(place)
 
     def latents(self, batch: Batch) -> Tensor:
         """latent_BEhw, float32, before quantisation."""
-        return self.latent_NEhw[torch.tensor([self.row_of_key[key] for key in batch.keys])].to(self.device)
+        rows = torch.tensor([self.row_of_key[key] for key in batch.keys])
+        return self.latent_NEhw[rows.to(self.latent_NEhw.device, non_blocking=True)].to(self.device)
 
     def text(self, prompts: Sequence[str]) -> TextFeatures:
         """The features of captions of the set; an empty one is the null condition."""
         rows = torch.tensor([self.row_of_caption[prompt] for prompt in prompts])
-        return self.text_N[rows].to(self.device, torch.float32)
+        return self.text_N[rows.to(self.text_N.pooled_BD.device, non_blocking=True)].to(self.device, torch.float32)
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """What a tensor takes, in bytes."""
+    return tensor.numel() * tensor.element_size()
+
+
+def place_for(device: torch.device, size: int) -> torch.device:
+    """Where `size` bytes that every step reads from lie: on a GPU if they take at most a quarter of what is free there.
+
+    Rows that a step fetches from the host's memory have the host wait for the GPU; rows on the GPU do not.
+    """
+    if device.type == "cuda" and 4 * size <= torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu")
 
 
 def encoded_bytes(frozen: FrozenNetworks, shard: str, *, looked_at: int = 64) -> int:

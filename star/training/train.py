@@ -79,6 +79,7 @@ class TrainConfig(FeedConfig):
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     ema: float = 0.999
+    ema_warmup: bool = False  # step n averages with at most (n + 1) / (n + 10), so that the first steps are forgotten
     caption_dropout: float = 0.1  # share of captions replaced by the empty prompt, which guidance needs
     caption_dropout_above: int = 0  # characters: shorter captions are never replaced
     code_noise: float = 0.0  # see teaching.make_targets
@@ -206,7 +207,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     model = NextScaleTransformer(network)
     if config.init_from:
         run.say(start_from(model, config.init_from, frozen.tokenizer))
-    ema = MovingAverage(model, lambda: config.ema)
+    ema = MovingAverage(model, lambda: ema_decay(run.step, config.ema, config.ema_warmup))
     smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
     run.distribute(smooth, smooth.blocks, learns=False)
     model = run.distribute(model, model.blocks)
@@ -302,6 +303,11 @@ def save(config: TrainConfig, generator: StarGenerator, path: Path, text: str) -
         references=None if config.bring_along else {name: reference(path, place) for name, place in places.items()},
         dtype=getattr(torch, config.dtype),
     )
+
+
+def ema_decay(step: int, decay: float, warmup: bool) -> float:
+    """The decay of the averaged weights in a step, 0 being the first."""
+    return min(decay, (step + 1) / (step + 10)) if warmup else decay
 
 
 def compile_blocks(model: NextScaleTransformer, device: torch.device) -> None:

@@ -207,7 +207,7 @@ def test_steps_of_all_tokens_at_the_end_are_planned() -> None:
     shapes = Shapes(sizes=(1, 2, 4, 8, 16), vocabulary=64, code_width=8, text_width=32)
 
     def planned(**changes: Any) -> Plan:
-        every = replace(PRESETS["emoji"], coarse_scales=0, coarse_steps=0.0)
+        every = replace(PRESETS["emoji-128"], coarse_scales=0, coarse_steps=0.0)
         return plan(replace(every, **changes), shapes, gpus=1, gpu="h100")
 
     part = planned(keep_last_scale=0.25, whole_last=0.0)

@@ -87,7 +87,7 @@ def test_coarse_steps_are_planned() -> None:
     shapes = Shapes(sizes=(1, 2, 4, 8, 16), vocabulary=64, code_width=8, text_width=32)
 
     def planned(**changes: Any) -> Plan:
-        every = replace(PRESETS["emoji"], coarse_scales=0, coarse_steps=0.0, whole_last=0.0)
+        every = replace(PRESETS["emoji-128"], coarse_scales=0, coarse_steps=0.0, whole_last=0.0)
         return plan(replace(every, **changes), shapes, gpus=1, gpu="h100")
 
     whole, coarse = planned(), planned(coarse_scales=3, coarse_steps=1.0)
