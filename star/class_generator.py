@@ -34,7 +34,9 @@ class VarGenerator:
     """Class-conditional next-scale transformer and tokenizer as one generator (star.generators.protocol.Family)."""
 
     conditioning: Literal["class"] = "class"
-    heeds: ClassVar[frozenset[str]] = frozenset({"guidance", "ramp", "top_k", "top_p", "temperature", "cooling"})
+    heeds: ClassVar[frozenset[str]] = frozenset(
+        {"guidance_scale", "guidance_ramp", "top_k", "top_p", "temperature", "temperature_decay"}
+    )
 
     def __init__(self, transformer: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
         """Raises ValueError where the networks do not fit, or the transformer is not conditioned on classes."""

@@ -47,7 +47,16 @@ class StarGenerator:
 
     conditioning: Literal["text"] = "text"
     heeds: ClassVar[frozenset[str]] = frozenset(
-        {"guidance", "ramp", "top_k", "top_p", "temperature", "cooling", "cross_attention", "refine"}
+        {
+            "guidance_scale",
+            "guidance_ramp",
+            "top_k",
+            "top_p",
+            "temperature",
+            "temperature_decay",
+            "cross_attention",
+            "refine",
+        }
     )
 
     def __init__(
@@ -120,8 +129,10 @@ class StarGenerator:
                 f"{len(prompts)} prompts came with {len(negative_prompts)} negative prompts, expected as many: give "
                 'each its own, "" for none'
             )
-        if negative_prompts is not None and options.guidance == 0:
-            raise InputError("a negative prompt needs guidance, which is off: raise the guidance, or leave it out")
+        if negative_prompts is not None and options.guidance_scale == 1:
+            raise InputError(
+                "a negative prompt needs guidance, which is off: raise guidance_scale above 1, or leave it out"
+            )
         null_text = self.text_encoder.encode(negative_prompts or [""]).to(self.device, dtype)
         _, latent_BEhw = draw_codes(
             self.transformer,

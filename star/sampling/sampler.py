@@ -28,8 +28,8 @@ CrossAttentionMode = Literal["per-sample", "released"]
 Watcher = Callable[[int, Tensor, Tensor], None]
 
 
-def guidance_at(k: int, count: int, guidance: float, unguided_last: int = 0, ramp: float = 1.0) -> float:
-    """Strength t of scale k in (1 + t) cond - t uncond: up to `guidance` at the finest.
+def guidance_at(k: int, count: int, strength: float, unguided_last: int = 0, ramp: float = 1.0) -> float:
+    """Strength t of scale k in (1 + t) cond - t uncond: up to `strength` at the finest.
 
     ramp: the share of it that the coarsest lacks. 1 begins at 0, as Tian et al. 2024 do; 0 is the same for every scale.
     The last `unguided_last` scales get 0: details are then drawn from the prompt's own distribution.
@@ -37,15 +37,15 @@ def guidance_at(k: int, count: int, guidance: float, unguided_last: int = 0, ram
     if k >= count - unguided_last:
         return 0.0
     last = max(count - 1, 1)
-    return guidance * k / last + (1 - ramp) * guidance * (last - k) / last
+    return strength * k / last + (1 - ramp) * strength * (last - k) / last
 
 
-def temperature_at(depth: float, temperature: float, cooling: float) -> float:
-    """A ramp from `temperature` at depth 0, the coarsest scale, to (1 - cooling) times that at depth 1, the finest.
+def temperature_at(depth: float, temperature: float, decay: float) -> float:
+    """Linear from `temperature` at depth 0, the coarsest scale, to (1 - decay) times that at depth 1, the finest.
 
     Tokens of one scale are drawn independently of each other. Where they are many and fine, chance shows as texture.
     """
-    return temperature * (1 - cooling * depth)
+    return temperature * (1 - decay * depth)
 
 
 def guide(logits_RlV: Tensor, strength: float) -> Tensor:
@@ -107,7 +107,7 @@ class SampleRng:
         """
         if self.options.top_k == 1:
             return filter_logits(logits_BlV, top_k=1)
-        temperature = temperature_at(depth, self.options.temperature, self.options.cooling)
+        temperature = temperature_at(depth, self.options.temperature, self.options.temperature_decay)
         return filter_logits(logits_BlV / temperature, self.options.top_k, self.options.top_p)
 
     def pick(self, kept_BlV: Tensor, k: int, step: int | None = None) -> Tensor:
@@ -195,7 +195,7 @@ def draw_codes(
     for start in range(0, len(seeds), size):
         part = slice(start, start + size)
         rows = text[part]
-        guided = options.guidance != 0
+        guided = options.guidance_scale != 1
         source_B = None
         if guided and cross_attention == "released":
             source_B = torch.arange(len(rows), device=quantizer.codebook.weight.device).repeat(2)
@@ -232,7 +232,7 @@ def draw_pass(
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """One pass of `draw_codes`. rows: the prompts and, unless guidance is 0, as many unconditional rows after them.
+    """One pass of `draw_codes`. rows: the prompts and, unless guidance is off, as many unconditional rows after them.
 
     source_B chooses whose cross-attention output a row receives, rng where chance comes from; only the golden tests
     give some of their own.
@@ -244,15 +244,17 @@ def draw_pass(
     input_BlE: Tensor | None = None
     codes: list[Tensor] = []
     for k in range(schedule.count):
-        strength = guidance_at(k, schedule.count, options.guidance, unguided_last, options.ramp)
-        if len(state.start_BlC) > count and (options.guidance == 0 or k >= schedule.count - unguided_last):
+        strength = guidance_at(k, schedule.count, options.guidance_strength, unguided_last, options.guidance_ramp)
+        if len(state.start_BlC) > count and (options.guidance_scale == 1 or k >= schedule.count - unguided_last):
             state = state.rows(slice(count))  # the unconditional rows are never needed again
         twin = len(state.start_BlC) // count
         hidden_RlC = transformer.step(None if input_BlE is None else input_BlE.repeat(twin, 1, 1), k, state)
         logits_RlV = transformer.logits(hidden_RlC, state.condition_BC)
         logits_BlV = guide(logits_RlV, strength) if twin == 2 else logits_RlV
         if stable is not None and stable.covers(k):
-            codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, 0.0 if twin == 1 else options.guidance, rng)
+            codes_Bl = stable.draw(
+                hidden_RlC, logits_BlV, k, rows, 0.0 if twin == 1 else options.guidance_strength, rng
+            )
         else:
             codes_Bl = rng.pick(rng.keep(logits_BlV, k / max(schedule.count - 1, 1)), k)
         if given is not None:

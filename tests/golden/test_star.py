@@ -93,7 +93,7 @@ def without_key_bias(model: NextScaleTransformer) -> NextScaleTransformer:
 
 def options(case: Case) -> SampleOptions:
     given = case.json["ar"]
-    return SampleOptions(guidance=given["cfg"], top_k=given["top_k"], top_p=given["top_p"])
+    return SampleOptions(guidance_scale=1 + given["cfg"], top_k=given["top_k"], top_p=given["top_p"])
 
 
 def compare_drawing(case: Case, prefix: str, drawn: tuple[list[Tensor], Tensor], logits: list[Tensor]) -> None:

@@ -118,7 +118,7 @@ class TestStableSampler:
         model, refiner = networks(case)
         own = tokenizer(case)
         stable = Recorded(refiner, own.quantizer)
-        options = SampleOptions(guidance=given["cfg"], top_k=given["top_k"], top_p=given["top_p"])
+        options = SampleOptions(guidance_scale=1 + given["cfg"], top_k=given["top_k"], top_p=given["top_p"])
         count = given["B"]
         codes, latent_BEhw = draw_pass(
             model,
