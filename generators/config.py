@@ -34,7 +34,7 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "config") -> Config:
-    """Builds the dataclass `kind` from plain values; its static method `translate`, if any, brings old names up to date.
+    """Builds the dataclass `kind` from plain values; its static method `translate`, if any, renames old fields first.
 
     Raises InputError that names the field if one is unknown, missing without a default, of the wrong type, or refused
     by the dataclass itself.
