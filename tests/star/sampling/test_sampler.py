@@ -180,13 +180,13 @@ def test_neutral_guidance_is_one_unguided_pass(text: TextFeatures, null_text: Te
     codes, latent = draw_codes(transformer, tiny_tokenizer().quantizer, text[:1], null_text, seeds=[4], options=options)
     assert set(rows) == {1}
     expected, expected_latent = draw_pass(
-        tiny_transformer(), tiny_tokenizer().quantizer, text[:1], seeds=[4], options=options
+        tiny_transformer(), tiny_tokenizer().quantizer, text[:1], SampleRng([4], options)
     )
     assert same(codes, expected)
     assert torch.equal(latent, expected_latent)
     # The same within rounding as carrying unconditional rows along with no weight.
     both, _ = draw_pass(
-        tiny_transformer(), tiny_tokenizer().quantizer, join(text[:1], null_text), seeds=[4], options=options
+        tiny_transformer(), tiny_tokenizer().quantizer, join(text[:1], null_text), SampleRng([4], options)
     )
     assert same(codes, both)
 
@@ -267,7 +267,7 @@ def test_a_guidance_of_one_is_guidance(text: TextFeatures, null_text: TextFeatur
     options = SampleOptions(guidance_scale=2.0)
     codes, _ = draw_codes(transformer, quantizer, text[:1], null_text, seeds=[0], options=options)
     joined = join(text[:1], null_text)
-    again, _ = draw_pass(transformer, quantizer, joined, seeds=[0], options=options)
+    again, _ = draw_pass(transformer, quantizer, joined, SampleRng([0], options))
     assert rows == [2] * 8
     assert same(codes, again)
     two, _ = draw_codes(transformer, quantizer, text[:3], null_text, seeds=[0, 1, 2], options=options, batch=3)
@@ -286,7 +286,7 @@ def test_the_finest_scale_is_the_coldest_whatever_their_number(text: TextFeature
         tokenizer = Quantizer(QuantizerConfig(vocabulary=VOCABULARY, code_width=CODE_WIDTH, sizes=sizes))
         options = SampleOptions(guidance_scale=1.0)
         transformer = tiny_transformer(sizes=sizes)
-        draw_pass(transformer, tokenizer, text[:1], seeds=[0], options=options, rng=Watching([0], options))
+        draw_pass(transformer, tokenizer, text[:1], Watching([0], options))
         assert depths == expected
     assert [guidance_at(k, 2, 4.0) for k in range(2)] == [0, 4]
 

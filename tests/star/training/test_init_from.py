@@ -97,8 +97,8 @@ def test_a_finer_pyramid_grows_the_level_embedding_and_nothing_else(house: Path)
         else:
             assert torch.equal(tensor, source[name]), name
     rotation = pyramid_rotation(FINER, 16, theta=100.0, norm=32.0)
-    assert model._rotation is not None
-    assert torch.equal(model._rotation.cos_lP, rotation.cos_lP)
+    assert model.tables.cos_LP is not None
+    assert torch.equal(model.tables.cos_LP, rotation.cos_lP)
 
 
 def test_coarse_scales_give_the_logits_they_gave(house: Path) -> None:
