@@ -36,8 +36,9 @@ from star.model.transformer import NextScaleTransformer
 from star.tokenizer.portions import loaded_at_once
 from star.training.inputs import EncodedSet, Encoder
 from star.training.lora import PREFIX, mark, write_base
+from star.training.optimizers import parameter_groups
 from star.training.targets import scale_weights
-from star.training.train import drop_captions, parameter_groups
+from star.training.train import drop_captions
 from star.training.validation import Measured
 
 # Everything a block multiplies by; attention.py lets a wrapped layer compute by itself.

@@ -16,7 +16,7 @@ from star.convert.published import SIZES_256, SIZES_512, SIZES_1024, TEXT_ENCODE
 from star.generators.protocol import SampleOptions
 from star.generators.sample_prompts import PROMPTS
 from star.generators.training.run import RunConfig
-from star.training.train import TrainConfig
+from star.training.config import TrainConfig
 
 EMOJI_CPU = TrainConfig(
     run=RunConfig(

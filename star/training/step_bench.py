@@ -22,10 +22,12 @@ from star.model.transformer import NextScaleTransformer
 from star.precomputed.dataset import EncodedReader, EncodedShards
 from star.precomputed.encode import encode
 from star.precomputed.format import encoding_of
+from star.training.config import TrainConfig
 from star.training.frozen_networks import FrozenNetworks
 from star.training.inputs import Encoder, TrainingInputs
+from star.training.optimizers import parameter_groups
 from star.training.targets import scale_weights
-from star.training.train import TrainConfig, compile_blocks, parameter_groups
+from star.training.train import compile_blocks
 
 WARM_UP = 3  # steps that are not counted: workers start, memory is allocated, blocks are compiled
 

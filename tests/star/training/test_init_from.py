@@ -22,9 +22,10 @@ from star.model.rope import pyramid_rotation
 from star.model.transformer import NextScaleTransformer
 from star.tiny import SIZES, tiny_tokenizer, tiny_transformer
 from star.tokenizer.tokenizer import AlignedTo, MultiScaleTokenizer
+from star.training.config import TrainConfig
 from star.training.init_from import continued, start_from
 from star.training.presets import PRESETS
-from star.training.train import TrainConfig, train
+from star.training.train import train
 
 FINER = (1, 2, 3, 4, 6, 8)
 ODD: dict[str, Any] = {"rope_theta": 100.0, "rope_norm": 32.0, "logit_norm": False, "mlp_ratio": 2.0}
