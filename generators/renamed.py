@@ -12,7 +12,12 @@ from star.data.errors import InputError
 # Fields of star.generators.protocol.SampleOptions. `guidance` was the t of (1 + t) cond - t uncond, 0 was off.
 OPTIONS = {"guidance": "guidance_scale", "ramp": "guidance_ramp", "cooling": "temperature_decay"}
 # Fields of training configs, whatever part of the config they stand in.
-FIELDS = {"reborn_below": "restart_below", "reborn_fraction": "restart_fraction"}
+FIELDS = {
+    "reborn_below": "restart_below",
+    "reborn_fraction": "restart_fraction",
+    "anchor": "align_to",
+    "anchor_weight": "align_weight",
+}
 
 
 def translate_options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +57,17 @@ def now_called(name: str, value: object) -> str:
     except (TypeError, ValueError):
         return f"{name} is {prefix}{new} now, which is larger by 1 (1 is off): give that"
     return f"{name}{join}{value} is {prefix}{new}{join}{shown} now, where 1 is off: give that"
+
+
+def refuse_old_fields(overrides: Sequence[str]) -> None:
+    """Refuses `--dotted.name=value` of a training whose field has another name now; raises InputError that names it."""
+    for override in overrides:
+        path, _, value = override.removeprefix("--").replace("-", "_").partition("=")
+        parent, _, name = path.rpartition(".")
+        if parent == "sample_options" and name in OPTIONS:
+            raise InputError(f"{override}: {now_called(name, value)}")
+        if name in FIELDS and override.startswith("--"):
+            raise InputError(f"{override} was given, but {name} is {FIELDS[name]} now: give that")
 
 
 class _Refuse(argparse.Action):

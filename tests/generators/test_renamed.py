@@ -8,7 +8,13 @@ import pytest
 from star.data.errors import InputError
 from star.generators.config import from_dict, to_dict
 from star.generators.protocol import SampleOptions
-from star.generators.renamed import now_called, refuse_old_options, translate_config, translate_options
+from star.generators.renamed import (
+    now_called,
+    refuse_old_fields,
+    refuse_old_options,
+    translate_config,
+    translate_options,
+)
 
 OLD: dict[str, Any] = {"guidance": 1.0, "ramp": 0.0, "top_k": 3, "cooling": 0.2}
 NEW: dict[str, Any] = {"guidance_scale": 2.0, "guidance_ramp": 0.0, "top_k": 3, "temperature_decay": 0.2}
@@ -68,3 +74,17 @@ def test_old_options_of_a_command_are_refused(given: list[str], told: str) -> No
 def test_old_options_of_a_call_are_refused() -> None:
     assert now_called("guidance", 2.0) == "guidance=2.0 is guidance_scale=3 now, where 1 is off: give that"
     assert now_called("ramp", 0.5) == "ramp=0.5 is guidance_ramp=0.5 now: give that"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("--anchor=old/model", "--anchor=old/model was given, but anchor is align_to now: give that"),
+        ("--codebook.reborn-below=0.1", "reborn_below is restart_below now"),
+        ("--sample_options.guidance=3", "guidance=3 is guidance_scale=4 now"),
+    ],
+)
+def test_old_fields_of_a_training_are_refused(override: str, told: str) -> None:
+    with pytest.raises(InputError, match=told.replace(".", "[.]")):
+        refuse_old_fields([override])
+    refuse_old_fields(["--align_to=old/model", "--guidance=0.2", "--sample_options.guidance_scale=4"])

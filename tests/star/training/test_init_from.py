@@ -167,16 +167,16 @@ def test_a_t5_reads_the_prompts_by_configuration(house: Path, tmp_path: Path) ->
     assert not torch.equal(*pictures)
 
 
-def test_an_anchored_tokenizer_is_accepted_and_its_scale_made_up_for(house: Path, tmp_path: Path) -> None:
+def test_an_aligned_tokenizer_is_accepted_and_its_scale_made_up_for(house: Path, tmp_path: Path) -> None:
     other = at(tiny_tokenizer(seed=1), FINER)
-    other.anchored = AlignedTo(digest=tiny_tokenizer().digest, scale=8.0)
-    other.save(tmp_path / "anchored", card="")
-    model, _ = started(house, str(tmp_path / "anchored"))
+    other.aligned_to = AlignedTo(digest=tiny_tokenizer().digest, scale=8.0)
+    other.save(tmp_path / "aligned", card="")
+    model, _ = started(house, str(tmp_path / "aligned"))
     name, source = "input_projection.weight", tiny_transformer(**ODD).state_dict()
     torch.testing.assert_close(model.state_dict()[name], 8 * source[name])
     assert torch.equal(model.state_dict()["head.weight"], source["head.weight"])
 
-    other.anchored = AlignedTo(digest="another", scale=8.0)
+    other.aligned_to = AlignedTo(digest="another", scale=8.0)
     other.save(tmp_path / "foreign", card="")
-    with pytest.raises(InputError, match="--anchor="):
+    with pytest.raises(InputError, match="--align-to="):
         started(house, str(tmp_path / "foreign"))
