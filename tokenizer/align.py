@@ -23,7 +23,10 @@ KEPT = 2**30  # bytes of latents
 
 
 class AlignmentTeacher:
-    """The old tokenizer, whose latents the new one is aligned to. On a CPU, where asked for, latents are kept by picture: those used last, in `KEPT` bytes."""
+    """The old tokenizer, whose latents the new one is aligned to.
+
+    On a CPU, where asked for, latents are kept by picture: those used last, in `KEPT` bytes.
+    """
 
     def __init__(self, path: str, network: TokenizerConfig, device: torch.device, *, keep: bool) -> None:
         """Raises InputError if the two cannot speak of the same codes."""
@@ -47,7 +50,7 @@ class AlignmentTeacher:
 
     @torch.no_grad()
     def begin(self, tokenizer: MultiScaleTokenizer, *, fresh: bool) -> None:
-        """Marks a tokenizer as aligned to this one; a fresh one gets the old codebook, and the phis where there are as many."""
+        """Marks a tokenizer as aligned; a fresh one gets the old codebook, and the phis where there are as many."""
         tokenizer.aligned_to = self.mark
         if not fresh:
             return

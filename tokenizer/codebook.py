@@ -31,8 +31,9 @@ class CodebookConfig:
     """rule: "ema" or "gradient". decay: of the running means, per step. balance: 0 counts votes equally, 1 gives every
     scale the same weight. restart_below: a code is dead if its share of the votes is below this part of an equal share
     at every scale. restart_fraction: at most this part of the codebook restarts in one step. scale_floor: part of the
-    codebook that every scale should use; 0 asks for nothing. floor_moves: codes moved per step for each scale that uses fewer.
-    hold: steps before a codebook that means something already begins to move; until then latents move towards it."""
+    codebook that every scale should use; 0 asks for nothing. floor_moves: codes moved per step for each
+    scale that uses fewer. hold: steps before a codebook that means something already begins to move; until then latents
+    move towards it."""
 
     rule: str = "ema"
     decay: float = 0.99
@@ -70,9 +71,7 @@ class CodebookTrainer(nn.Module):
         self.register_buffer("hits_KV", torch.zeros(quantizer.schedule.count, V))
         self.register_buffer("cluster_size_V", torch.zeros(V))
         self.register_buffer("sums_VE", torch.zeros(V, E))
-        self.register_buffer(
-            "cooldown_V", torch.zeros(V, dtype=torch.int64)
-        )  # steps until a restarted code may be moved
+        self.register_buffer("cooldown_V", torch.zeros(V, dtype=torch.int64))  # steps until a code may move again
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -60,8 +60,8 @@ PRESETS: dict[str, TokenizerTrainConfig] = {
         lr_steps=0,
         cut=0.05,
     ),
-    # 64 px on 2 CPU cores without bf16 units: a leaner network on a finer grid; with --align-to=MODEL of "emoji-cpu" its
-    # coarse codes keep their meaning
+    # 64 px on 2 CPU cores without bf16 units: a leaner network on a finer grid; with --align-to=MODEL of "emoji-cpu"
+    # its coarse codes keep their meaning
     "emoji-cpu-fine": replace(
         _EMOJI_CPU,
         run=replace(_EMOJI_CPU.run, steps=3000, seed=3, precision="no"),

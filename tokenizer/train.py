@@ -100,7 +100,7 @@ class TokenizerTrainer:
         averaged = MovingAverage(self.tokenizer, lambda: config.ema, buffers=True).to(run.device)
         self.averaged = averaged
         self.smooth: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
-        # Gradients are averaged by hand: which parameters take part changes with the cut, and that DDP does not forgive.
+        # Gradients are averaged by hand: which parameters take part changes with the cut, which DDP does not allow.
         self.forward = TokenizerStep(self.tokenizer).to(run.device)
         self.learnt = [p for p in self.tokenizer.parameters() if p.requires_grad]
         self.optimizer = adamw(self.learnt, config)

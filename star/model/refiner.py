@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from star.generators.config import LONGEST, check_ranges
 from star.model.attention_backends import additive
 from star.model.block import Block
-from star.model.rope import Rotation
-from star.model.transformer import TransformerConfig, tables_of
+from star.model.rope import Rotation, tables_of
+from star.model.transformer import TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

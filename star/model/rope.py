@@ -5,11 +5,14 @@ A token in column c and row r of a p x p grid stands at (c, r) / (p - 1) * norm,
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from star.model.transformer import TransformerConfig
 
 
 class Rotation(NamedTuple):
@@ -75,6 +78,15 @@ class PyramidTables(nn.Module):
             if table is not None:
                 self._buffers[name] = table.to(fn(table).device)
         return self
+
+
+def tables_of(config: "TransformerConfig") -> PyramidTables:
+    """Scales and rotary angles of all tokens; real ones, also where a network is being built on the meta device."""
+    rotation = None
+    if config.positions == "rope":
+        rotation = pyramid_rotation(config.sizes, config.head_width, theta=config.rope_theta, norm=config.rope_norm)
+    with torch.device("cpu"):
+        return PyramidTables(config.schedule.level_ids_L(), rotation)
 
 
 def rotate(heads_BNld: Tensor, rotation: Rotation) -> Tensor:

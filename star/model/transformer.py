@@ -22,7 +22,7 @@ from star.model.attention import KeyValueCache
 from star.model.attention_backends import ScaleCausality, additive
 from star.model.block import Block, draw_paths
 from star.model.losses import token_losses, tokens_at_once
-from star.model.rope import PyramidTables, pyramid_rotation
+from star.model.rope import tables_of
 from star.model.state import DrawingState, TextKeys
 from star.tokenizer.scales import ScaleSchedule
 
@@ -104,15 +104,6 @@ class TransformerConfig:
     def schedule(self) -> ScaleSchedule:
         """The pyramid of token grids."""
         return ScaleSchedule(self.sizes)
-
-
-def tables_of(config: TransformerConfig) -> PyramidTables:
-    """Scales and rotary angles of all tokens; real ones, also where a network is being built on the meta device."""
-    rotation = None
-    if config.positions == "rope":
-        rotation = pyramid_rotation(config.sizes, config.head_width, theta=config.rope_theta, norm=config.rope_norm)
-    with torch.device("cpu"):
-        return PyramidTables(config.schedule.level_ids_L(), rotation)
 
 
 class NextScaleTransformer(nn.Module):

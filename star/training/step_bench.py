@@ -116,14 +116,14 @@ def _measure(config: TrainConfig, shards: tuple[str, ...], workers: int, steps: 
         targets = training_inputs.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
         text = training_inputs.batch_text(batch, batch.prompts)
         _wait(targets.teacher_input_BlE)
-        taught = time.monotonic()
+        prepared = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             loss_BL = model(targets.teacher_input_BlE, text, codes_BL=targets.codes_BL)
         (loss_BL.mean(dim=0) * weights_L).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _wait(loss_BL)
-        marks.append((got - began, taught - got, time.monotonic() - began))
+        marks.append((got - began, prepared - got, time.monotonic() - began))
     waiting, teaching, total = (sum(part) for part in zip(*marks[WARM_UP:], strict=True))
     return StepShares(
         codes=encoding is not None,

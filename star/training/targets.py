@@ -1,4 +1,4 @@
-"""What the transformer is taught: inputs and targets of all scales, from a picture's latent.
+"""Teacher forcing: inputs and targets of all scales, from a picture's latent.
 
 B batch, L tokens of all scales, l of one scale, E code width, V codebook, h w finest latent grid, k scale index.
 """
