@@ -22,6 +22,7 @@ from star.generators.pretrained import ModelDirectory, Reference, load_into, wri
 from star.generators.protocol import SampleOptions, check_request
 from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.next_scale import NextScaleGenerator
 from star.sampling.masked_decoding import MaskedDecoder
 from star.sampling.sampler import CrossAttentionMode, GivenCodes, Watcher, draw_codes
 from star.tokenizer.tokenizer import MultiScaleTokenizer
@@ -42,7 +43,7 @@ class StarConfig:
         check_ranges(self, unguided_last=(0, LONGEST))
 
 
-class StarGenerator:
+class StarGenerator(NextScaleGenerator):
     """Text encoder, next-scale transformer and tokenizer as one generator (star.generators.protocol.Family)."""
 
     conditioning: Literal["text"] = "text"
@@ -89,16 +90,6 @@ class StarGenerator:
         self.cross_attention: CrossAttentionMode = cross_attention
         self.unguided_last = unguided_last
         self.refiner = None if refiner is None else refiner.eval()
-
-    @property
-    def resolution(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
-        return (self.tokenizer.resolution, self.tokenizer.resolution)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer computes."""
-        return self.transformer.head.weight.device
 
     @torch.inference_mode()
     def generate(
