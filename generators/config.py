@@ -34,7 +34,7 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "config") -> Config:
-    """Builds the dataclass `kind` from plain values.
+    """Builds the dataclass `kind` from plain values; its static method `translate`, if any, renames old fields first.
 
     Raises InputError that names the field if one is unknown, missing without a default, of the wrong type, or refused
     by the dataclass itself.
@@ -43,6 +43,8 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "confi
         raise InputError(
             f"{where} is {shorten(repr(values), 60)}, expected the fields of a {kind.__name__}: correct it"
         )
+    if translate := getattr(kind, "translate", None):
+        values = translate(values)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = [shorten(name, 60) for name in sorted(set(values) - set(fields))[:8]]
     if unknown:

@@ -4,20 +4,21 @@ A picture belongs to (model, prompt, seed, options): not to the batch it was mad
 that holds to the bit; on a GPU kernels differ by batch size, so it holds within a tolerance that the family states.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from star.data.errors import InputError
+from star.generators.renamed import translate_options
 
 Conditioning = Literal["text", "class", "none"]
 LARGEST_SEED = 2**63 - 1
 # Beyond these logits leave the range of float32, where nothing is left to draw from.
-MOST_GUIDANCE = 1e4
+LARGEST_GUIDANCE_SCALE = 1e4 + 1
 MOST_HEAT = 1e6  # temperature, and one over the smallest
 
 
@@ -25,14 +26,16 @@ MOST_HEAT = 1e6  # temperature, and one over the smallest
 class SampleOptions:
     """How to draw; saved with every result. A family uses what applies to it and ignores the rest."""
 
-    guidance: float = 4.0  # strength t of (1 + t) conditional - t unconditional; 0 is the plain conditional model
-    ramp: float = 1.0  # STAR: share of the guidance that the coarsest scale lacks, the next ones less; 0: none lack any
+    guidance_scale: float = 5.0  # s of s conditional + (1 - s) unconditional logits; 1 is off
+    guidance_ramp: float = (
+        1.0  # STAR: share of s - 1 that the coarsest scale lacks, the next ones less; 0: none lack any
+    )
     top_k: int = 0  # keep the k likeliest codes; 0 keeps all
     top_p: float = 0.0  # keep the likeliest codes that together reach p; 0 and 1 keep all
     truncation: float = 1.0  # GANs: 1 draws from the whole distribution, 0 its mean
     temperature: float = 1.0  # divides the logits
-    cooling: float = (
-        0.0  # STAR: by how much the finest scale is colder: temperature falls to (1 - cooling) times itself
+    temperature_decay: float = (
+        0.0  # STAR: the temperature falls linearly to (1 - this) times itself at the finest scale
     )
     # STAR, see star/sampling/sampler.py: "" is what the model directory says; a refiner is used where the checkpoint
     # has one.
@@ -41,17 +44,31 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         for name, good, expected in (
-            ("guidance", 0 <= self.guidance <= MOST_GUIDANCE, f"a number from 0 to {MOST_GUIDANCE:g}"),
-            ("ramp", 0 <= self.ramp <= 1, "a share from 0 to 1"),
+            (
+                "guidance_scale",
+                1 <= self.guidance_scale <= LARGEST_GUIDANCE_SCALE,
+                f"a number of at least 1, which is off, and at most {LARGEST_GUIDANCE_SCALE:g}",
+            ),
+            ("guidance_ramp", 0 <= self.guidance_ramp <= 1, "a share from 0 to 1"),
             ("top_k", self.top_k >= 0, "at least 0, where 0 keeps all codes"),
             ("top_p", 0 <= self.top_p <= 1, "a share from 0 to 1"),
             ("truncation", 0 <= self.truncation <= 1, "a share from 0 to 1"),
             ("temperature", 1 / MOST_HEAT <= self.temperature <= MOST_HEAT, f"{1 / MOST_HEAT:g} to {MOST_HEAT:g}"),
-            ("cooling", 0 <= self.cooling < 1, "a share from 0 to below 1"),
+            ("temperature_decay", 0 <= self.temperature_decay < 1, "a share from 0 to below 1"),
             ("cross_attention", self.cross_attention in ("", "released", "per-sample"), "released or per-sample"),
         ):
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)}, expected {expected}: correct it")
+
+    @property
+    def guidance_strength(self) -> float:
+        """t = s - 1 of (1 + t) conditional - t unconditional, as Tian et al. 2024 and Ma et al. 2024 write it."""
+        return self.guidance_scale - 1
+
+    @staticmethod
+    def translate(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Recorded options with the names of today; star.generators.config.from_dict reads through this."""
+        return translate_options(values)
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from star.generators.config import from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, Reference, load_into, write
 from star.generators.protocol import SampleOptions, check_request
 from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.next_scale import NextScaleGenerator
 from star.sampling.sampler import draw_codes
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
@@ -30,11 +31,13 @@ class VarConfig:
     transformer: TransformerConfig
 
 
-class VarGenerator:
+class VarGenerator(NextScaleGenerator):
     """Class-conditional next-scale transformer and tokenizer as one generator (star.generators.protocol.Family)."""
 
     conditioning: Literal["class"] = "class"
-    heeds: ClassVar[frozenset[str]] = frozenset({"guidance", "ramp", "top_k", "top_p", "temperature", "cooling"})
+    heeds: ClassVar[frozenset[str]] = frozenset(
+        {"guidance_scale", "guidance_ramp", "top_k", "top_p", "temperature", "temperature_decay"}
+    )
 
     def __init__(self, transformer: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
         """Raises ValueError where the networks do not fit, or the transformer is not conditioned on classes."""
@@ -46,16 +49,6 @@ class VarGenerator:
         if own != other:
             raise ValueError(f"the transformer's scales, vocabulary and code width are {own}, the tokenizer's {other}")
         self.transformer, self.tokenizer = transformer.eval(), tokenizer.eval()
-
-    @property
-    def resolution(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
-        return (self.tokenizer.resolution, self.tokenizer.resolution)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer computes."""
-        return self.transformer.head.weight.device
 
     def label(self, prompt: str) -> int:
         """The class that a prompt names; the number of classes for an empty one, which is the unconditional label.

@@ -22,6 +22,7 @@ from star.generators.pretrained import ModelDirectory, Reference, load_into, wri
 from star.generators.protocol import SampleOptions, check_request
 from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.next_scale import NextScaleGenerator
 from star.sampling.masked_decoding import MaskedDecoder
 from star.sampling.sampler import CrossAttentionMode, GivenCodes, Watcher, draw_codes
 from star.tokenizer.tokenizer import MultiScaleTokenizer
@@ -42,12 +43,21 @@ class StarConfig:
         check_ranges(self, unguided_last=(0, LONGEST))
 
 
-class StarGenerator:
+class StarGenerator(NextScaleGenerator):
     """Text encoder, next-scale transformer and tokenizer as one generator (star.generators.protocol.Family)."""
 
     conditioning: Literal["text"] = "text"
     heeds: ClassVar[frozenset[str]] = frozenset(
-        {"guidance", "ramp", "top_k", "top_p", "temperature", "cooling", "cross_attention", "refine"}
+        {
+            "guidance_scale",
+            "guidance_ramp",
+            "top_k",
+            "top_p",
+            "temperature",
+            "temperature_decay",
+            "cross_attention",
+            "refine",
+        }
     )
 
     def __init__(
@@ -81,16 +91,6 @@ class StarGenerator:
         self.unguided_last = unguided_last
         self.refiner = None if refiner is None else refiner.eval()
 
-    @property
-    def resolution(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
-        return (self.tokenizer.resolution, self.tokenizer.resolution)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer computes."""
-        return self.transformer.head.weight.device
-
     @torch.inference_mode()
     def generate(
         self,
@@ -120,8 +120,10 @@ class StarGenerator:
                 f"{len(prompts)} prompts came with {len(negative_prompts)} negative prompts, expected as many: give "
                 'each its own, "" for none'
             )
-        if negative_prompts is not None and options.guidance == 0:
-            raise InputError("a negative prompt needs guidance, which is off: raise the guidance, or leave it out")
+        if negative_prompts is not None and options.guidance_scale == 1:
+            raise InputError(
+                "a negative prompt needs guidance, which is off: raise guidance_scale above 1, or leave it out"
+            )
         null_text = self.text_encoder.encode(negative_prompts or [""]).to(self.device, dtype)
         _, latent_BEhw = draw_codes(
             self.transformer,

@@ -30,6 +30,7 @@ from star.editing import encode_picture, given_coarse, given_outside, on_canvas,
 from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.protocol import LARGEST_SEED, Generator, SampleOptions, check_options
+from star.generators.renamed import OPTIONS, now_called
 from star.sampling.sampler import GivenCodes
 
 OutputType = Literal["pil", "pt", "np"]
@@ -234,14 +235,14 @@ class Pipeline:
 
     def _options(self, guidance_scale: float | None, options: dict[str, Any]) -> SampleOptions:
         known = set(SampleOptions.__dataclass_fields__)
+        if old := sorted(set(options) & set(OPTIONS)):
+            raise InputError(now_called(old[0], options[old[0]]))
         if unknown := sorted(set(options) - known):
             raise InputError(
                 f"{', '.join(unknown)} is no option of drawing{registry.near(unknown[0], known)}: correct or remove it"
             )
         if guidance_scale is not None:
-            if not isinstance(guidance_scale, (int, float)) or not guidance_scale >= 1:
-                raise InputError(f"guidance_scale is {guidance_scale!r}, expected a number of at least 1, which is off")
-            options = options | {"guidance": guidance_scale - 1}
+            options = options | {"guidance_scale": guidance_scale}
         check_options(self.generator, options)
         return replace(self.options, **options)
 

@@ -3,7 +3,7 @@
 B batch, E code width, h w finest latent grid of the new tokenizer, g that of the old one.
 
 A transformer knows pictures by its tokenizer's codes, so a better tokenizer would send it back to its beginning. An
-anchored one starts with the old codebook, and its latent, averaged down to the old grid, is pulled towards the old
+aligned one starts with the old codebook, and its latent, averaged down to the old grid, is pulled towards the old
 latent. What the finer grid adds is free. `star train star --init-from` then accepts the old transformer.
 
 Old latents and codes are divided by `scale`, so that the new latent starts near mean square 1 whatever the old one had;
@@ -22,8 +22,11 @@ from star.tokenizer.tokenizer import AlignedTo, MultiScaleTokenizer, TokenizerCo
 KEPT = 2**30  # bytes of latents
 
 
-class Anchor:
-    """The old tokenizer. On a CPU, where asked for, latents are kept by picture: those used last, in `KEPT` bytes."""
+class AlignmentTeacher:
+    """The old tokenizer, whose latents the new one is aligned to.
+
+    On a CPU, where asked for, latents are kept by picture: those used last, in `KEPT` bytes.
+    """
 
     def __init__(self, path: str, network: TokenizerConfig, device: torch.device, *, keep: bool) -> None:
         """Raises InputError if the two cannot speak of the same codes."""
@@ -37,7 +40,7 @@ class Anchor:
             ("first scales", new.quantizer.sizes[: len(old.quantizer.sizes)], old.quantizer.sizes),
         ):
             if mine != theirs:
-                raise InputError(f"anchor {path} has {what} {theirs}, this network {mine}: make them equal")
+                raise InputError(f"align_to {path} has {what} {theirs}, this network {mine}: make them equal")
         self.device = device
         # On other devices a latent depends on the batch it was made in: kept, it would not be that of a resumed run.
         self._kept = TensorCache(KEPT) if keep and device.type == "cpu" else None
@@ -47,8 +50,8 @@ class Anchor:
 
     @torch.no_grad()
     def begin(self, tokenizer: MultiScaleTokenizer, *, fresh: bool) -> None:
-        """Marks a tokenizer as anchored; a fresh one gets the old codebook, and the phis where there are as many."""
-        tokenizer.anchored = self.mark
+        """Marks a tokenizer as aligned; a fresh one gets the old codebook, and the phis where there are as many."""
+        tokenizer.aligned_to = self.mark
         if not fresh:
             return
         own, old = tokenizer.quantizer, self.tokenizer.quantizer

@@ -9,7 +9,7 @@ best-known failure of multi-scale tokenizers, coarse scales that use a handful o
 
 - Votes are balanced over scales. Scale k has l_k votes per picture, so the finest grid would outvote the 1x1 grid 64 to
   one and drag every code that both use to its own needs; a vote of scale k weighs l_k ** -balance instead.
-- Codes are reborn where diversity is missing. A code is dead when no scale uses it, measured by each scale's own
+- Codes restart where diversity is missing. A code is dead when no scale uses it, measured by each scale's own
   share, so a code that only the 1x1 grid uses is not dead. Dead codes move onto vectors of the batch, drawn from a
   scale chosen uniformly, not from all tokens pooled. And as long as a scale uses fewer than `scale_floor` of the
   codebook, the codes that are used least move to that scale's vectors, a few in each step.
@@ -17,6 +17,7 @@ best-known failure of multi-scale tokenizers, coarse scales that use a handful o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,9 +30,10 @@ from star.tokenizer.quantizer import Pyramid, Quantizer
 class CodebookConfig:
     """rule: "ema" or "gradient". decay: of the running means, per step. balance: 0 counts votes equally, 1 gives every
     scale the same weight. restart_below: a code is dead if its share of the votes is below this part of an equal share
-    at every scale. restart_fraction: at most this part of the codebook is reborn in one step. scale_floor: part of the
-    codebook that every scale should use; 0 asks for nothing. floor_moves: codes moved per step and starving scale.
-    hold: steps before a codebook that means something already begins to move; until then latents move towards it."""
+    at every scale. restart_fraction: at most this part of the codebook restarts in one step. scale_floor: part of the
+    codebook that every scale should use; 0 asks for nothing. floor_moves: codes moved per step for each
+    scale that uses fewer. hold: steps before a codebook that means something already begins to move; until then latents
+    move towards it."""
 
     rule: str = "ema"
     decay: float = 0.99
@@ -69,12 +71,19 @@ class CodebookTrainer(nn.Module):
         self.register_buffer("hits_KV", torch.zeros(quantizer.schedule.count, V))
         self.register_buffer("cluster_size_V", torch.zeros(V))
         self.register_buffer("sums_VE", torch.zeros(V, E))
-        self.register_buffer("cooldown_V", torch.zeros(V, dtype=torch.int64))  # steps until a reborn code may be moved
+        self.register_buffer("cooldown_V", torch.zeros(V, dtype=torch.int64))  # steps until a code may move again
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Checkpoints of earlier versions call the statistics by other names."""
+        for old, new in (("votes_V", "cluster_size_V"), ("grace_V", "cooldown_V")):
+            if prefix + old in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def update(self, quantizer: Quantizer, pyramid: Pyramid) -> int:
-        """One step of the rule; changes the codebook in place under "ema". Returns how many codes were reborn.
+        """One step of the rule; changes the codebook in place under "ema". Returns how many codes restarted.
 
         With several processes the statistics are summed over them, and rank 0 chooses where dead codes go.
         """
@@ -114,16 +123,16 @@ class CodebookTrainer(nn.Module):
             dead = dead[torch.randperm(len(dead), device=dead.device)[: max(1, int(self.config.restart_fraction * V))]]
         scale_of = torch.randint(len(counts_KV), (len(dead),), device=dead.device)
         if not first and self.config.scale_floor > 0:
-            starving = ((share_KV > self.config.restart_below).sum(1) < self.config.scale_floor * V).nonzero()[:, 0]
-            moved = self._least_used(dead, len(starving) * self.config.floor_moves)
+            short = ((share_KV > self.config.restart_below).sum(1) < self.config.scale_floor * V).nonzero()[:, 0]
+            moved = self._least_used(dead, len(short) * self.config.floor_moves)
             dead = torch.cat([dead, moved])
-            scale_of = torch.cat([scale_of, starving.repeat_interleave(self.config.floor_moves)[: len(moved)]])
+            scale_of = torch.cat([scale_of, short.repeat_interleave(self.config.floor_moves)[: len(moved)]])
         if len(dead):
             self._restart_codes(quantizer, dead, scale_of, pyramid.targets)
         return len(dead)
 
     def _least_used(self, dead: Tensor, count: int) -> Tensor:
-        """The `count` living codes with the fewest votes in all, among those that are old enough to be judged."""
+        """The `count` living codes with the smallest clusters, among those whose cooldown is over."""
         cluster_size_V = self.cluster_size_V.clone()
         cluster_size_V[dead] = torch.inf
         cluster_size_V[self.cooldown_V > 0] = torch.inf
@@ -141,10 +150,10 @@ class CodebookTrainer(nn.Module):
         _broadcast(scale_of)
         _broadcast(new_VE)
         quantizer.codebook.weight[dead] = new_VE.to(quantizer.codebook.weight.dtype)
-        votes = float(self.cluster_size_V.median())
-        self.cluster_size_V[dead] = votes
-        self.sums_VE[dead] = new_VE * votes
-        # a fresh code counts as used a little where it was born, until its own record decides
+        size = float(self.cluster_size_V.median())
+        self.cluster_size_V[dead] = size
+        self.sums_VE[dead] = new_VE * size
+        # a fresh code counts as used a little where it restarted, until its own record decides
         self.hits_KV[:, dead] = 0
         self.hits_KV[scale_of, dead] = (
             4 * self.config.restart_below * self.hits_KV.sum(1)[scale_of] / len(self.cluster_size_V)

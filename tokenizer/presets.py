@@ -5,9 +5,9 @@ from dataclasses import replace
 from star.generators.training.run import RunConfig
 from star.tokenizer.autoencoder import AutoencoderConfig, DetailConfig
 from star.tokenizer.codebook import CodebookConfig
+from star.tokenizer.config import TokenizerTrainConfig
 from star.tokenizer.quantizer import QuantizerConfig
 from star.tokenizer.tokenizer import TokenizerConfig
-from star.tokenizer.train import TokenizerTrainConfig
 
 _CPU_NETWORK = TokenizerConfig(
     autoencoder=AutoencoderConfig(
@@ -60,8 +60,8 @@ PRESETS: dict[str, TokenizerTrainConfig] = {
         lr_steps=0,
         cut=0.05,
     ),
-    # 64 px on 2 CPU cores without bf16 units: a leaner network on a finer grid; with --anchor=MODEL of "emoji-cpu" its
-    # coarse codes keep their meaning
+    # 64 px on 2 CPU cores without bf16 units: a leaner network on a finer grid; with --align-to=MODEL of "emoji-cpu"
+    # its coarse codes keep their meaning
     "emoji-cpu-fine": replace(
         _EMOJI_CPU,
         run=replace(_EMOJI_CPU.run, steps=3000, seed=3, precision="no"),

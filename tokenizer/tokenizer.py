@@ -57,7 +57,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignedTo:
-    """That a tokenizer's coarse codes keep the meaning of another's (anchor.py): its digest, and what its codes and
+    """That a tokenizer's coarse codes keep the meaning of another's (align.py): its digest, and what its codes and
     latents were divided by."""
 
     digest: str
@@ -70,7 +70,7 @@ class MultiScaleTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.anchored: AlignedTo | None = None
+        self.aligned_to: AlignedTo | None = None
         width = config.quantizer.code_width
         self.encoder = Encoder(config.autoencoder)
         self.quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
@@ -147,7 +147,7 @@ class MultiScaleTokenizer(nn.Module):
         about = {
             "resolution": [self.resolution, self.resolution],
             "parameters": sum(p.numel() for p in self.parameters()),
-        } | ({"anchored": to_dict(self.anchored)} if self.anchored else {})
+        } | ({"anchored": to_dict(self.aligned_to)} if self.aligned_to else {})
         return write(
             path,
             family=FAMILY,
@@ -169,7 +169,7 @@ class MultiScaleTokenizer(nn.Module):
         tokenizer = cls(config)
         load_into(tokenizer, directory.tensors(), path)
         if "anchored" in directory.about:
-            tokenizer.anchored = from_dict(AlignedTo, directory.about["anchored"], f"{path} about.anchored")
+            tokenizer.aligned_to = from_dict(AlignedTo, directory.about["anchored"], f"{path} about.anchored")
         return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

@@ -3,17 +3,16 @@
     train(PRESETS["emoji-cpu"], data=["shards/"], out=Path("runs/tokenizer"), resume=False)
 
 One step: encode, quantise (which also moves the codebook, see `codebook.py`), decode, and compare. The adversary, if
-its weight is not 0, starts after `adversary_start` steps, when there is something worth judging
-(Esser et al. 2021, §3.1).
+its weight is not 0, starts after `adversary_start` steps, when there is something worth telling from
+real pictures (Esser et al. 2021, §3.1).
 
 B batch, E code width, H W pixels, h w latent grid, K scales, 3 RGB.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,71 +23,20 @@ from star.data.errors import InputError
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
 from star.data.shards.splits import held_out_shards, training_sources
 from star.generators.config import to_dict
-from star.generators.gan.augment.diffaugment import augment, operations
-from star.generators.gan.discriminators.stylegan2 import StyleGan2Discriminator, StyleGan2DiscriminatorConfig
-from star.generators.gan.losses import hinge_discriminator, hinge_generator
 from star.generators.registry import place_of
-from star.generators.training.data_feed import CachedFeedConfig, Feed
+from star.generators.training.data_feed import Feed
 from star.generators.training.ema import MovingAverage
 from star.generators.training.run import Run
 from star.generators.training.schedule import lr_at, set_lr
-from star.tokenizer.align import Anchor, alignment_loss
-from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
-from star.tokenizer.losses import (
-    PatchDiscriminator,
-    adaptive_weight,
-    perceptual_distance,
-    quantisation_loss,
-    reconstruction_loss,
-    straight_through,
-)
+from star.tokenizer.adversary import Adversary, adamw
+from star.tokenizer.align import AlignmentTeacher, alignment_loss
+from star.tokenizer.codebook import CodebookTrainer, usage_from_counts
+from star.tokenizer.config import TokenizerTrainConfig
+from star.tokenizer.losses import perceptual_distance, quantisation_loss, reconstruction_loss, straight_through
 from star.tokenizer.metrics import TokenizerScores, cuts_grid, measure
 from star.tokenizer.plots import plot_usage
 from star.tokenizer.quantizer import Pyramid
-from star.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerTrainConfig(CachedFeedConfig):
-    """A whole training of a tokenizer; shards and folder are given beside it."""
-
-    network: TokenizerConfig = field(default_factory=TokenizerConfig)
-    codebook: CodebookConfig = field(default_factory=CodebookConfig)
-    lr: float = 1e-3
-    lr_steps: int = 0  # length of the schedule; 0: the run's steps
-    lr_floor: float = 0.02  # share of lr at the last step
-    warmup: int = 100  # steps
-    weight_decay: float = 1e-4
-    beta2: float = 0.99
-    ema: float = 0.995  # decay of the averaged weights, which are what is kept
-    beta: float = 0.25  # weight of the commitment
-    commit_to: str = "last"  # or "all", as released
-    relative: bool = True  # quantisation loss in units of the latent's mean square
-    reconstruction: float = 4.0  # weight of the reconstruction loss
-    l1: float = 0.25  # weight of the absolute error beside the squared one
-    cut: float = 0.0  # share of steps in which the picture is decoded from a random number of scales only
-    perceptual: str = "none"  # or lpips:FOLDER, or a folder or hub id of a transformers vision model; see losses.py
-    perceptual_weight: float = 1.0
-    adversary_weight: float = 0.0  # times the adaptive weight
-    adversary_start: int = 0  # steps
-    adversary: Literal["patch", "stylegan2"] = "patch"  # the discriminator
-    augment: str = ""  # what it sees of real and decoded pictures alike, as "color,translation,cutout" (DiffAug)
-    init_from: str = ""  # a tokenizer's model directory to start from
-    anchor: str = ""  # a tokenizer's model directory whose coarse codes are to keep their meaning, see anchor.py
-    anchor_weight: float = 0.5
-    freeze_encoder: bool = False  # only quantizer and decoder learn
-    freeze_codes: bool = False  # encoder and quantizer stay, only the decoder learns: the codes keep their meaning
-    jitter: bool = False  # mirrored and shifted pictures, colour channels in any order
-    dtype: str = "bfloat16"  # of the stored weights
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.cut < 1:
-            raise ValueError(f"cut is {self.cut}, expected a share of at least 0 and below 1")
-        if self.commit_to not in ("last", "all"):
-            raise ValueError(f"commit_to is {self.commit_to!r}, expected 'last' or 'all'")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}, expected 'float32' or 'bfloat16'")
-        operations(self.augment)  # raises InputError for an unknown one
+from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 
 class TokenizerStep(nn.Module):
@@ -112,98 +60,122 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
 
     Raises InputError for shards without usable pictures, an unusable folder, or a changed config on resume.
     """
-    network = config.network
-    feed = Feed(config, training_sources(data, config.weights), out, resume=resume, resolution=network.resolution)
+    sources, side = training_sources(data, config.weights), config.network.resolution
+    feed = Feed(config, sources, out, resume=resume, resolution=side)
     config = feed.config
     run = Run(out, config.run, to_dict(config) | feed.names, resume)
     pipeline = feed.pipeline(run)
     held_out = held_out_shards(data)
-
-    tokenizer = _initial(config)
-    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    codebook = CodebookTrainer(tokenizer.quantizer, config.codebook, known=bool(config.anchor or config.init_from))
-    codebook.to(run.device)
-    anchor = Anchor(place_of(config.anchor), network, run.device, keep=config.cache is True) if config.anchor else None
-    if anchor is not None:
-        anchor.begin(tokenizer, fresh=not config.init_from)
-    for part in _frozen(tokenizer, config):
-        part.requires_grad_(False)
-    averaged = MovingAverage(tokenizer, lambda: config.ema, buffers=True).to(run.device)
-    ema: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
-    # Gradients are averaged by hand: which parameters take part changes with the cut, and that DDP does not forgive.
-    step_module = TokenizerStep(tokenizer).to(run.device)
-    learnt = [p for p in tokenizer.parameters() if p.requires_grad]
-    optimizer = _adam(learnt, config)
-    adversary = _Adversary(config, run) if config.adversary_weight > 0 else None
-    perceptual = perceptual_distance(place_of(config.perceptual))
-    perceptual = perceptual.to(run.device) if perceptual is not None else None
-    run.track(tokenizer=tokenizer, codebook=codebook, ema=averaged, optimizer=optimizer)
-    if adversary is not None:
-        run.track(discriminator=adversary.network, discriminator_optimizer=adversary.optimizer)
+    trainer = TokenizerTrainer(config, run)
     run.restore()
 
     batches = feed.batches(run, pipeline)
     for step in run.steps():
-        lr = lr_at(
-            step, peak=config.lr, steps=config.lr_steps or run.total_steps, warmup=config.warmup, floor=config.lr_floor
-        )
-        set_lr(optimizer, lr)
-        judged = adversary is not None and step >= config.adversary_start
-        scales = _scales(config, network.quantizer.schedule.count, step)
+        trainer.step(step, batches)
+        if run.due(step, config.run.log_every):
+            _log_usage(run, trainer.codebook)
+        if run.sample_due(step) and run.is_main:
+            _show(run, trainer.smooth, config, held_out or feed.shards, step)
+    if run.is_main:
+        return _finish(run, trainer.smooth, config, held_out, pipeline)
+    return Path(out) / "model"
+
+
+class TokenizerTrainer:
+    """The networks of a training, and its step. `smooth` is the moving average, which is what is kept."""
+
+    def __init__(self, config: TokenizerTrainConfig, run: Run) -> None:
+        self.config, self.run = config, run
+        self.tokenizer = _initial(config)
+        self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        known = bool(config.align_to or config.init_from)
+        self.codebook = CodebookTrainer(self.tokenizer.quantizer, config.codebook, known=known).to(run.device)
+        self.teacher: AlignmentTeacher | None = None
+        if config.align_to:
+            place = place_of(config.align_to)
+            self.teacher = AlignmentTeacher(place, config.network, run.device, keep=config.cache is True)
+            self.teacher.begin(self.tokenizer, fresh=not config.init_from)
+        for part in _frozen(self.tokenizer, config):
+            part.requires_grad_(False)
+        averaged = MovingAverage(self.tokenizer, lambda: config.ema, buffers=True).to(run.device)
+        self.averaged = averaged
+        self.smooth: MultiScaleTokenizer = averaged.module  # type: ignore[assignment]
+        # Gradients are averaged by hand: which parameters take part changes with the cut, which DDP does not allow.
+        self.forward = TokenizerStep(self.tokenizer).to(run.device)
+        self.learnt = [p for p in self.tokenizer.parameters() if p.requires_grad]
+        self.optimizer = adamw(self.learnt, config)
+        self.adversary = Adversary(config, run) if config.adversary_weight > 0 else None
+        perceptual = perceptual_distance(place_of(config.perceptual))
+        self.perceptual = perceptual.to(run.device) if perceptual is not None else None
+        run.track(tokenizer=self.tokenizer, codebook=self.codebook, ema=averaged, optimizer=self.optimizer)
+        if self.adversary is not None:
+            run.track(discriminator=self.adversary.network, discriminator_optimizer=self.adversary.optimizer)
+
+    def step(self, step: int, batches: Iterator[Batch]) -> None:
+        """One step of the tokenizer, of its average and, once it has begun, of the discriminator."""
+        config, run = self.config, self.run
+        steps = config.lr_steps or run.total_steps
+        lr = lr_at(step, peak=config.lr, steps=steps, warmup=config.warmup, floor=config.lr_floor)
+        set_lr(self.optimizer, lr)
+        adversary = self.adversary if step >= config.adversary_start else None
+        scales = _scales(config, config.network.quantizer.schedule.count, step)
         fakes: list[tuple[Tensor, Tensor]] = []
         for _ in run.micro_steps():
-            batch = next(batches)
-            image_B3HW = batch.image_B3HW.to(run.device).contiguous(memory_format=torch.channels_last)
-            if config.jitter:
-                image_B3HW = jittered(image_B3HW)
-            with run.autocast():
-                decoded_B3HW, latent_BEhw, pyramid = step_module(image_B3HW, scales)
-            reborn = 0 if config.freeze_codes else codebook.update(tokenizer.quantizer, pyramid)
-            reconstruction = config.reconstruction * reconstruction_loss(decoded_B3HW, image_B3HW, config.l1)
-            mean_square = latent_BEhw.detach().float().square().mean()
-            if anchor is not None:
-                old_BEgg = anchor.latents(batch)
-                mean_square = torch.maximum(mean_square, old_BEgg.square().mean())  # at first the new one is near 0
-            quantisation = quantisation_loss(
-                latent_BEhw,
-                pyramid.latents,
-                beta=config.beta,
-                commit_to=config.commit_to,
-                relative=config.relative,
-                mean_square=run.average(mean_square),
-            )
-            values: dict[str, float | Tensor] = {
-                "loss_reconstruction": reconstruction,
-                "loss_quantisation": quantisation,
-            }
-            if perceptual is not None:
-                values["loss_perceptual"] = perceptual(decoded_B3HW, image_B3HW)
-                reconstruction = reconstruction + config.perceptual_weight * values["loss_perceptual"]
-            loss = reconstruction if config.freeze_codes else reconstruction + quantisation
-            if anchor is not None:
-                values["loss_anchor"] = alignment_loss(latent_BEhw, old_BEgg)
-                loss = loss + config.anchor_weight * values["loss_anchor"]
-            if judged and adversary is not None:
-                adversarial, weight = adversary.judge(decoded_B3HW, reconstruction, tokenizer.decoder.last_layer)
-                loss = loss + config.adversary_weight * weight * adversarial
-                values |= {"loss_adversarial": adversarial, "adaptive_weight": weight}
-                fakes.append((image_B3HW, decoded_B3HW.detach()))
-            run.backward(loss)
-            run.log({**values, "loss": loss, "reborn": float(reborn)}, images=len(batch))
-        run.average_gradients(learnt)
-        run.log({"grad_norm": run.clip(learnt), "lr": lr})
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if judged and adversary is not None:
-            run.log(adversary.learn(fakes, lr))
-        averaged.update_parameters(tokenizer)
-        if run.due(step, config.run.log_every):
-            _log_usage(run, codebook)
-        if run.sample_due(step) and run.is_main:
-            _show(run, ema, config, held_out or feed.shards, step)
-    if run.is_main:
-        return _finish(run, ema, config, held_out, pipeline)
-    return Path(out) / "model"
+            pair = self._micro_step(next(batches), scales, adversary)
+            if adversary is not None:
+                fakes.append(pair)
+        run.average_gradients(self.learnt)
+        run.log({"grad_norm": run.clip(self.learnt), "lr": lr})
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if adversary is not None:
+            run.log(adversary.d_step(fakes, lr))
+        self.averaged.update_parameters(self.tokenizer)
+
+    def _micro_step(self, batch: Batch, scales: int, adversary: Adversary | None) -> tuple[Tensor, Tensor]:
+        """Gradients of one batch; returns its images and, without gradient, what was decoded of them."""
+        config, run = self.config, self.run
+        image_B3HW = batch.image_B3HW.to(run.device).contiguous(memory_format=torch.channels_last)
+        if config.jitter:
+            image_B3HW = jittered(image_B3HW)
+        with run.autocast():
+            decoded_B3HW, latent_BEhw, pyramid = self.forward(image_B3HW, scales)
+        restarted = 0 if config.freeze_codes else self.codebook.update(self.tokenizer.quantizer, pyramid)
+        old_BEgg = None if self.teacher is None else self.teacher.latents(batch)
+        reconstruction = config.reconstruction * reconstruction_loss(decoded_B3HW, image_B3HW, config.l1)
+        quantisation = self._quantisation(latent_BEhw, pyramid, old_BEgg)
+        values: dict[str, float | Tensor] = {
+            "loss_reconstruction": reconstruction,
+            "loss_quantisation": quantisation,
+        }
+        if self.perceptual is not None:
+            values["loss_perceptual"] = self.perceptual(decoded_B3HW, image_B3HW)
+            reconstruction = reconstruction + config.perceptual_weight * values["loss_perceptual"]
+        loss = reconstruction if config.freeze_codes else reconstruction + quantisation
+        if old_BEgg is not None:
+            values["loss_alignment"] = alignment_loss(latent_BEhw, old_BEgg)
+            loss = loss + config.align_weight * values["loss_alignment"]
+        if adversary is not None:
+            last_layer = self.tokenizer.decoder.last_layer
+            adversarial, weight = adversary.g_loss(decoded_B3HW, reconstruction, last_layer)
+            loss = loss + config.adversary_weight * weight * adversarial
+            values |= {"loss_adversarial": adversarial, "adaptive_weight": weight}
+        run.backward(loss)
+        run.log({**values, "loss": loss, "restarted_codes": float(restarted)}, images=len(batch))
+        return image_B3HW, decoded_B3HW.detach()
+
+    def _quantisation(self, latent_BEhw: Tensor, pyramid: Pyramid, old_BEgg: Tensor | None) -> Tensor:
+        mean_square = latent_BEhw.detach().float().square().mean()
+        if old_BEgg is not None:
+            mean_square = torch.maximum(mean_square, old_BEgg.square().mean())  # at first the new one is near 0
+        return quantisation_loss(
+            latent_BEhw,
+            pyramid.latents,
+            beta=self.config.beta,
+            commit_to=self.config.commit_to,
+            relative=self.config.relative,
+            mean_square=self.run.average(mean_square),
+        )
 
 
 def _initial(config: TokenizerTrainConfig) -> MultiScaleTokenizer:
@@ -216,7 +188,7 @@ def _initial(config: TokenizerTrainConfig) -> MultiScaleTokenizer:
         fresh = start.config.detail != config.network.detail  # the decoder's detail begins anew, as no correction
         known = {name: value for name, value in start.state_dict().items() if not (fresh and ".detail." in name)}
         tokenizer.load_state_dict(known, strict=not fresh)
-        tokenizer.anchored = start.anchored
+        tokenizer.aligned_to = start.aligned_to
     return tokenizer
 
 
@@ -246,67 +218,6 @@ def _frozen(tokenizer: MultiScaleTokenizer, config: TokenizerTrainConfig) -> lis
     elif config.codebook.rule == "ema":
         parts.append(tokenizer.quantizer.codebook)
     return parts
-
-
-class _Adversary:
-    """A discriminator with its optimiser; what it sees is augmented, each picture by itself."""
-
-    def __init__(self, config: TokenizerTrainConfig, run: Run) -> None:
-        self.run, self.policy = run, config.augment
-        # StyleGAN2's compares the pictures of a batch, so real and decoded ones may not share one.
-        self.apart = config.adversary == "stylegan2"
-        self.network = run.prepare(make_discriminator(config, run.micro_batch_size))
-        self.optimizer = _adam(list(self.network.parameters()), config)
-
-    def judge(self, decoded_B3HW: Tensor, reconstruction: Tensor, last_layer: nn.Parameter) -> tuple[Tensor, Tensor]:
-        """The decoder's hinge loss and its adaptive weight."""
-        self.network.requires_grad_(False)
-        with self.run.autocast():
-            adversarial = hinge_generator(self.network(augment(decoded_B3HW, self.policy)).float())
-        self.network.requires_grad_(True)
-        return adversarial, adaptive_weight(reconstruction, adversarial, last_layer)
-
-    def learn(self, fakes: Sequence[tuple[Tensor, Tensor]], lr: float) -> dict[str, Tensor]:
-        """One step of the discriminator on real and decoded pictures."""
-        set_lr(self.optimizer, lr)
-        losses = []
-        for real_B3HW, fake_B3HW in fakes:
-            with self.run.autocast():
-                if self.apart:
-                    real, fake = (self.network(augment(side, self.policy)) for side in (real_B3HW, fake_B3HW))
-                else:
-                    real, fake = self.network(augment(torch.cat([real_B3HW, fake_B3HW]), self.policy)).chunk(2)
-            losses.append(0.5 * hinge_discriminator(real.float(), fake.float()))
-            self.run.backward(losses[-1])
-        self.run.clip(self.network.parameters())
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {"loss_discriminator": torch.stack(losses).mean().detach()}
-
-
-def make_discriminator(config: TokenizerTrainConfig, batch: int) -> nn.Module:
-    """A fresh discriminator: image (B, 3, H, W) -> logits, one for each patch or for each picture.
-
-    batch: pictures that it sees at once. Raises InputError unless StyleGAN2's can compare them in its groups.
-    """
-    if config.adversary == "patch":
-        return PatchDiscriminator()
-    network = StyleGan2DiscriminatorConfig(resolution=config.network.resolution)
-    if batch % min(batch, network.group):
-        raise InputError(
-            f"each process sees {batch} pictures at once, expected a multiple of the {network.group} that adversary "
-            "stylegan2 compares: change run.batch_size or run.accumulate"
-        )
-    return StyleGan2Discriminator(network)
-
-
-def _adam(parameters: list[nn.Parameter], config: TokenizerTrainConfig) -> torch.optim.AdamW:
-    """AdamW; matrices and filters decay, biases and norms do not."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
 
 
 def _in_order(config: TokenizerTrainConfig, shards: Sequence[str], batch_size: int) -> Iterator[Batch]:
@@ -346,9 +257,9 @@ def _show(
     batch = next(_in_order(config, shards, 8))
     tokenizer.eval()
     with run.autocast():
-        sheet = cuts_grid(tokenizer, batch.image_B3HW.to(run.device), batch.prompts)
+        pictures = cuts_grid(tokenizer, batch.image_B3HW.to(run.device), batch.prompts)
     tokenizer.train()
-    run.picture("reconstructions", sheet, step)
+    run.picture("reconstructions", pictures, step)
     if (run.out / "metrics.jsonl").exists():
         plot_usage(
             run.out / "metrics.jsonl", tokenizer.schedule, tokenizer.vocabulary, run.out / "pictures" / "usage.png"

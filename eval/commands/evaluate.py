@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.data.errors import InputError
+from star.generators.renamed import refuse_old_options
 
 if TYPE_CHECKING:
     from star.eval.run.record import Estimate, Record
 
 OPTIONS = {
-    "guidance": float,
-    "ramp": float,
+    "guidance_scale": float,
+    "guidance_ramp": float,
     "top_k": int,
     "top_p": float,
     "temperature": float,
-    "cooling": float,
+    "temperature_decay": float,
     "truncation": float,
 }
 DESCRIPTION = """\
@@ -48,6 +49,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     drawing = parser.add_argument_group("drawing", "what is not given is as the model recommends")
     for name, kind in OPTIONS.items():
         drawing.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X")
+    refuse_old_options(parser)
     parser.add_argument("--skip-bad", action="store_true", help="leave out and count what is wrong with the benchmark")
     parser.add_argument("--allow-missing", action="store_true", help="leave out and count prompts that --drawn lacks")
     parser.add_argument(

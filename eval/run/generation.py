@@ -28,6 +28,7 @@ from star.eval.run.protocols import SEEDS, SeedRule
 from star.eval.run.record import write_lines
 from star.generators.config import differences
 from star.generators.protocol import Generator, SampleOptions
+from star.generators.renamed import translate_options
 
 MANIFEST = "manifest.json"
 MANIFEST_PARTS = 1000
@@ -94,6 +95,8 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
         ) from error
     if not isinstance(manifest, dict):
         raise InputError(f"{path} holds no object: remove {folder}, or give another --out")
+    if isinstance(manifest.get("options"), dict):
+        manifest["options"] = translate_options(manifest["options"])
     return manifest
 
 

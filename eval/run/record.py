@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from typing import Any, Literal
 from star.data.errors import InputError
 from star.data.files import MIB, parse_json, read_bytes, shorten
 from star.generators.config import from_dict, to_dict
+from star.generators.renamed import translate_options
 
 FORMAT = 2
 OVERALL = "overall"
@@ -86,6 +87,12 @@ class Measured:
     resolution: tuple[int, int] | None = None
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)  # name: number or word
+
+    @staticmethod
+    def translate(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Options under the names of today; star.generators.config.from_dict reads through this."""
+        options = values.get("options")
+        return {**values, "options": translate_options(options)} if isinstance(options, Mapping) else values
 
     def __post_init__(self) -> None:
         _check_numbers(self)

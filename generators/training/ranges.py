@@ -37,7 +37,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "reconstruction": (0.0, 1e6),
     "perceptual_weight": (0.0, 1e6),
     "adversary_weight": (0.0, 1e6),
-    "anchor_weight": (0.0, 1e6),
+    "align_weight": (0.0, 1e6),
     "tag_weight": (0.0, 1e6),
     "scale_power": (-10.0, 10.0),
     "workers": (0.0, 1024.0),

@@ -19,6 +19,7 @@ from torch import nn
 
 from star.data.errors import InputError
 from star.generators.config import differences
+from star.generators.renamed import translate_config
 from star.generators.training import checkpoint as snapshots
 from star.generators.training.ema import here
 
@@ -63,7 +64,7 @@ def to_continue(out: Path, config: Mapping[str, Any], resume: bool) -> snapshots
         )
     changed = [
         (name, old, new)
-        for name, old, new in differences(newest.about()["config"], config)
+        for name, old, new in differences(translate_config(newest.about()["config"]), config)
         if name.rsplit(".", 1)[-1] not in FREE_FIELDS
     ]
     if changed:

@@ -9,7 +9,7 @@ from star.commands.pipes import add_allow_pipe, minding_pipes
 from star.data.errors import InputError
 
 if TYPE_CHECKING:  # it needs torch, and help must be instant
-    from star.training.train import TrainConfig
+    from star.training.config import TrainConfig
 
 LOADER = ("workers", "pictures/s", "first batch after")
 STEP = ("trained on", "workers", "pictures/s", "waiting for data", "making training_inputs", "network")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from star.commands.options import within
 from star.data.disk import check_writable, writing
 from star.data.errors import InputError
+from star.generators.renamed import refuse_old_options
 from star.terminal import as_text
 
 if TYPE_CHECKING:
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
 
     from star.generators.protocol import Generator, SampleOptions
 
-OPTIONS = ("guidance", "ramp", "top_k", "top_p", "truncation", "temperature", "cooling", "cross_attention", "refine")
+OPTIONS = (
+    "guidance_scale",
+    "guidance_ramp",
+    "top_k",
+    "top_p",
+    "truncation",
+    "temperature",
+    "temperature_decay",
+    "cross_attention",
+    "refine",
+)
 LONGEST_NAME = 100  # bytes of a file name that come from the prompt
 LARGEST_GRID = 1024  # pictures; more are not looked at side by side
 MOST_PICTURES = 10**6  # of one call
@@ -43,15 +54,19 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--adapter", metavar="DIR", help="what `star finetune --lora` made of that model")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, help="how much further than the prompt alone to go; 0 is neutral")
+    parser.add_argument("--guidance-scale", type=float, help="how far to follow the prompt; 1 is the prompt alone")
     parser.add_argument(
-        "--ramp", type=float, help="of STAR: share of the guidance that the coarsest scale lacks; 0 guides all alike"
+        "--guidance-ramp",
+        type=float,
+        help="of STAR: share of the guidance that the coarsest scale lacks; 0 guides all alike",
     )
     parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest codes; 0 keeps all")
     parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest codes that reach this share")
     parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 more varied")
     parser.add_argument(
-        "--cooling", type=float, help="of STAR: by how much colder the finest scale is; 0 is not at all"
+        "--temperature-decay",
+        type=float,
+        help="of STAR: share of the temperature that the finest scale lacks; 0 is none",
     )
     parser.add_argument("--truncation", type=float, help="of GANs: 1 draws from all, 0 the mean picture")
     parser.add_argument(
@@ -62,6 +77,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--no-refine", dest="refine", action="store_const", const=False, help="leave a checkpoint's refiner unused"
     )
+    refuse_old_options(parser)
     parser.add_argument("--out", default="pictures", metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")

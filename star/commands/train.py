@@ -118,8 +118,10 @@ def configure(network: str, preset: str, overrides: Sequence[str] = ()) -> Any:
     import tyro
 
     from star.generators.config import to_dict
+    from star.generators.renamed import refuse_old_fields
     from star.generators.training import ranges
 
+    refuse_old_fields(overrides)
     config = known[preset]
     assert dataclasses.is_dataclass(config)
     spelt = [_spell(override) for override in overrides]

@@ -53,7 +53,7 @@ _VAR = Released(
     sizes=SIZES_256,
     depth=16,
     file="var_d16.pth",
-    options={"guidance": 1.5, "top_k": 900, "top_p": 0.96},
+    options={"guidance_scale": 2.5, "top_k": 900, "top_p": 0.96},
 )
 # Ma et al. 2024: the options of their demo.
 _STAR = Released(
@@ -62,7 +62,7 @@ _STAR = Released(
     sizes=SIZES_256,
     depth=16,
     words=("d16",),
-    options={"guidance": 4.0, "top_k": 600, "top_p": 0.8},
+    options={"guidance_scale": 5.0, "top_k": 600, "top_p": 0.8},
 )
 
 RELEASED: dict[str, Released] = {

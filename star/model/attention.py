@@ -100,12 +100,12 @@ class SelfAttention(_Heads):
         self,
         x_BlC: Tensor,
         rotation: Rotation | None = None,
-        sight: ScaleCausality | Tensor | None = None,
+        mask: ScaleCausality | Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """(B, l, C) -> (B, l, C). Cached keys are already rotated and normalised.
 
-        sight: what a token may look at, all if None; a Tensor is an additive mask (l, L).
+        mask: which keys a token attends to, all if None; a Tensor is additive, (l, L).
         """
         bias = torch.cat((self.query_bias, self.key_bias, self.value_bias))
         fused = project(self.query_key_value, x_BlC, bias)
@@ -113,13 +113,13 @@ class SelfAttention(_Heads):
         queries, keys = self.shape_queries(queries, rotation), self.shape_keys(keys, rotation)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        if isinstance(sight, ScaleCausality):
-            return self.merge(sight.attend(queries, keys, values, self.scale))
-        return self.merge(attend(queries, keys, values, sight, self.scale, self.backend))
+        if isinstance(mask, ScaleCausality):
+            return self.merge(mask.attend(queries, keys, values, self.scale))
+        return self.merge(attend(queries, keys, values, mask, self.scale, self.backend))
 
 
 class CrossAttention(_Heads):
-    """Tokens attend to the words of their own prompt, whose keys and values are computed once."""
+    """Image tokens attend to the text tokens of their own prompt, whose keys and values are computed once."""
 
     def __init__(self, width: int, heads: int, text_width: int, *, qk_norm: bool = True, backend: str = "sdpa") -> None:
         super().__init__(width, heads, qk_norm=qk_norm, backend=backend)

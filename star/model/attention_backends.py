@@ -2,7 +2,7 @@
 
 B batch, N heads, l tokens of the queries, L of the keys, d channels of a head.
 
-While all scales are taught at once, a token sees its own scale and the coarser ones. Four ways to have that:
+Under teacher forcing, a token sees its own scale and the coarser ones. Four ways to have that:
 
 | backend   | how                                                                       | scores computed | trains on |
 |-----------|---------------------------------------------------------------------------|-----------------|-----------|
@@ -11,7 +11,7 @@ While all scales are taught at once, a token sees its own scale and the coarser 
 | scalewise | the fused kernel once for each scale, whose keys are all so far: no mask  | those seen      | anything  |
 | flex      | FlexAttention: blocks of 128 x 128 scores that nobody sees are skipped    | few more        | GPU       |
 
-More than a third of L x L is never seen. Elsewhere (drawing, words) nothing is causal, and all but eager are the fused
+More than a third of L x L is never seen. Elsewhere (drawing, text) nothing is causal, and all but eager are the fused
 kernel.
 """
 
@@ -39,7 +39,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, s
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask (True: may look) as 0 and -inf."""
+    """A boolean attention mask (True: attended to) as 0 and -inf."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 

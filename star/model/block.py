@@ -1,9 +1,9 @@
-"""One block of the next-scale transformer: read the tokens, read the words, think, each added to the stream.
+"""One block of the next-scale transformer: self-attention, cross-attention, MLP, each added to the residual stream.
 
 B batch, l tokens, L of all keys, C model width.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from star.model.attention import CrossAttention, KeyValueCache, SelfAttention
 from star.model.attention_backends import ScaleCausality
 from star.model.rope import Rotation
+from star.model.state import BlockText
 
 if TYPE_CHECKING:
     from star.model.transformer import TransformerConfig
@@ -26,6 +27,30 @@ class Mlp(nn.Module):
 
     def forward(self, x_BlC: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x_BlC), approximate="tanh"))
+
+
+class AdaLN(NamedTuple):
+    """What a condition does to one branch (Peebles & Xie 2023), each (B, 1, C); as it stands nothing.
+
+    gain: of the branch's output, 1 if None. scale, shift: of its normalised input, 0 if None.
+    """
+
+    gain_B1C: Tensor | None = None
+    scale_B1C: Tensor | None = None
+    shift_B1C: Tensor | None = None
+
+    def before(self, normed_BlC: Tensor) -> Tensor:
+        """The branch's input."""
+        if self.scale_B1C is None or self.shift_B1C is None:
+            return normed_BlC
+        return normed_BlC * (1 + self.scale_B1C) + self.shift_B1C
+
+    def after(self, branch_BlC: Tensor) -> Tensor:
+        """The branch's output."""
+        return branch_BlC if self.gain_B1C is None else self.gain_B1C * branch_BlC
+
+
+PLAIN = (AdaLN(), AdaLN())  # of self-attention and MLP
 
 
 class Block(nn.Module):
@@ -52,13 +77,15 @@ class Block(nn.Module):
         """LayerNorm without parameters."""
         return F.layer_norm(x_BlC, x_BlC.shape[-1:], eps=self.norm_eps)
 
-    def gains(self, condition_BC: Tensor | None, shared_B6C: Tensor | None) -> tuple[Tensor, ...] | None:
-        """gamma1, gamma2, scale1, scale2, shift1, shift2, each (B, 1, C), in the released order; None without AdaLN."""
+    def adaln(self, condition_BC: Tensor | None, shared_B6C: Tensor | None) -> tuple[AdaLN, AdaLN]:
+        """Those of self-attention and MLP; the released order is gain1, gain2, scale1, scale2, shift1, shift2."""
         if self.modulation is not None and condition_BC is not None:
-            return self.modulation(F.silu(condition_BC)).unflatten(-1, (6, 1, -1)).unbind(1)
-        if self.modulation_offset is not None and shared_B6C is not None:
-            return (self.modulation_offset[0] + shared_B6C).unsqueeze(2).unbind(1)
-        return None
+            six = self.modulation(F.silu(condition_BC)).unflatten(-1, (6, 1, -1)).unbind(1)
+        elif self.modulation_offset is not None and shared_B6C is not None:
+            six = (self.modulation_offset[0] + shared_B6C).unsqueeze(2).unbind(1)
+        else:
+            return PLAIN
+        return AdaLN(*six[0::2]), AdaLN(*six[1::2])
 
     def drop(self, branch_BlC: Tensor, path_B11: Tensor | None = None) -> Tensor:
         """Dropout, and the sample's path (see `draw_paths`) where there is one; no dropout outside training."""
@@ -73,32 +100,32 @@ class Block(nn.Module):
     def forward(
         self,
         x_BlC: Tensor,
-        gains: tuple[Tensor, ...] | None,
-        rotation: Rotation | None,
-        sight: ScaleCausality | Tensor | None,
-        words: tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor | None] | None,
-        cache: KeyValueCache | None,
+        adaln: tuple[AdaLN, AdaLN] = PLAIN,
+        rotation: Rotation | None = None,
+        mask: ScaleCausality | Tensor | None = None,
+        text: BlockText | None = None,
+        cache: KeyValueCache | None = None,
         paths_2B11: Tensor | None = None,
     ) -> Tensor:
-        """(B, l, C) -> (B, l, C). sight: see SelfAttention. words: the text's keys and values, or
-        its tokens (B, T, D); its mask, and source rows. paths_2B11: of `draw_paths`, for self-attention and MLP.
+        """(B, l, C) -> (B, l, C).
+
+        adaln: of self-attention and MLP, see `adaln`. mask: of self-attention, see SelfAttention. text: what
+        cross-attention reads. paths_2B11: of `draw_paths`, for self-attention and MLP.
         """
+        adaln1, adaln2 = adaln
         path1, path2 = (None, None) if paths_2B11 is None else paths_2B11.unbind()
-        normed = self.norm(x_BlC)
-        if gains is None:
-            x_BlC = x_BlC + self.drop(self.attention(normed, rotation, sight, cache), path1)
-        else:
-            gain1, gain2, scale1, scale2, shift1, shift2 = gains
-            normed = normed * (1 + scale1) + shift1
-            x_BlC = x_BlC + self.drop(gain1 * self.attention(normed, rotation, sight, cache), path1)
-        if self.cross_attention is not None and words is not None:
-            text, mask, source_B = words
-            keys, values = self.cross_attention.encode_text(text) if isinstance(text, Tensor) else text
-            read_BlC = self.cross_attention(self.norm(x_BlC), keys, values, mask)
-            x_BlC = x_BlC + self.drop(read_BlC if source_B is None else read_BlC[source_B])
-        if gains is None:
-            return x_BlC + self.drop(self.mlp(self.norm(x_BlC)), path2)
-        return x_BlC + self.drop(gain2 * self.mlp(self.norm(x_BlC) * (1 + scale2) + shift2), path2)
+        branch_BlC = self.attention(adaln1.before(self.norm(x_BlC)), rotation, mask, cache)
+        x_BlC = x_BlC + self.drop(adaln1.after(branch_BlC), path1)
+        if self.cross_attention is not None and text is not None:
+            x_BlC = x_BlC + self.drop(self.read(self.cross_attention, self.norm(x_BlC), text))
+        branch_BlC = self.mlp(adaln2.before(self.norm(x_BlC)))
+        return x_BlC + self.drop(adaln2.after(branch_BlC), path2)
+
+    def read(self, cross_attention: CrossAttention, normed_BlC: Tensor, text: BlockText) -> Tensor:
+        """Cross-attention to the text; see TextKeys for what the released mode does."""
+        keys, values = cross_attention.encode_text(text.text) if isinstance(text.text, Tensor) else text.text
+        read_BlC: Tensor = cross_attention(normed_BlC, keys, values, text.mask_B11T)
+        return read_BlC.chunk(2)[0].repeat(2, 1, 1) if text.released else read_BlC
 
 
 def draw_paths(depth: int, drop_path: float, batch: int, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from star.generators.config import LONGEST, check_ranges
 from star.model.attention_backends import additive
 from star.model.block import Block
-from star.model.rope import Rotation, pyramid_rotation
+from star.model.rope import Rotation, tables_of
 from star.model.transformer import TransformerConfig
 
 
@@ -82,12 +82,7 @@ class Refiner(nn.Module):
         plain = replace(transformer, cross_attention=False)
         self.blocks = nn.ModuleList(Block(plain) for _ in range(config.depth))
         self.head = nn.Linear(width, transformer.vocabulary)
-        # Tables, not state, as in the transformer.
-        self._rotation = pyramid_rotation(
-            transformer.sizes, transformer.head_width, theta=transformer.rope_theta, norm=transformer.rope_norm
-        )
-        with torch.device("cpu"):
-            self._levels_L = self.schedule.level_ids_L()
+        self.tables = tables_of(transformer)
         self.init_weights()
 
     @torch.no_grad()
@@ -123,17 +118,17 @@ class Refiner(nn.Module):
         holds several scales.
         """
         first, device = text_BSC.shape[1], hidden_BlC.device
-        if self._levels_L.device != device:
-            self._levels_L, self._rotation = self._levels_L.to(device), self._rotation.to(device)
         codes_BlC = self.code_projection(known_BlE * known_Bl.unsqueeze(-1).to(known_BlE.dtype))
-        codes_BlC = codes_BlC + self.level_embedding(self._levels_L[span])
+        codes_BlC = codes_BlC + self.level_embedding(self.tables.levels_L[span])
         codes_BLC = torch.cat((text_BSC.to(codes_BlC.dtype), codes_BlC), dim=1)
         hidden_BLC = torch.cat((text_BSC.to(hidden_BlC.dtype), hidden_BlC), dim=1)
         x_BLC = self.merge(torch.cat((codes_BLC, hidden_BLC), dim=-1))
-        start, own = self._rotation.part(slice(0, first)), self._rotation.part(span)
+        start, own = self.tables.rotation(slice(0, first)), self.tables.rotation(span)
+        assert start is not None  # the transformer's positions are rotary
+        assert own is not None
         rotation = Rotation(torch.cat((start.cos_lP, own.cos_lP)), torch.cat((start.sin_lP, own.sin_lP)))
         for block in self._blocks():
-            x_BLC = block(x_BLC, None, rotation, mask_LL, None, None)
+            x_BLC = block(x_BLC, rotation=rotation, mask=mask_LL)
         with torch.autocast(device.type, enabled=False):
             x_BLC = x_BLC.to(self.head.weight.dtype)
             return self.head(F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=self.norm_eps)).float()[:, first:]
@@ -143,7 +138,7 @@ class Refiner(nn.Module):
 
         So the text token carries something from scale to scale, which it cannot while drawing; that is as released.
         """
-        levels_l = torch.cat((torch.full((self.schedule.lengths[0],), -1), self._levels_L[span].cpu()))
+        levels_l = torch.cat((torch.full((self.schedule.lengths[0],), -1), self.tables.levels_L[span].cpu()))
         text_l = levels_l == -1
         return additive((levels_l[:, None] == levels_l) | text_l[:, None] | text_l, dtype).to(self.head.weight.device)
 

@@ -4,12 +4,15 @@ L tokens of all scales, l of one scale, P pairs of channels (half a head), d cha
 A token in column c and row r of a p x p grid stands at (c, r) / (p - 1) * norm, so corners of all scales coincide.
 """
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from star.model.transformer import TransformerConfig
 
 
 class Rotation(NamedTuple):
@@ -21,10 +24,6 @@ class Rotation(NamedTuple):
     def part(self, span: slice | Tensor) -> "Rotation":
         """The rows of some tokens, a slice or their numbers."""
         return Rotation(self.cos_lP[span], self.sin_lP[span])
-
-    def to(self, device: torch.device) -> "Rotation":
-        """The same tables on another device."""
-        return Rotation(self.cos_lP.to(device), self.sin_lP.to(device))
 
 
 def scale_rotation(size: int, head_width: int, *, theta: float = 10000.0, norm: float = 64.0) -> Rotation:
@@ -50,6 +49,44 @@ def pyramid_rotation(sizes: Iterable[int], head_width: int, *, theta: float, nor
     """The tables of all scales, one after the other: (L, P)."""
     scales = [scale_rotation(size, head_width, theta=theta, norm=norm) for size in sizes]
     return Rotation(torch.cat([s.cos_lP for s in scales]), torch.cat([s.sin_lP for s in scales]))
+
+
+class PyramidTables(nn.Module):
+    """Constants of every token of a pyramid, as buffers that no state dict holds: its scale, and its rotary angles.
+
+    They follow the network from device to device and are never lowered in precision: angles in bfloat16 would be off by
+    several degrees at the far corner.
+    """
+
+    levels_L: Tensor  # int64
+    cos_LP: Tensor | None  # float32; None for absolute positions
+    sin_LP: Tensor | None
+
+    def __init__(self, levels_L: Tensor, rotation: Rotation | None) -> None:
+        super().__init__()
+        self.register_buffer("levels_L", levels_L, persistent=False)
+        self.register_buffer("cos_LP", None if rotation is None else rotation.cos_lP, persistent=False)
+        self.register_buffer("sin_LP", None if rotation is None else rotation.sin_lP, persistent=False)
+
+    def rotation(self, span: slice | Tensor) -> Rotation | None:
+        """The angles of some tokens, a slice or their numbers; None for absolute positions."""
+        return None if self.cos_LP is None or self.sin_LP is None else Rotation(self.cos_LP, self.sin_LP).part(span)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to`, `.half` and `.to_empty` come down to: of these only the device counts here."""
+        for name, table in self._buffers.items():
+            if table is not None:
+                self._buffers[name] = table.to(fn(table).device)
+        return self
+
+
+def tables_of(config: "TransformerConfig") -> PyramidTables:
+    """Scales and rotary angles of all tokens; real ones, also where a network is being built on the meta device."""
+    rotation = None
+    if config.positions == "rope":
+        rotation = pyramid_rotation(config.sizes, config.head_width, theta=config.rope_theta, norm=config.rope_norm)
+    with torch.device("cpu"):
+        return PyramidTables(config.schedule.level_ids_L(), rotation)
 
 
 def rotate(heads_BNld: Tensor, rotation: Rotation) -> Tensor:

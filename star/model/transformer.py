@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,10 @@ from star.generators.config import check_ranges
 from star.model.attention import KeyValueCache
 from star.model.attention_backends import ScaleCausality, additive
 from star.model.block import Block, draw_paths
-from star.model.rope import pyramid_rotation
+from star.model.losses import token_losses, tokens_at_once
+from star.model.rope import tables_of
+from star.model.state import DrawingState, TextKeys
 from star.tokenizer.scales import ScaleSchedule
-from star.training.targets import token_losses, tokens_at_once
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
@@ -105,44 +106,6 @@ class TransformerConfig:
         return ScaleSchedule(self.sizes)
 
 
-@dataclass(slots=True)
-class TextKeys:
-    """What the blocks look at: keys and values of the text for each block, and which tokens are words.
-
-    source_B, where given, names for every row the row whose cross-attention output it receives (sampler.py says why).
-    """
-
-    keys_values: list[tuple[Tensor, Tensor]]  # (B, N, T, d) each; none while training: blocks make their own
-    tokens_BTD: Tensor
-    mask_B11T: Tensor
-    source_B: Tensor | None = None
-
-    def of_block(self, i: int) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor | None]:
-        """What block i is given, see Block.forward."""
-        return (self.keys_values[i] if self.keys_values else self.tokens_BTD, self.mask_B11T, self.source_B)
-
-
-@dataclass(slots=True)
-class DrawingState:
-    """All that is carried from scale to scale while codes are drawn."""
-
-    start_BlC: Tensor
-    condition_BC: Tensor | None
-    text: TextKeys | None
-    caches: list[KeyValueCache]
-
-    def rows(self, span: slice) -> "DrawingState":
-        """The same state for some rows of the batch only."""
-        text = self.text and TextKeys(
-            [(keys[span], values[span]) for keys, values in self.text.keys_values],
-            self.text.tokens_BTD[span],
-            self.text.mask_B11T[span],
-            None if self.text.source_B is None else self.text.source_B[span],
-        )
-        condition = None if self.condition_BC is None else self.condition_BC[span]
-        return DrawingState(self.start_BlC[span], condition, text, [cache.rows(span) for cache in self.caches])
-
-
 class NextScaleTransformer(nn.Module):
     """Predicts every token of a scale at once from the coarser scales and the prompt. Tian et al. 2024, §3."""
 
@@ -164,14 +127,7 @@ class NextScaleTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width) if config.modulation != "none" else None
         self.head = nn.Linear(width, config.vocabulary)
-        # Tables, not state: kept out of the module's buffers, so that .to(dtype) leaves the angles in float32.
-        self._rotation = (
-            pyramid_rotation(config.sizes, config.head_width, theta=config.rope_theta, norm=config.rope_norm)
-            if config.positions == "rope"
-            else None
-        )
-        with torch.device("cpu"):  # also where the network itself is being built on the meta device
-            self._levels_L = self.schedule.level_ids_L()
+        self.tables = tables_of(config)
         self._causality: dict[tuple[tuple[int, ...], torch.dtype, torch.device], ScaleCausality] = {}
         self.init_weights()
 
@@ -213,7 +169,6 @@ class NextScaleTransformer(nn.Module):
         self,
         teacher_input_BlE: Tensor,
         text: "TextFeatures | Tensor",
-        source_B: Tensor | None = None,
         kept_L: Tensor | None = None,
         codes_BL: Tensor | None = None,
         label_smoothing: float = 0.0,
@@ -221,24 +176,20 @@ class NextScaleTransformer(nn.Module):
         """Logits of all scales at once, each scale seeing only coarser ones (teacher forcing); or their losses.
 
         teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives; L may end after any scale. text:
-        TextFeatures, or class labels (B,) int64 for conditioning "class". source_B: see TextKeys; rows of other
-        samples, so only the golden tests pass it here. kept_L: the tokens that take part, see teaching.draw_kept;
-        all if None. Returns float32 (B, L, V), with as many L as take part; where codes_BL, the right answers of these,
-        are given, the cross-entropy of every token in nats instead, float32 (B, L), without ever holding all logits.
+        TextFeatures, or class labels (B,) int64 for conditioning "class". kept_L: the tokens that take part, see
+        star.training.targets.draw_kept; all if None. Returns float32 (B, L, V), with as many L as take part; where
+        codes_BL, the right answers of these, are given, the cross-entropy of every token in nats instead, float32
+        (B, L), without ever holding all logits. Raises ValueError for an input of other scales.
         """
-        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, source_B, kept_L)
+        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, kept_L)
         if codes_BL is None:
             return self.logits(hidden_BLC, condition_BC)
         return self.losses(hidden_BLC, condition_BC, codes_BL, label_smoothing)
 
     def hidden(
-        self,
-        teacher_input_BlE: Tensor,
-        text: "TextFeatures | Tensor",
-        source_B: Tensor | None = None,
-        kept_L: Tensor | None = None,
+        self, teacher_input_BlE: Tensor, text: "TextFeatures | Tensor", kept_L: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Before the classifier: states (B, L, C), not yet normalised, and the vector that modulates; see `forward`."""
+        """Before the head: states (B, L, C), not yet normalised, and AdaLN's condition; see `forward`."""
         first, (rows, length, width) = self.schedule.lengths[0], teacher_input_BlE.shape
         if first + length not in self.schedule.offsets[1:] or width != self.config.code_width:
             raise ValueError(
@@ -246,23 +197,23 @@ class NextScaleTransformer(nn.Module):
                 f"or ends after a coarser scale, got {(rows, length, width)}; does the tokenizer have the same scales?"
             )
         condition_BC, start_BlC = self.encode_condition(text)
+        span: slice | Tensor = slice(0, first + length)
         if kept_L is not None:
-            teacher_input_BlE = teacher_input_BlE[:, kept_L[first:] - first]
+            span, teacher_input_BlE = kept_L, teacher_input_BlE[:, kept_L[first:] - first]
         tokens_BlC = self.input_projection(teacher_input_BlE)
-        x_BLC = torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1)
-        # A block in pieces (FSDP2) is whole only while it computes, so here each reads the words by itself.
-        words, sight = self.encode_text(text, source_B, beforehand=False), self.causality(x_BLC)
-        span = slice(0, first + length) if kept_L is None else kept_L
-        return self.run_blocks(x_BLC, span, condition_BC, words, sight, None), condition_BC
+        x_BLC = self.embed(torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1), span)
+        # A block in pieces (FSDP2) is whole only while it computes, so here each makes its own text keys.
+        keys, mask = self.encode_text(text, beforehand=False), self.causality(x_BLC)
+        return self.run_blocks(x_BLC, span, condition_BC, keys, mask), condition_BC
 
-    def begin(self, text: "TextFeatures | Tensor", source_B: Tensor | None = None) -> DrawingState:
-        """Everything that depends on the prompts alone, and empty caches for all L tokens."""
+    def begin(self, text: "TextFeatures | Tensor", *, released: bool = False) -> DrawingState:
+        """Everything that depends on the prompts alone, and empty caches for all L tokens. released: see TextKeys."""
         condition_BC, start_BlC = self.encode_condition(text)
         rows, config = len(start_BlC), self.config
         shape = (rows, config.heads, self.schedule.length, config.head_width)
         dtype = self._compute_dtype()
         caches = [KeyValueCache.empty(shape, dtype, start_BlC.device) for _ in self.blocks]
-        return DrawingState(start_BlC, condition_BC, self.encode_text(text, source_B), caches)
+        return DrawingState(start_BlC, condition_BC, self.encode_text(text, released=released), caches)
 
     def step(self, input_BlE: Tensor | None, k: int, state: DrawingState) -> Tensor:
         """One scale through all blocks, after the scales before it: hidden states (B, l, C), not yet normalised.
@@ -271,14 +222,17 @@ class NextScaleTransformer(nn.Module):
         """
         if (input_BlE is None) != (k == 0):
             raise ValueError(f"scale 0 takes no input and every other needs one; got k = {k}")
+        span = self.schedule.slices[k]
         if input_BlE is None:
             x_BlC = state.start_BlC
         else:  # the latent is float32 whatever the network computes in
             x_BlC = self.input_projection(input_BlE.to(self.input_projection.weight.dtype))
-        return self.run_blocks(x_BlC, self.schedule.slices[k], state.condition_BC, state.text, None, state.caches)
+        return self.run_blocks(self.embed(x_BlC, span), span, state.condition_BC, state.text, caches=state.caches)
+
+    # ---- embed, blocks, head
 
     def encode_condition(self, text: "TextFeatures | Tensor") -> tuple[Tensor | None, Tensor]:
-        """The vector that modulates (None for text), and the start tokens (B, l_0, C) of the coarsest scale."""
+        """AdaLN's condition (B, C), None for text, and the start tokens (B, l_0, C) of the coarsest scale."""
         if self.config.conditioning == "text":
             if isinstance(text, Tensor):
                 raise ValueError("this network is conditioned on text: give TextFeatures, not class labels")
@@ -290,9 +244,9 @@ class NextScaleTransformer(nn.Module):
         return condition_BC, condition_BC.unsqueeze(1) + self.start_position
 
     def encode_text(
-        self, text: "TextFeatures | Tensor", source_B: Tensor | None = None, *, beforehand: bool = True
+        self, text: "TextFeatures | Tensor", *, beforehand: bool = True, released: bool = False
     ) -> TextKeys | None:
-        """Keys and values of the words for every block, once per prompt; or only the words, see TextKeys."""
+        """Keys and values of the text for every block, once per prompt; only its tokens unless `beforehand`."""
         if not self.config.cross_attention or isinstance(text, Tensor):
             return None
         pairs = [
@@ -300,8 +254,13 @@ class NextScaleTransformer(nn.Module):
             for block in self._blocks()
             if block.cross_attention and beforehand
         ]
-        mask = additive(text.mask_BT[:, None, None, :].bool(), self._compute_dtype())
-        return TextKeys(pairs, text.tokens_BTD, mask, source_B)
+        mask_B11T = additive(text.mask_BT[:, None, None, :].bool(), self._compute_dtype())
+        return TextKeys(pairs, text.tokens_BTD, mask_B11T, released)
+
+    def embed(self, x_BlC: Tensor, span: slice | Tensor) -> Tensor:
+        """Adds what tells tokens apart: the scale, and the place where positions are absolute."""
+        x_BlC = x_BlC + self.level_embedding(self.tables.levels_L[span])
+        return x_BlC if self.position_embedding is None else x_BlC + self.position_embedding[:, span]
 
     def run_blocks(
         self,
@@ -309,25 +268,25 @@ class NextScaleTransformer(nn.Module):
         span: slice | Tensor,
         condition_BC: Tensor | None,
         text: TextKeys | None,
-        sight: ScaleCausality | None,
-        caches: list[KeyValueCache] | None,
+        mask: ScaleCausality | None = None,
+        caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
-        """Adds what tells tokens apart (scale, place) and passes them through all blocks."""
-        device = x_BlC.device
-        x_BlC = x_BlC + self.level_embedding(self._on(device, "_levels_L")[span])
-        if self.position_embedding is not None:
-            x_BlC = x_BlC + self.position_embedding[:, span]
-        rotation = None if self._rotation is None else self._on(device, "_rotation").part(span)
-        shared_B6C = None
+        """All blocks. span: which tokens of the pyramid these are. mask: of training, caches: of drawing."""
+        rotation, shared_B6C, paths = self.tables.rotation(span), None, None
         if self.shared_modulation is not None and condition_BC is not None:
             shared_B6C = self.shared_modulation(F.silu(condition_BC)).unflatten(-1, (6, -1))
-        paths = None
         if self.training and self.config.drop_path:
-            paths = draw_paths(self.config.depth, self.config.drop_path, len(x_BlC), device)
+            paths = draw_paths(self.config.depth, self.config.drop_path, len(x_BlC), x_BlC.device)
         for i, block in enumerate(self._blocks()):
-            words = None if text is None else text.of_block(i)
-            cache, path = None if caches is None else caches[i], None if paths is None else paths[i]
-            given = (x_BlC, block.gains(condition_BC, shared_B6C), rotation, sight, words, cache, path)
+            given = (
+                x_BlC,
+                block.adaln(condition_BC, shared_B6C),
+                rotation,
+                mask,
+                None if text is None else text.of_block(i),
+                None if caches is None else caches[i],
+                None if paths is None else paths[i],
+            )
             if self.config.checkpointing and self.training and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, *given, use_reentrant=False)
             else:
@@ -335,7 +294,7 @@ class NextScaleTransformer(nn.Module):
         return x_BlC
 
     def logits(self, hidden_BlC: Tensor, condition_BC: Tensor | None = None) -> Tensor:
-        """Normalisation and classifier: float32 (B, l, V)."""
+        """The head: normalisation and classifier, float32 (B, l, V)."""
         kind = hidden_BlC.device.type
         lowered = torch.is_autocast_enabled(kind) and not self.config.head_float32
         with torch.autocast(kind, enabled=lowered):
@@ -365,9 +324,9 @@ class NextScaleTransformer(nn.Module):
         return torch.cat([checkpoint(part, *pair, use_reentrant=False) for pair in pairs], dim=1)
 
     def causality(self, x_BLC: Tensor) -> ScaleCausality:
-        """Who sees whom: a token its own scale and coarser ones. Kept between calls.
+        """The attention mask: a token attends to its own scale and coarser ones. Kept between calls.
 
-        Where tokens are missing they are of the finest scales, and which ones makes no difference to what is seen.
+        Where tokens are missing they are of the finest scales, and which ones makes no difference to the mask.
         """
         given = x_BLC.shape[1]
         ends = [min(end, given) for end in self.schedule.offsets]
@@ -388,12 +347,3 @@ class NextScaleTransformer(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             yield block
-
-    def _on(self, device: torch.device, name: str) -> Any:
-        """One of the tables, moved to where it is needed on first use."""
-        table = getattr(self, name)
-        place = table.device if isinstance(table, Tensor) else table.cos_lP.device
-        if place != device:
-            table = table.to(device)
-            setattr(self, name, table)
-        return table

@@ -23,9 +23,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from star.model.losses import tokens_at_once
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.tokenizer.portions import at_once
-from star.training.targets import tokens_at_once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

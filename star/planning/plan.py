@@ -20,8 +20,8 @@ from star.planning.memory import Memory, Parameters, looking, memory
 from star.tokenizer.autoencoder import AutoencoderConfig
 from star.tokenizer.portions import at_once, map_bytes
 from star.tokenizer.tokenizer import TokenizerConfig
+from star.training.config import TrainConfig
 from star.training.presets import CURRICULUM_SIZES
-from star.training.train import TrainConfig
 
 GB = 10**9
 USABLE = 0.9  # of a device's memory; the rest goes to the driver, communication and the allocator's waste

@@ -91,7 +91,7 @@ class EncodedShards:
         self.null_text = encoding.null_text.to(device)
 
     def targets(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Targets:
-        """What is taught of a batch, see teaching.make_targets; noise needs shards with latents."""
+        """Inputs and targets of teacher forcing, see targets.make_targets; noise needs shards with latents."""
         quantizer = self.tokenizer.quantizer
         if noise:
             latent_BEhw = batch.extra["latent_Ehw"].to(self.device)

@@ -89,11 +89,9 @@ def encode(
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"Two of the shards would be written as {twice}; encode them into folders of their own.")
     state = Accelerator()
-    networks = (
-        MultiScaleTokenizer.from_directory(place_of(tokenizer), device=state.device),
-        TextEncoder.from_pretrained(place_of(text_encoder), device=state.device),
-    )
-    writer = _Writer(*networks, crop=crop, latents=latents, half=half, device=state.device)
+    encoder = MultiScaleTokenizer.from_directory(place_of(tokenizer), device=state.device)
+    texts, side = TextEncoder.from_pretrained(place_of(text_encoder), device=state.device), encoder.resolution
+    writer = _Writer(encoder, texts, crop=crop, latents=latents, half=half, device=state.device)
     out = Path(out)
     report = SkipReport()
     mine = list(shards.items())[state.process_index :: state.num_processes]
@@ -106,10 +104,8 @@ def encode(
             if (out / name).is_file():
                 bar.update(done=0)
                 continue
-            settings = DataConfig(
-                shards=(shard,), resolution=networks[0].resolution, crop=crop, shuffle=False, workers=workers
-            )
-            pipeline = Pipeline(settings, batch_size=loaded_at_once(networks[0].resolution, most=batch_size))
+            settings = DataConfig(shards=(shard,), resolution=side, crop=crop, shuffle=False, workers=workers)
+            pipeline = Pipeline(settings, batch_size=loaded_at_once(side, most=batch_size))
             count = _write(out / name, writer.samples(_usable(pipeline)))
             report.add(pipeline.report.named)
             samples, written = samples + count, written + 1

@@ -1,6 +1,6 @@
 """Causal-driven stable sampling: a fine scale is revealed over several steps instead of drawn at once.
 
-B pictures, R rows (pictures, then their unconditional twins), l tokens of one scale, V codebook, E code width, k scale
+B pictures, R CFG rows (conditional, then unconditional ones), l tokens of one scale, V codebook, E code width, k scale
 index. Ma et al. 2024, released 1024 px sampler. In every step all tokens of the scale are drawn, and some of them are
 kept; a kept token is never revised. The first steps of most scales draw from the transformer's own logits, which do not
 change; later ones from the refiner, which sees what was kept. Which steps those are is data: `refiner.ScalePlan`.
@@ -91,7 +91,7 @@ class MaskedDecoder:
         if not isinstance(rows, TextFeatures):
             raise ValueError("the refiner is conditioned on text: give TextFeatures, not class labels")
         B, length, _ = logits_BlV.shape
-        twin = len(hidden_RlC) // B
+        cfg_rows = len(hidden_RlC) // B
         text_RSC = self.refiner.text_token(rows.pooled_BD[: len(hidden_RlC)])
         start = torch.zeros(B, length, dtype=torch.long, device=logits_BlV.device)
         canvas = PartialScale(start, start - 1)
@@ -100,12 +100,12 @@ class MaskedDecoder:
                 known_BlE = self.quantizer.codebook(canvas.codes_Bl).to(hidden_RlC.dtype)
                 logits_RlV = self.refiner(
                     text_RSC,
-                    known_BlE.repeat(twin, 1, 1),
-                    canvas.known_Bl.repeat(twin, 1),
+                    known_BlE.repeat(cfg_rows, 1, 1),
+                    canvas.known_Bl.repeat(cfg_rows, 1),
                     hidden_RlC,
                     self.refiner.schedule.slices[k],
                 )
-                logits_BlV = guide(logits_RlV, guidance) if twin == 2 else logits_RlV
+                logits_BlV = guide(logits_RlV, guidance) if cfg_rows == 2 else logits_RlV
             kept_BlV = rng.keep(logits_BlV, k / max(self.refiner.schedule.count - 1, 1))
             drawn_Bl = rng.pick(kept_BlV, k, step)
             worth_Bl = kept_BlV.softmax(dim=-1).gather(-1, drawn_Bl.unsqueeze(-1)).squeeze(-1)

@@ -1,6 +1,7 @@
 """Drawing codes scale by scale: guidance, top-k then top-p, and randomness that belongs to the picture.
 
-B pictures, R rows of the transformer's batch (pictures, then their unconditional twins), l tokens of one scale,
+B pictures, R rows of the transformer's batch (CFG rows: one conditional for each picture, then, with guidance, as many
+unconditional ones), l tokens of one scale,
 V codebook, E code width, h w finest latent grid, K number of scales, k scale index.
 
 Free functions, in the order they are used. A picture is a function of (network, prompt, seed, options): its uniforms
@@ -28,8 +29,8 @@ CrossAttentionMode = Literal["per-sample", "released"]
 Watcher = Callable[[int, Tensor, Tensor], None]
 
 
-def guidance_at(k: int, count: int, guidance: float, unguided_last: int = 0, ramp: float = 1.0) -> float:
-    """Strength t of scale k in (1 + t) cond - t uncond: up to `guidance` at the finest.
+def guidance_at(k: int, count: int, strength: float, unguided_last: int = 0, ramp: float = 1.0) -> float:
+    """Strength t of scale k in (1 + t) cond - t uncond: up to `strength` at the finest.
 
     ramp: the share of it that the coarsest lacks. 1 begins at 0, as Tian et al. 2024 do; 0 is the same for every scale.
     The last `unguided_last` scales get 0: details are then drawn from the prompt's own distribution.
@@ -37,15 +38,15 @@ def guidance_at(k: int, count: int, guidance: float, unguided_last: int = 0, ram
     if k >= count - unguided_last:
         return 0.0
     last = max(count - 1, 1)
-    return guidance * k / last + (1 - ramp) * guidance * (last - k) / last
+    return strength * k / last + (1 - ramp) * strength * (last - k) / last
 
 
-def temperature_at(depth: float, temperature: float, cooling: float) -> float:
-    """A ramp from `temperature` at depth 0, the coarsest scale, to (1 - cooling) times that at depth 1, the finest.
+def temperature_at(depth: float, temperature: float, decay: float) -> float:
+    """Linear from `temperature` at depth 0, the coarsest scale, to (1 - decay) times that at depth 1, the finest.
 
     Tokens of one scale are drawn independently of each other. Where they are many and fine, chance shows as texture.
     """
-    return temperature * (1 - cooling * depth)
+    return temperature * (1 - decay * depth)
 
 
 def guide(logits_RlV: Tensor, strength: float) -> Tensor:
@@ -107,7 +108,7 @@ class SampleRng:
         """
         if self.options.top_k == 1:
             return filter_logits(logits_BlV, top_k=1)
-        temperature = temperature_at(depth, self.options.temperature, self.options.cooling)
+        temperature = temperature_at(depth, self.options.temperature, self.options.temperature_decay)
         return filter_logits(logits_BlV / temperature, self.options.top_k, self.options.top_p)
 
     def pick(self, kept_BlV: Tensor, k: int, step: int | None = None) -> Tensor:
@@ -195,18 +196,14 @@ def draw_codes(
     for start in range(0, len(seeds), size):
         part = slice(start, start + size)
         rows = text[part]
-        guided = options.guidance != 0
-        source_B = None
-        if guided and cross_attention == "released":
-            source_B = torch.arange(len(rows), device=quantizer.codebook.weight.device).repeat(2)
+        guided = options.guidance_scale != 1
         passes.append(
             draw_pass(
                 transformer,
                 quantizer,
                 join(rows, null_text if len(null_text) == 1 else null_text[part]) if guided else rows,
-                seeds=seeds[part],
-                options=options,
-                source_B=source_B,
+                SampleRng(seeds[part], options),
+                released=guided and cross_attention == "released",
                 unguided_last=unguided_last,
                 stable=stable,
                 given=None if given is None else given.rows(part),
@@ -222,37 +219,35 @@ def draw_pass(
     transformer: NextScaleTransformer,
     quantizer: Quantizer,
     rows: "TextFeatures | Tensor",
+    rng: SampleRng,
     *,
-    seeds: Sequence[int],
-    options: "SampleOptions",
-    source_B: Tensor | None = None,
+    released: bool = False,
     unguided_last: int = 0,
     stable: "MaskedDecoder | None" = None,
-    rng: SampleRng | None = None,
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """One pass of `draw_codes`. rows: the prompts and, unless guidance is 0, as many unconditional rows after them.
+    """One pass of `draw_codes`.
 
-    source_B chooses whose cross-attention output a row receives, rng where chance comes from; only the golden tests
-    give some of their own.
+    rows: the prompts and, unless guidance is off, as many unconditional rows after them. rng: seeds and options of the
+    pictures. released: the mode of cross-attention, see `draw_codes`.
     """
-    schedule, count = transformer.schedule, len(seeds)
-    rng = rng or SampleRng(seeds, options)
-    state = transformer.begin(rows, source_B)
+    schedule, count, options = transformer.schedule, len(rng.seeds), rng.options
+    state = transformer.begin(rows, released=released)
     latent_BEhw = quantizer.empty_latent(count)
     input_BlE: Tensor | None = None
     codes: list[Tensor] = []
     for k in range(schedule.count):
-        strength = guidance_at(k, schedule.count, options.guidance, unguided_last, options.ramp)
-        if len(state.start_BlC) > count and (options.guidance == 0 or k >= schedule.count - unguided_last):
-            state = state.rows(slice(count))  # the unconditional rows are never needed again
-        twin = len(state.start_BlC) // count
-        hidden_RlC = transformer.step(None if input_BlE is None else input_BlE.repeat(twin, 1, 1), k, state)
+        strength = guidance_at(k, schedule.count, options.guidance_strength, unguided_last, options.guidance_ramp)
+        if len(state.start_BlC) > count and (options.guidance_scale == 1 or k >= schedule.count - unguided_last):
+            state = state.first(count)  # the unconditional rows are never needed again
+        cfg_rows = len(state.start_BlC) // count  # for each picture: 2 with guidance, else 1
+        hidden_RlC = transformer.step(None if input_BlE is None else input_BlE.repeat(cfg_rows, 1, 1), k, state)
         logits_RlV = transformer.logits(hidden_RlC, state.condition_BC)
-        logits_BlV = guide(logits_RlV, strength) if twin == 2 else logits_RlV
+        logits_BlV = guide(logits_RlV, strength) if cfg_rows == 2 else logits_RlV
         if stable is not None and stable.covers(k):
-            codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, 0.0 if twin == 1 else options.guidance, rng)
+            full_strength = 0.0 if cfg_rows == 1 else options.guidance_strength
+            codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, full_strength, rng)
         else:
             codes_Bl = rng.pick(rng.keep(logits_BlV, k / max(schedule.count - 1, 1)), k)
         if given is not None:

@@ -37,8 +37,9 @@ from star.model.transformer import NextScaleTransformer
 from star.tokenizer.portions import loaded_at_once
 from star.training.inputs import EncodedSet, Encoder
 from star.training.lora import PREFIX, mark, write_base
+from star.training.optimizers import parameter_groups
 from star.training.targets import scale_weights
-from star.training.train import drop_captions, parameter_groups
+from star.training.train import drop_captions
 from star.training.validation import Measured
 
 # Everything a block multiplies by; attention.py lets a wrapped layer compute by itself.
@@ -56,9 +57,9 @@ class FinetuneConfig:
     warmup: int = 20  # steps
     weight_decay: float = 0.01
     caption_dropout: float = 0.1
-    code_noise: float = 0.1  # see teaching.make_targets
+    code_noise: float = 0.1  # see targets.make_targets
     noise_neighbours: int = 32
-    scale_power: float = 0.75  # see teaching.scale_weights
+    scale_power: float = 0.75  # see targets.scale_weights
 
     def __post_init__(self) -> None:
         if self.lora < 0 or self.lr < 0:
@@ -88,15 +89,11 @@ def finetune(
     directory = ModelDirectory.read(base, family="star")
     generator = StarGenerator.from_directory(base)
     run = Run(out, config.run, to_dict(config) | {"model": mark(directory), "data": list(data)}, resume)
-    settings = DataConfig(
-        shards=_shards(data, run, generator.resolution[0]),
-        resolution=generator.resolution[0],
-        seed=config.run.seed,
-        cache=True,
-    )
+    side = generator.resolution[0]
+    settings = DataConfig(shards=_shards(data, run, side), resolution=side, seed=config.run.seed, cache=True)
     pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
     networks = (generator.tokenizer.to(run.device), generator.text_encoder.to(run.device))
-    loaded = loaded_at_once(generator.resolution[0])
+    loaded = loaded_at_once(side)
     everything = list(Pipeline(settings, batch_size=loaded).one_pass())
     encoder = EncodedSet(*networks, run.device, everything)
     measured = {"trained": Measured(encoder, iter(everything))}

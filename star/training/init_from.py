@@ -93,12 +93,12 @@ def _scale_of_codes(directory: ModelDirectory, tokenizer: MultiScaleTokenizer | 
     config, tensors = from_dict(TokenizerConfig, theirs.config, f"{place} config"), theirs.tensors()
     if codes_digest(config.at(tokenizer.schedule.sizes), tensors) == tokenizer.digest:
         return 1.0
-    anchored = tokenizer.anchored if isinstance(tokenizer, MultiScaleTokenizer) else None
+    anchored = tokenizer.aligned_to if isinstance(tokenizer, MultiScaleTokenizer) else None
     if anchored is not None and anchored.digest == codes_digest(config, tensors):
         return anchored.scale
     raise InputError(
         f"the tokenizer is not the one that {directory.path} was trained with, whose codes mean something else: "
-        f"give the one at {place}, the same weights on other scales, or one that was trained with --anchor={place}"
+        f"give the one at {place}, the same weights on other scales, or one that was trained with --align-to={place}"
     )
 
 

@@ -39,7 +39,7 @@ class TrainingInputs(Protocol):
     def tokenizer(self) -> MultiScaleTokenizer | QuantizerOnly: ...
 
     def targets(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Targets:
-        """What is taught of a batch, see teaching.make_targets."""
+        """Inputs and targets of teacher forcing for a batch, see targets.make_targets."""
         ...
 
     def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:
@@ -71,7 +71,7 @@ class Encoder:
             return torch.cat([self.tokenizer.image_to_latent(part.to(self.device)) for part in parts])
 
     def targets(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Targets:
-        """What is taught of a batch, see teaching.make_targets."""
+        """Inputs and targets of teacher forcing for a batch, see targets.make_targets."""
         latent_BEhw = self.latents(batch)
         return make_targets(self.tokenizer.quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
 

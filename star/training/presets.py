@@ -16,7 +16,7 @@ from star.convert.published import SIZES_256, SIZES_512, SIZES_1024, TEXT_ENCODE
 from star.generators.protocol import SampleOptions
 from star.generators.sample_prompts import PROMPTS
 from star.generators.training.run import RunConfig
-from star.training.train import TrainConfig
+from star.training.config import TrainConfig
 
 EMOJI_CPU = TrainConfig(
     run=RunConfig(
@@ -38,7 +38,9 @@ EMOJI_CPU = TrainConfig(
     noise_neighbours=32,
     compile=True,
     sample_prompts=(*PROMPTS[:-1], ""),
-    sample_options=SampleOptions(guidance=1.0, ramp=0.0, temperature=0.5, top_p=0.7, cooling=0.2),
+    sample_options=SampleOptions(
+        guidance_scale=2.0, guidance_ramp=0.0, temperature=0.5, top_p=0.7, temperature_decay=0.2
+    ),
     dtype="bfloat16",
     licence="MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0",
 )
@@ -75,7 +77,7 @@ _CURRICULUM = TrainConfig(
     precompute=False,
     workers=8,
     validate_every=5000,
-    sample_options=SampleOptions(guidance=4.0, top_k=4096, top_p=0.8),
+    sample_options=SampleOptions(guidance_scale=5.0, top_k=4096, top_p=0.8),
 )
 # The curated set has a size that was never told; here it counts as ten million, seen as often as was released.
 _CURATED = 10_000_000
@@ -175,7 +177,9 @@ PRESETS: dict[str, TrainConfig] = {
         code_noise=0.15,
         attention="sdpa",
         validate_every=1000,
-        sample_options=SampleOptions(guidance=1.0, ramp=0.0, temperature=0.7, top_p=0.8, cooling=0.2),
+        sample_options=SampleOptions(
+            guidance_scale=2.0, guidance_ramp=0.0, temperature=0.7, top_p=0.8, temperature_decay=0.2
+        ),
     ),
     "emoji-128": replace(
         EMOJI_CPU,  # 128 px on one GPU, to be ended by --run.minutes; at most 0.32 TFLOP a picture and 36 GB in all

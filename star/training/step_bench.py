@@ -22,10 +22,12 @@ from star.model.transformer import NextScaleTransformer
 from star.precomputed.dataset import EncodedReader, EncodedShards
 from star.precomputed.encode import encode
 from star.precomputed.format import encoding_of
+from star.training.config import TrainConfig
 from star.training.frozen_networks import FrozenNetworks
 from star.training.inputs import Encoder, TrainingInputs
+from star.training.optimizers import parameter_groups
 from star.training.targets import scale_weights
-from star.training.train import TrainConfig, compile_blocks, parameter_groups
+from star.training.train import compile_blocks
 
 WARM_UP = 3  # steps that are not counted: workers start, memory is allocated, blocks are compiled
 
@@ -114,14 +116,14 @@ def _measure(config: TrainConfig, shards: tuple[str, ...], workers: int, steps: 
         targets = training_inputs.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
         text = training_inputs.batch_text(batch, batch.prompts)
         _wait(targets.teacher_input_BlE)
-        taught = time.monotonic()
+        prepared = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             loss_BL = model(targets.teacher_input_BlE, text, codes_BL=targets.codes_BL)
         (loss_BL.mean(dim=0) * weights_L).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _wait(loss_BL)
-        marks.append((got - began, taught - got, time.monotonic() - began))
+        marks.append((got - began, prepared - got, time.monotonic() - began))
     waiting, teaching, total = (sum(part) for part in zip(*marks[WARM_UP:], strict=True))
     return StepShares(
         codes=encoding is not None,

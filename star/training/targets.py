@@ -1,4 +1,4 @@
-"""What the transformer is taught: inputs and targets of all scales, from a picture's latent.
+"""Teacher forcing: inputs and targets of all scales, from a picture's latent.
 
 B batch, L tokens of all scales, l of one scale, E code width, V codebook, h w finest latent grid, k scale index.
 """
@@ -12,8 +12,6 @@ from torch import Tensor
 
 from star.tokenizer.quantizer import Quantizer
 from star.tokenizer.scales import ScaleSchedule
-
-LOGITS = 2**30  # bytes: logits in float32, their log-softmax, and the gradients of both
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +99,6 @@ def draw_kept(schedule: ScaleSchedule, keep_last: float) -> Tensor | None:
         return None
     start = schedule.length - length
     return torch.cat((torch.arange(start), start + torch.randperm(length)[:kept].sort().values))
-
-
-def token_losses(logits_BLV: Tensor, codes_BL: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every token in nats, float32 (B, L)."""
-    flat = F.cross_entropy(
-        logits_BLV.flatten(0, 1).float(), codes_BL.flatten(), reduction="none", label_smoothing=label_smoothing
-    )
-    return flat.view(codes_BL.shape)
-
-
-def tokens_at_once(vocabulary: int) -> int:
-    """Tokens whose logits are computed together, so that these with all that their loss needs take 1 GiB."""
-    return max(1, LOGITS // (16 * vocabulary))
 
 
 def per_scale(loss_BL: Tensor, lengths: Sequence[int]) -> Tensor:

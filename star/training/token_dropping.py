@@ -27,7 +27,7 @@ class Part:
         return kept_lengths(self.schedule, self.keep_last)[: self.scales]
 
     def draw(self) -> Tensor | None:
-        """Which tokens of these scales take part in one step, see teaching.draw_kept; None is all of them."""
+        """Which tokens of these scales take part in one step, see targets.draw_kept; None is all of them."""
         return draw_kept(self.schedule, self.keep_last) if self.scales == self.schedule.count else None
 
 

@@ -9,28 +9,25 @@ Read from `train` downwards; the presets are in `presets.py`.
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor
 
 from star.data.errors import InputError
 from star.data.images import grid
-from star.data.loader.pipeline import Pipeline
+from star.data.loader.pipeline import Batch, Pipeline
 from star.data.shards.listing import list_shards
 from star.data.shards.splits import held_out_shards, training_sources
 from star.generator import StarGenerator
 from star.generators.config import to_dict
 from star.generators.pretrained import reference
-from star.generators.protocol import SampleOptions
-from star.generators.training.data_feed import Feed, FeedConfig, Keep
+from star.generators.training.data_feed import Feed, Sources
 from star.generators.training.ema import MovingAverage
-from star.generators.training.muon import Muon, matrix_groups
 from star.generators.training.run import Run
 from star.generators.training.schedule import lr_at, set_lr
 from star.model.attention_backends import refuse_untrainable
@@ -39,138 +36,14 @@ from star.planning.flops import mean, work
 from star.precomputed.dataset import EncodedReader, EncodedShards
 from star.precomputed.format import encoding_of
 from star.tokenizer.portions import loaded_at_once
-from star.tokenizer.scales import ScaleSchedule
+from star.training.config import TrainConfig
 from star.training.frozen_networks import FrozenNetworks
-from star.training.init_from import continued, start_from
+from star.training.init_from import start_from
 from star.training.inputs import EncodedSet, Encoder, TrainingInputs, encoded_bytes
+from star.training.optimizers import make_optimizers
 from star.training.targets import per_scale, scale_weights
-from star.training.token_dropping import ScaleCurriculum
+from star.training.token_dropping import Part
 from star.training.validation import Validation, is_held_out, shared_out
-
-# Weight decay pulls towards zero what should be: matrices. Not biases, nor what is added or multiplied as it stands.
-UNDECAYED = ("bias", "log_scale", "start_position", "position_embedding", "level_embedding.weight", "modulation_offset")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig(FeedConfig):
-    """Everything that decides what a run learns. Scales, codebook and text width come with the frozen networks."""
-
-    tokenizer: str  # model directory
-    text_encoder: str  # directory or hub id
-    init_from: str = ""  # a STAR model directory to start from; width, depth and heads are then its own
-    width: int = 512
-    depth: int = 8
-    heads: int = 8
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see backends.py
-    checkpointing: bool = False  # blocks are computed twice, and only their inputs kept in between
-    drop_path: float = 0.0
-    head_float32: bool = True
-    optimizer: Literal["adamw", "muon"] = (
-        "adamw"  # muon: for the matrices of the blocks, see generators/training/muon.py
-    )
-    lr: float = 1e-4
-    matrix_lr: float = 1.0  # of lr: the rate of what muon moves
-    warmup: int = 100  # steps
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    lr_floor: float = 0.01  # of lr, at the end
-    lr_hold: float = 0.0  # share of the steps after the warm-up that stay at lr
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    ema: float = 0.999
-    ema_warmup: bool = False  # step n averages with at most (n + 1) / (n + 10), so that the first steps are forgotten
-    caption_dropout: float = 0.1  # share of captions replaced by the empty prompt, which guidance needs
-    caption_dropout_above: int = 0  # characters: shorter captions are never replaced
-    code_noise: float = 0.0  # see teaching.make_targets
-    noise_neighbours: int = 0
-    label_smoothing: float = 0.0
-    scale_power: float = 1.0  # see teaching.scale_weights
-    keep_last_scale: float = 1.0  # share of the finest scale's tokens that a step computes, see teaching.draw_kept
-    whole_last: float = 0.0  # share of the steps, at the end, that compute all of them
-    coarse_scales: int = 0  # so many of the scales are all that most steps before those compute
-    coarse_steps: float = 0.0  # the share of the steps that do
-    compile: bool = (
-        False  # the blocks, by torch.compile: 1.3 times as fast on a CPU, after ten seconds; needs g++ there
-    )
-    precompute: Keep = "auto"  # latents and text features once, in memory, or batch by batch; auto: by an estimate
-    held_out: float = 0.02  # share of the pictures never trained on, where no validation shards are given
-    validation: tuple[str, ...] = ()  # shards; empty: those of the data that are named as held out
-    validation_pictures: int = 1024  # at most
-    validate_every: int = 500  # steps
-    sample_prompts: tuple[str, ...] = ()
-    sample_options: SampleOptions = field(default_factory=SampleOptions)  # recommended by the model directory
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights
-    bring_along: bool = True  # False: the model directory refers to tokenizer and text encoder where they lie
-    licence: str = ""
-
-    def __post_init__(self) -> None:
-        shares = ("dropout", "drop_path", "caption_dropout", "code_noise", "label_smoothing", "held_out", "ema")
-        for name in (*shares, "lr_hold"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1: correct it")
-        if not 0 < self.keep_last_scale <= 1:
-            raise InputError(
-                f"keep_last_scale is {self.keep_last_scale}, expected a share above 0 and up to 1: correct it"
-            )
-        for name in ("whole_last", "coarse_steps"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected a share from 0 to 1: correct it")
-        if self.coarse_scales < 0 or (self.coarse_steps > 0) != (self.coarse_scales > 0):
-            raise InputError(
-                f"coarse_scales is {self.coarse_scales} and coarse_steps {self.coarse_steps}, expected both positive, "
-                "or both 0: correct one of them"
-            )
-        if self.optimizer == "muon" and self.run.sharding != "none":
-            raise InputError(
-                "optimizer is muon, which needs whole matrices, expected adamw where run.sharding is "
-                f"{self.run.sharding}: change one of them"
-            )
-        if self.matrix_lr <= 0:
-            raise InputError(f"matrix_lr is {self.matrix_lr}, expected a positive share of lr: correct it")
-        if self.lr <= 0 or self.validate_every < 1:
-            raise InputError(
-                f"lr is {self.lr} and validate_every {self.validate_every}, expected both positive: correct them"
-            )
-
-    def curriculum(self, schedule: ScaleSchedule) -> ScaleCurriculum:
-        """What each step computes. Raises InputError if there are too few scales for it."""
-        if self.coarse_scales >= schedule.count:
-            raise InputError(
-                f"coarse_scales is {self.coarse_scales}, but the tokenizer has {schedule.count} scales: give fewer"
-            )
-        return ScaleCurriculum(schedule, self.keep_last_scale, self.whole_last, self.coarse_scales, self.coarse_steps)
-
-    def network(self, frozen: FrozenNetworks) -> TransformerConfig:
-        """The transformer that fits the frozen networks."""
-        tokenizer = frozen.tokenizer
-        fresh = self.fresh_network(
-            sizes=tokenizer.schedule.sizes,
-            vocabulary=tokenizer.vocabulary,
-            code_width=tokenizer.code_width,
-            text_width=frozen.text_encoder.width,
-        )
-        return continued(self.init_from, fresh) if self.init_from else fresh
-
-    def fresh_network(
-        self, *, sizes: tuple[int, ...], vocabulary: int, code_width: int, text_width: int
-    ) -> TransformerConfig:
-        """The transformer for networks of these shapes, wherever its weights start."""
-        return TransformerConfig(
-            sizes=sizes,
-            vocabulary=vocabulary,
-            code_width=code_width,
-            text_width=text_width,
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            drop_path=self.drop_path,
-            attention=self.attention,
-            checkpointing=self.checkpointing,
-            head_float32=self.head_float32,
-        )
 
 
 def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
@@ -190,34 +63,18 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     frozen = FrozenNetworks(config.tokenizer, config.text_encoder, encoding)
     network = config.network(frozen)
     curriculum = config.curriculum(network.schedule)
-    feed = Feed(
-        config,
-        sources,
-        out,
-        resume=resume,
-        resolution=frozen.tokenizer.resolution,
-        keep="precompute",
-        more_bytes=partial(encoded_bytes, frozen, shards[0]),
-        reader=None if encoding is None else EncodedReader(encoding.config),
-    )
+    feed = make_feed(config, sources, out, frozen, resume)
     config = feed.config
     names = feed.names | {"network": to_dict(network), "digests": frozen.digests}
     run = Run(out, config.run, to_dict(config) | names, resume)
-
-    model = NextScaleTransformer(network)
-    if config.init_from:
-        run.say(start_from(model, config.init_from, frozen.tokenizer))
-    ema = MovingAverage(model, lambda: ema_decay(run.step, config.ema, config.ema_warmup))
+    model, ema, optimizers = make_networks(config, run, network, frozen)
     smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
-    run.distribute(smooth, smooth.blocks, learns=False)
-    model = run.distribute(model, model.blocks)
-    optimizers = make_optimizers(config, run.unwrap(model))
-    run.track(model=model, ema=ema, **optimizers)
-    run.restore()
 
     pipeline, encoder, validation = prepare_data(config, feed, frozen, run)
-    words = frozen.text_encoder.max_tokens
-    done = mean((work(network, part.lengths, words), share) for part, share in curriculum.shares().items())
+    done = mean(
+        (work(network, part.lengths, frozen.text_encoder.max_tokens), share)
+        for part, share in curriculum.shares().items()
+    )
     run.throughput.flops_per_image = done.forward + done.backward  # what is computed a second time is no use
     batches = feed.batches(run, pipeline)
     weights = {part: scale_weights(part.lengths, config.scale_power).to(run.device) for part in curriculum.shares()}
@@ -225,41 +82,10 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         compile_blocks(run.unwrap(model), run.device)
     model.train()
     for step in run.steps():
-        lr = lr_at(
-            step,
-            peak=config.lr,
-            steps=run.total_steps,
-            warmup=config.warmup,
-            shape=config.schedule,
-            floor=config.lr_floor,
-            hold=config.lr_hold,
-        )
-        for optimizer in optimizers.values():
-            set_lr(optimizer, lr)
+        lr = set_rates(config, run, optimizers, step)
         part = curriculum.at(step, run.total_steps)
         for _ in run.micro_steps(model):
-            batch = validation.without_held_out(next(batches))
-            targets = encoder.targets(
-                batch, noise=config.code_noise, neighbours=config.noise_neighbours, scales=part.scales
-            )
-            prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
-            text = encoder.batch_text(batch, prompts)
-            kept_L, codes_BL = part.draw(), targets.codes_BL
-            if kept_L is not None:
-                kept_L = kept_L.to(run.device)
-                codes_BL = codes_BL[:, kept_L]
-            with run.autocast():
-                loss_BL = model(
-                    targets.teacher_input_BlE,
-                    text,
-                    kept_L=kept_L,
-                    codes_BL=codes_BL,
-                    label_smoothing=config.label_smoothing,
-                )
-            loss = (loss_BL.mean(dim=0) * weights[part]).sum()
-            run.backward(loss)
-            losses = {f"loss_scale/{k}": value for k, value in enumerate(per_scale(loss_BL, part.lengths))}
-            run.log({"loss": loss.detach()} | losses, images=len(batch))
+            learn(config, run, model, encoder, validation.without_held_out(next(batches)), part, weights[part])
         run.log({"grad_norm": run.clip(model.parameters()), "lr": lr})
         for optimizer in optimizers.values():
             optimizer.step()
@@ -276,6 +102,87 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         save(config, frozen.generator(whole), out / "model", card(config, run, validation))
         run.say(pipeline.report.text())
     return out / "model"
+
+
+def make_feed(
+    config: TrainConfig,
+    sources: Sources,
+    out: Path,
+    frozen: FrozenNetworks,
+    resume: bool,
+) -> Feed[TrainConfig]:
+    """The stream of training pictures, or of what was encoded of them."""
+    first = sources[0][0][0]
+    return Feed(
+        config,
+        sources,
+        out,
+        resume=resume,
+        resolution=frozen.tokenizer.resolution,
+        keep="precompute",
+        more_bytes=partial(encoded_bytes, frozen, first),
+        reader=None if frozen.encoding is None else EncodedReader(frozen.encoding.config),
+    )
+
+
+def make_networks(
+    config: TrainConfig, run: Run, network: TransformerConfig, frozen: FrozenNetworks
+) -> tuple[NextScaleTransformer, MovingAverage, dict[str, torch.optim.Optimizer]]:
+    """The transformer, its moving average and its optimizers, distributed, and as the run's checkpoint has them."""
+    model = NextScaleTransformer(network)
+    if config.init_from:
+        run.say(start_from(model, config.init_from, frozen.tokenizer))
+    ema = MovingAverage(model, lambda: ema_decay(run.step, config.ema, config.ema_warmup))
+    smooth: NextScaleTransformer = ema.module  # type: ignore[assignment]
+    run.distribute(smooth, smooth.blocks, learns=False)
+    model = run.distribute(model, model.blocks)
+    optimizers = make_optimizers(config, run.unwrap(model))
+    run.track(model=model, ema=ema, **optimizers)
+    run.restore()
+    return model, ema, optimizers
+
+
+def set_rates(config: TrainConfig, run: Run, optimizers: Mapping[str, torch.optim.Optimizer], step: int) -> float:
+    """Gives the optimizers the rate of this step, and returns it."""
+    lr = lr_at(
+        step,
+        peak=config.lr,
+        steps=run.total_steps,
+        warmup=config.warmup,
+        shape=config.schedule,
+        floor=config.lr_floor,
+        hold=config.lr_hold,
+    )
+    for optimizer in optimizers.values():
+        set_lr(optimizer, lr)
+    return lr
+
+
+def learn(
+    config: TrainConfig,
+    run: Run,
+    model: NextScaleTransformer,
+    encoder: TrainingInputs,
+    batch: Batch,
+    part: Part,
+    weights_L: Tensor,
+) -> None:
+    """Gradients of one batch: teacher forcing on the scales and tokens that take part, each with its weight."""
+    targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours, scales=part.scales)
+    prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
+    text = encoder.batch_text(batch, prompts)
+    kept_L, codes_BL = part.draw(), targets.codes_BL
+    if kept_L is not None:
+        kept_L = kept_L.to(run.device)
+        codes_BL = codes_BL[:, kept_L]
+    with run.autocast():
+        loss_BL = model(
+            targets.teacher_input_BlE, text, kept_L=kept_L, codes_BL=codes_BL, label_smoothing=config.label_smoothing
+        )
+    loss = (loss_BL.mean(dim=0) * weights_L).sum()
+    run.backward(loss)
+    losses = {f"loss_scale/{k}": value for k, value in enumerate(per_scale(loss_BL, part.lengths))}
+    run.log({"loss": loss.detach()} | losses, images=len(batch))
 
 
 def measure(run: Run, smooth: NextScaleTransformer, validation: Validation, step: int) -> None:
@@ -316,33 +223,6 @@ def compile_blocks(model: NextScaleTransformer, device: torch.device) -> None:
         raise InputError("compile=true needs a C++ compiler on the CPU, found none: install g++, or set compile=false")
     for block in model.blocks:
         block.compile()
-
-
-def make_optimizers(config: TrainConfig, model: NextScaleTransformer) -> dict[str, torch.optim.Optimizer]:
-    """AdamW for everything, or beside it Muon for the matrices of the blocks; by the names they are saved under."""
-    groups = matrix_groups(model.blocks, config.weight_decay) if config.optimizer == "muon" else []
-    matrices = [group | {"lr_scale": config.matrix_lr} for group in groups]
-    taken = {id(weight) for group in matrices for weight in group["params"]}
-    rest = parameter_groups(model, config.weight_decay)
-    for group in rest:
-        group["params"] = [weight for weight in group["params"] if id(weight) not in taken]
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "optimizer": torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True)
-    }
-    if matrices:
-        optimizers["matrix_optimizer"] = Muon(matrices, lr=config.lr)
-    return optimizers
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW of what is trained: what decays, and what does not (UNDECAYED, all of one dimension)."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        spare = parameter.ndim <= 1 or name.endswith(UNDECAYED)
-        if parameter.requires_grad:
-            (spared if spare else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
 def drop_captions(prompts: Sequence[str], share: float, *, above: int = 0) -> list[str]:

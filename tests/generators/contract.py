@@ -108,7 +108,11 @@ def refuses_impossible_requests(family: type[Family]) -> None:
 def takes_options(family: type[Family]) -> None:
     """Every option is accepted by every family; extremes still draw."""
     generator = family.for_test()
-    for options in (SampleOptions(guidance=0.0), SampleOptions(top_k=1), SampleOptions(truncation=0.0, top_p=0.5)):
+    for options in (
+        SampleOptions(guidance_scale=1.0),
+        SampleOptions(top_k=1),
+        SampleOptions(truncation=0.0, top_p=0.5),
+    ):
         pixels_B3HW = generator.generate(prompts_for(generator)[:1], seeds=[1], options=options)
         assert pixels_B3HW.dtype == torch.uint8
 

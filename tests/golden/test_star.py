@@ -15,7 +15,7 @@ from star.generators.protocol import SampleOptions
 from star.model.block import Block
 from star.model.rope import Rotation, rotate, scale_rotation
 from star.model.transformer import NextScaleTransformer, TransformerConfig
-from star.sampling.sampler import draw_codes, draw_pass, filter_logits, join
+from star.sampling.sampler import SampleRng, draw_codes, draw_pass, filter_logits, join
 from star.tokenizer.convert import config_of
 from star.tokenizer.convert import rename as rename_tokenizer
 from star.tokenizer.tokenizer import MultiScaleTokenizer
@@ -93,7 +93,7 @@ def without_key_bias(model: NextScaleTransformer) -> NextScaleTransformer:
 
 def options(case: Case) -> SampleOptions:
     given = case.json["ar"]
-    return SampleOptions(guidance=given["cfg"], top_k=given["top_k"], top_p=given["top_p"])
+    return SampleOptions(guidance_scale=1 + given["cfg"], top_k=given["top_k"], top_p=given["top_p"])
 
 
 def compare_drawing(case: Case, prefix: str, drawn: tuple[list[Tensor], Tensor], logits: list[Tensor]) -> None:
@@ -167,8 +167,17 @@ class TestVar:
 
 
 def batch_source(behaviour: str, rows: int) -> Tensor | None:
-    """Upstream's literal batching: every row receives what row 0 read. Reached from here only."""
+    """Upstream's literal batching: every row receives what row 0 read."""
     return torch.zeros(rows, dtype=torch.long) if behaviour == "released" else None
+
+
+def reading_from(model: NextScaleTransformer, source_B: Tensor | None) -> NextScaleTransformer:
+    """The network, whose rows receive from now on the cross-attention output of these rows; None: their own."""
+    for block in model.blocks if source_B is not None else ():
+        assert isinstance(block, Block)
+        assert block.cross_attention is not None
+        block.cross_attention.register_forward_hook(lambda _module, _given, read_BlC: read_BlC[source_B])
+    return model
 
 
 @pytest.mark.parametrize("path", cases("star", "star"))
@@ -178,12 +187,12 @@ class TestStar:
         case = Case(path)
         model, inputs = transformer(case), case["in/x_BLCv_wo_first_l"]
         close(model(inputs[:1], text_rows(case, 0)), case[f"out/{behaviour}/logits_b1"], 1e-4)
-        source = batch_source(behaviour, 2)
-        logits_BLV = model(inputs, text_rows(case, 0, 1), source)
+        reading_from(model, batch_source(behaviour, 2))
+        logits_BLV = model(inputs, text_rows(case, 0, 1))
         close(logits_BLV, case[f"out/{behaviour}/logits_b2"], 1e-4)
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), case["in/target_idx"].flatten())
         close(loss.reshape(1), case[f"out/{behaviour}/ce_mean_b2"], 1e-5)
-        swapped = model(inputs.flip(0), text_rows(case, 1, 0), source).flip(0)
+        swapped = model(inputs.flip(0), text_rows(case, 1, 0)).flip(0)
         close(swapped, case[f"out/{behaviour}/logits_b2_swapped_rows"], 1e-4)
 
     def test_variants(self, path: Path) -> None:
@@ -217,12 +226,10 @@ class TestStar:
     def test_drawing(self, path: Path, behaviour: str, prompts: int) -> None:
         case, logits = Case(path), []
         drawn = draw_pass(
-            transformer(case),
+            reading_from(transformer(case), batch_source(behaviour, 2 * prompts)),
             tokenizer(case).quantizer,
             join(text_rows(case, *range(prompts)), text_rows(case, 2)),
-            seeds=range(prompts),
-            options=options(case),
-            source_B=batch_source(behaviour, 2 * prompts),
+            SampleRng(range(prompts), options(case)),
             watch=lambda k, logits_BlV, codes_Bl: logits.append(logits_BlV),
         )
         compare_drawing(case, f"out/{behaviour}/ar_b{prompts}_", drawn, logits)
@@ -256,8 +263,8 @@ class TestStar:
 def test_gradients(path: Path, behaviour: str) -> None:
     case = Case(path)
     base = case.sibling(case.json["uses_case"])
-    model = transformer(base)
-    logits_BLV = model(base["in/x_BLCv_wo_first_l"], text_rows(base, 0, 1), batch_source(behaviour, 2))
+    model = reading_from(transformer(base), batch_source(behaviour, 2))
+    logits_BLV = model(base["in/x_BLCv_wo_first_l"], text_rows(base, 0, 1))
     loss = F.cross_entropy(logits_BLV.flatten(0, 1), base["in/target_idx"].flatten())
     close(loss.detach().reshape(1), case[f"out/{behaviour}/loss"], 1e-5)
     loss.backward()

@@ -17,7 +17,7 @@ from star.sampling.masked_decoding import MaskedDecoder, PartialScale, unmask_co
 from star.sampling.sampler import SampleRng, draw_pass, join
 from star.tokenizer.quantizer import Quantizer
 from tests.golden.cases import Case, cases, close
-from tests.golden.test_star import batch_source, text_rows, tokenizer, transformer_config
+from tests.golden.test_star import batch_source, reading_from, text_rows, tokenizer, transformer_config
 
 
 def refiner_config(case: Case) -> RefinerConfig:
@@ -47,7 +47,7 @@ def networks(case: Case) -> tuple[NextScaleTransformer, Refiner]:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredDice(SampleRng):
+class StoredNoise(SampleRng):
     """The official draws: the likeliest code after adding stored noise to the log-probabilities."""
 
     case: Case
@@ -98,7 +98,7 @@ class TestStableSampler:
         quantizer = tokenizer(case).quantizer
         teacher_input = quantizer.teacher_input(model.schedule.split(case["in/target_idx"]))
         text = text_rows(case, 0, 1)
-        hidden_BLC, _ = model.hidden(teacher_input, text, batch_source(behaviour, 2))
+        hidden_BLC, _ = reading_from(model, batch_source(behaviour, 2)).hidden(teacher_input, text)
         if f"out/{behaviour}/base_logits_b2" in case.tensors:
             close(model.logits(hidden_BLC), case[f"out/{behaviour}/base_logits_b2"], 1e-4)
         logits_BlV, codes_Bl, known_Bl = teacher_forced(case, refiner, hidden_BLC, text)
@@ -118,17 +118,14 @@ class TestStableSampler:
         model, refiner = networks(case)
         own = tokenizer(case)
         stable = Recorded(refiner, own.quantizer)
-        options = SampleOptions(guidance=given["cfg"], top_k=given["top_k"], top_p=given["top_p"])
+        options = SampleOptions(guidance_scale=1 + given["cfg"], top_k=given["top_k"], top_p=given["top_p"])
         count = given["B"]
         codes, latent_BEhw = draw_pass(
-            model,
+            reading_from(model, batch_source(given["behaviour"], 2 * count)),
             own.quantizer,
             join(text_rows(case, *range(count)), text_rows(case, 2)),
-            seeds=range(count),
-            options=options,
-            source_B=batch_source(given["behaviour"], 2 * count),
+            StoredNoise(range(count), options, case),
             stable=stable,
-            rng=StoredDice(range(count), options, case),
         )
         for k, codes_Bl in enumerate(codes):
             assert torch.equal(codes_Bl, case[f"out/ar_idx_{k}"]), f"codes of scale {k}"
@@ -145,7 +142,7 @@ class TestStableSampler:
         model, refiner = networks(case)
         teacher_input = tokenizer(case).quantizer.teacher_input(model.schedule.split(case["in/target_idx"]))
         text = text_rows(case, 0, 1)
-        hidden_BLC, _ = model.hidden(teacher_input, text, batch_source("released", 2))
+        hidden_BLC, _ = reading_from(model, batch_source("released", 2)).hidden(teacher_input, text)
         refiner.merge.weight[0] *= 1.1
         with pytest.raises(AssertionError, match="largest gap"):
             close(teacher_forced(case, refiner, hidden_BLC, text)[0], case["out/released/sampler_logits_b2"], 1e-4)

@@ -91,7 +91,7 @@ def test_networks_that_do_not_fit_are_refused() -> None:
 
 def test_an_empty_request_and_an_empty_prompt(generator: StarGenerator) -> None:
     assert generator.generate([], seeds=[]).shape == (0, 3, *generator.resolution)
-    plain = SampleOptions(guidance=0.0)
+    plain = SampleOptions(guidance_scale=1.0)
     unconditional = generator.generate([""], seeds=[3], options=plain)
     assert torch.equal(generator.generate([""], seeds=[3], options=plain), unconditional)
     assert unconditional.float().std() > 0

@@ -15,7 +15,7 @@ from star.generators.protocol import SampleOptions
 from star.generators.registry import build
 from star.pipeline import Pipeline
 
-OPTIONS = SampleOptions(guidance=1.0, top_p=0.9)
+OPTIONS = SampleOptions(guidance_scale=2.0, top_p=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,12 @@ def test_outputs_are_in_the_usual_ranges(pipe: Pipeline) -> None:
 
 
 def test_guidance_scale_is_the_usual_one(pipe: Pipeline) -> None:
-    assert pipe("a dog", seed=1, guidance_scale=1).options.guidance == 0
+    assert pipe("a dog", seed=1, guidance_scale=1).options.guidance_scale == 1
     strong = pipe("a dog", seed=1, guidance_scale=4.0)
-    assert strong.options.guidance == 3.0
+    assert strong.options.guidance_scale == 4.0
     assert torch.equal(
-        strong.pixels, pipe.generator.generate(["a dog"], seeds=[1], options=SampleOptions(guidance=3.0, top_p=0.9))
+        strong.pixels,
+        pipe.generator.generate(["a dog"], seeds=[1], options=SampleOptions(guidance_scale=4.0, top_p=0.9)),
     )
 
 

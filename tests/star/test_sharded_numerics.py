@@ -19,10 +19,10 @@ from star.data.loader.batch import Batch
 from star.data.text import TextFeatures
 from star.data.tiny import tiny_text_encoder
 from star.generators.training.run import RunConfig
+from star.model.losses import token_losses
 from star.model.transformer import NextScaleTransformer
 from star.tiny import CODE_WIDTH, VOCABULARY, tiny_tokenizer, tiny_transformer
 from star.training.inputs import Encoder
-from star.training.targets import token_losses
 from star.training.validation import Measured
 
 BATCH, WORDS, WORLD, STEPS, PICTURES = 8, 6, 2, 4, 5

@@ -282,7 +282,9 @@ def test_a_device_that_is_not_there_is_told_first(device: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "-1"])
-@pytest.mark.parametrize("option", ["guidance", "ramp", "top-p", "truncation", "temperature", "cooling"])
+@pytest.mark.parametrize(
+    "option", ["guidance-scale", "guidance-ramp", "top-p", "truncation", "temperature", "temperature-decay"]
+)
 def test_impossible_options_are_refused(option: str, value: str, capsys: pytest.CaptureFixture) -> None:
     assert run("sample", "a cat", *MODEL, f"--{option}={value}") == 2
     error = capsys.readouterr().err
@@ -303,7 +305,10 @@ def test_the_ends_of_the_ranges_draw(tmp_path: Path) -> None:
     from star.generators.registry import build
 
     generator = build("star-test")
-    for options in (SampleOptions(guidance=1e4, temperature=1e-6), SampleOptions(temperature=1e6, top_p=1e-9)):
+    for options in (
+        SampleOptions(guidance_scale=10001.0, temperature=1e-6),
+        SampleOptions(temperature=1e6, top_p=1e-9),
+    ):
         assert generator.generate(["a cat"], seeds=[2**63 - 1], options=options).dtype == torch.uint8
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer anchored to another: its coarse codes keep their meaning, and a transformer may change over to it."""
+"""A tokenizer aligned to another: its coarse codes keep their meaning, and a transformer may change over to it."""
 
 import json
 from dataclasses import replace
@@ -12,12 +12,13 @@ from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards.listing import list_shards
 from star.generators.training.run import RunConfig
-from star.tokenizer.align import Anchor, alignment_loss
+from star.tokenizer.align import AlignmentTeacher, alignment_loss
 from star.tokenizer.codebook import CodebookConfig, CodebookTrainer
+from star.tokenizer.config import TokenizerTrainConfig
 from star.tokenizer.presets import PRESETS
 from star.tokenizer.quantizer import Quantizer, QuantizerConfig
 from star.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
-from star.tokenizer.train import TokenizerTrainConfig, train
+from star.tokenizer.train import train
 
 # The preset "test" makes 2 of 16 pixels (8 a cell and 4 a patch); the finer one has cells of half the side.
 OLD = replace(PRESETS["test"].network, quantizer=QuantizerConfig(vocabulary=32, code_width=8, sizes=(1, 2)))
@@ -50,44 +51,46 @@ def test_the_finer_tokenizer_learns_to_say_what_the_old_one_said(shards: Path, o
         pairs = [(tokenizer.image_to_latent(part), teacher.image_to_latent(part) / scale) for part in parts]
         return sum(float(alignment_loss(*pair)) for pair in pairs) / len(pairs)
 
-    anchor = Anchor(str(old), FINE, torch.device("cpu"), keep=False)
-    scale = anchor.mark.scale
-    fine = config(network=FINE, anchor=str(old), anchor_weight=2.0, lr=3e-3, codebook=CodebookConfig(hold=10_000))
+    first = AlignmentTeacher(str(old), FINE, torch.device("cpu"), keep=False)
+    scale = first.mark.scale
+    fine = config(network=FINE, align_to=str(old), align_weight=2.0, lr=3e-3, codebook=CodebookConfig(hold=10_000))
     directory = train(
         replace(fine, run=replace(fine.run, steps=200)), data=[str(shards / "train")], out=tmp_path, resume=False
     )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0]["loss_anchor"] > 0.9
-    assert lines[-1]["loss_anchor"] < 0.2
-    anchored = MultiScaleTokenizer.from_directory(directory)
+    assert lines[0]["loss_alignment"] > 0.9
+    assert lines[-1]["loss_alignment"] < 0.2
+    aligned = MultiScaleTokenizer.from_directory(directory)
     with torch.no_grad():
-        assert distance(anchored) < 0.2 < 0.9 < distance(MultiScaleTokenizer(FINE).eval())
+        assert distance(aligned) < 0.2 < 0.9 < distance(MultiScaleTokenizer(FINE).eval())
 
     teacher = MultiScaleTokenizer.from_directory(old)
-    mark = anchored.anchored
+    mark = aligned.aligned_to
     assert mark is not None
     assert mark.digest == teacher.digest
     torch.testing.assert_close(
-        anchored.quantizer.codebook.weight * mark.scale, teacher.quantizer.codebook.weight, rtol=1e-2, atol=1e-4
+        aligned.quantizer.codebook.weight * mark.scale, teacher.quantizer.codebook.weight, rtol=1e-2, atol=1e-4
     )
-    assert anchored.quantizer.codebook.weight.square().mean().sqrt() == pytest.approx(1, abs=0.01)
+    assert aligned.quantizer.codebook.weight.square().mean().sqrt() == pytest.approx(1, abs=0.01)
 
 
-def test_without_an_anchor_the_model_is_not_marked(old: Path) -> None:
-    assert MultiScaleTokenizer.from_directory(old).anchored is None
+def test_without_alignment_the_model_is_not_marked(old: Path) -> None:
+    assert MultiScaleTokenizer.from_directory(old).aligned_to is None
 
 
 def test_latents_that_were_kept_are_those_computed(shards: Path, old: Path) -> None:
     settings = DataConfig(shards=tuple(list_shards([str(shards / "train")])), resolution=16)
     batch = next(Pipeline(settings, batch_size=8).one_pass())
-    keeps, computes = (Anchor(str(old), FINE, torch.device("cpu"), keep=keep) for keep in (True, False))
+    keeps, computes = (AlignmentTeacher(str(old), FINE, torch.device("cpu"), keep=keep) for keep in (True, False))
     computed = computes.latents(batch)
     teacher = MultiScaleTokenizer.from_directory(old)
     torch.testing.assert_close(computed * computes.mark.scale, teacher.image_to_latent(batch.image_B3HW))
     first = keeps.latents(batch)
     torch.testing.assert_close(first, computed)
     assert torch.equal(keeps.latents(batch), first)
-    again = Anchor(str(old), FINE, torch.device("cpu"), keep=True)  # as a resumed run has it, in other company
+    again = AlignmentTeacher(
+        str(old), FINE, torch.device("cpu"), keep=True
+    )  # as a resumed run has it, in other company
     assert torch.equal(again.latents(batch.pick([5, 2])), first[[5, 2]])
     assert torch.equal(again.latents(batch), first)
     assert alignment_loss(torch.nn.functional.interpolate(computed, scale_factor=2.0), computed) < 1e-12
@@ -104,7 +107,7 @@ def test_latents_that_were_kept_are_those_computed(shards: Path, old: Path) -> N
 )
 def test_tokenizers_that_cannot_agree_are_refused(old: Path, network: TokenizerConfig, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        Anchor(str(old), network, torch.device("cpu"), keep=False)
+        AlignmentTeacher(str(old), network, torch.device("cpu"), keep=False)
 
 
 def test_a_known_codebook_is_held_and_then_moves_slowly() -> None:

@@ -1,4 +1,4 @@
-"""How codes move, die and are reborn: each rule by its own arithmetic.
+"""How codes move, die and restart: each rule by its own arithmetic.
 
 K scales, V codebook, E code width.
 """
@@ -14,7 +14,7 @@ from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, Usage, coun
 from star.tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
 
 SIZES, VOCABULARY = (1, 2, 4), 8
-CALM = CodebookConfig(decay=0.75, restart_below=0.0, scale_floor=0.0)  # nothing is reborn
+CALM = CodebookConfig(decay=0.75, restart_below=0.0, scale_floor=0.0)  # nothing restarts
 
 
 def quantizer_of(seed: int = 0) -> Quantizer:
@@ -208,3 +208,14 @@ def test_codes_are_counted_by_scale() -> None:
     counts = count_codes([torch.tensor([[2], [2]]), torch.tensor([[0, 1], [1, 3]])], 5)
     assert counts.tolist() == [[0, 0, 2, 0, 0], [1, 2, 0, 1, 0]]
     assert counts.dtype == torch.float64
+
+
+def test_statistics_of_earlier_checkpoints_are_read() -> None:
+    quantizer = Quantizer(QuantizerConfig(vocabulary=4, code_width=2, sizes=(1, 2)))
+    trainer = CodebookTrainer(quantizer, CALM)
+    trainer.cluster_size_V.copy_(torch.arange(4.0))
+    trainer.cooldown_V.fill_(3)
+    names = {"cluster_size_V": "votes_V", "cooldown_V": "grace_V"}
+    other = CodebookTrainer(quantizer, CALM)
+    other.load_state_dict({names.get(name, name): value for name, value in trainer.state_dict().items()})
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in trainer.state_dict().items())

@@ -16,10 +16,12 @@ from star.cli import main
 from star.data.errors import InputError
 from star.generators.gan.discriminators.stylegan2 import StyleGan2DiscriminatorConfig
 from star.generators.training.run import RunConfig
+from star.tokenizer.adversary import make_discriminator
+from star.tokenizer.config import TokenizerTrainConfig
 from star.tokenizer.losses import FeatureDistance, perceptual_distance, picture_scale
 from star.tokenizer.lpips import PLACES, STAGES, Lpips, convert_lpips
 from star.tokenizer.presets import PRESETS
-from star.tokenizer.train import TokenizerTrainConfig, make_discriminator, train
+from star.tokenizer.train import train
 
 # Of VGG16's thirty-one layers: where torchvision has its convolutions, and after which LPIPS reads.
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -203,7 +205,7 @@ def config(**changes: object) -> TokenizerTrainConfig:
 def test_a_tokenizer_learns_against_an_augmented_discriminator(
     adversary: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import star.tokenizer.train as module
+    import star.tokenizer.adversary as module
 
     seen: list[tuple[int, str]] = []
 

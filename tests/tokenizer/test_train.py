@@ -13,11 +13,12 @@ from star.data.errors import InputError
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
 from star.generators.training.run import RunConfig
 from star.tokenizer.autoencoder import DetailConfig
+from star.tokenizer.config import TokenizerTrainConfig
 from star.tokenizer.losses import FeatureDistance
 from star.tokenizer.metrics import measure, psnr_B
 from star.tokenizer.presets import PRESETS
 from star.tokenizer.tokenizer import MultiScaleTokenizer
-from star.tokenizer.train import TokenizerTrainConfig, _initial, jittered, train
+from star.tokenizer.train import _initial, jittered, train
 
 
 def config(**changes: object) -> TokenizerTrainConfig:

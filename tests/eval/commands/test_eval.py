@@ -124,7 +124,7 @@ def test_the_command_draws_scores_and_continues(
     assert pictures[7].read_bytes() == before
     assert replace(read(out), times={}) == replace(record, times={})
     capsys.readouterr()
-    assert main([*command, "--guidance", "2"]) == 2
-    assert "options.guidance was 4.0, now 2.0" in capsys.readouterr().err
+    assert main([*command, "--guidance-scale", "2"]) == 2
+    assert "options.guidance_scale was 5.0, now 2.0" in capsys.readouterr().err
     assert main(["eval", "--drawn", str(tmp_path), "--speed", "--benchmark", str(benchmark), "--out", str(out)]) == 2
     assert "--speed was given without a model" in capsys.readouterr().err

@@ -99,11 +99,11 @@ def test_a_kind_of_metric_that_is_not_known_is_refused(tmp_path: Path) -> None:
 
 def test_records_of_one_model_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     plain, other = record("star"), record("gan")
-    guided = replace(plain, measured=replace(plain.measured, options={"guidance": 3.0}))
-    seeded = replace(plain, measured=replace(plain.measured, options={"guidance": 6.0}, seed=1))
+    guided = replace(plain, measured=replace(plain.measured, options={"guidance_scale": 3.0}))
+    seeded = replace(plain, measured=replace(plain.measured, options={"guidance_scale": 6.0}, seed=1))
     comparison = gather(save(tmp_path, guided, seeded, other))
     labels = [entry.label for entry in comparison.entries]
-    assert labels == ["star (seed 0, guidance 3.0)", "star (seed 1, guidance 6.0)", "gan"]
+    assert labels == ["star (seed 0, guidance_scale 3.0)", "star (seed 1, guidance_scale 6.0)", "gan"]
     retrained = replace(plain, measured=replace(plain.measured, digest=digest("other weights")))
     labels = [entry.label for entry in gather(save(tmp_path, plain, retrained)).entries]
     assert labels == [f"star (digest {digest('star')[:12]})", f"star (digest {digest('other weights')[:12]})"]

@@ -291,11 +291,11 @@ def test_the_page_is_a_function_of_the_records(comparison: Comparison, text: str
 
 def test_commands_that_made_it_are_told(tmp_path: Path) -> None:
     one = record("star emoji")
-    one = replace(one, measured=replace(one.measured, options={"guidance": 3.0, "top_k": 0}))
+    one = replace(one, measured=replace(one.measured, options={"guidance_scale": 3.0, "top_k": 0}))
     comparison = gather([*save(tmp_path / "a", one), *save(tmp_path / "b", record("other"))])
     assert reproduction(comparison) == [
         "star eval 'star emoji' --benchmark emoji-mjhq --out a/0.json --protocol emoji-mjhq --pictures 12 --seed 0 "
-        "--guidance 3.0 --top-k 0",
+        "--guidance-scale 3.0 --top-k 0",
         "star eval other --benchmark emoji-mjhq --out b/0.json --protocol emoji-mjhq --pictures 12 --seed 0",
         "star compare a/0.json b/0.json --out comparison",
     ]

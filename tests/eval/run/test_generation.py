@@ -16,7 +16,7 @@ from star.eval.run.processes import Processes
 from star.generators.protocol import SampleOptions
 from tests.eval.painting import Painter, make_benchmark
 
-WANTED: dict[str, Any] = {"digest": "a" * 64, "seed": 0, "options": {"guidance": 4.0}}
+WANTED: dict[str, Any] = {"digest": "a" * 64, "seed": 0, "options": {"guidance_scale": 5.0}}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_folder_belongs_to_one_manifest(tmp_path: Path) -> None:
     assert check(tmp_path / "out", WANTED) == {**WANTED, "model": "one", "parameters": 3}
     for changed, message in (
         ({**WANTED, "seed": 1}, "seed was 0, now 1"),
-        ({**WANTED, "options": {"guidance": 3.0}}, "options.guidance was 4.0, now 3.0"),
+        ({**WANTED, "options": {"guidance_scale": 3.0}}, "options.guidance_scale was 5.0, now 3.0"),
         ({**WANTED, "digest": "b" * 64}, r"digest was aaaaaaaaaaaa\.\.\., now bbbbbbbbbbbb"),
         ({**WANTED, "more": 1}, "more was None, now 1"),
     ):

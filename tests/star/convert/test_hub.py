@@ -56,7 +56,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def test_a_name_is_fetched_once_and_drawn_from(hub: Hub, tmp_path: Path) -> None:
     generator = registry.build("var-d16")
     assert generator.conditioning == "class"
-    assert registry.recommended("var-d16").guidance == 1.5
+    assert registry.recommended("var-d16").guidance_scale == 2.5
     hub.repositories.clear()
     assert registry.locate("var-d16") == tmp_path / "home/var-d16"
 

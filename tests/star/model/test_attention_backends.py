@@ -10,10 +10,11 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.text import TextFeatures
 from star.model.attention_backends import BACKENDS, ScaleCausality
+from star.model.losses import token_losses
 from star.model.transformer import NextScaleTransformer
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_transformer
 from star.tokenizer.scales import ScaleSchedule
-from star.training.targets import draw_kept, token_losses
+from star.training.targets import draw_kept
 
 SCHEDULE = ScaleSchedule(SIZES)
 SCALE = 0.7  # of the scores

@@ -10,10 +10,11 @@ from torch import Tensor
 import star.model.transformer
 from star.data.text import TextFeatures
 from star.model.block import Block, draw_paths
+from star.model.losses import token_losses, tokens_at_once
+from star.model.rope import tables_of
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_transformer
 from star.tokenizer.scales import ScaleSchedule
-from star.training.targets import token_losses, tokens_at_once
 
 SCHEDULE = ScaleSchedule(SIZES)
 CLASS = {"conditioning": "class", "cross_attention": False, "classes": 5}
@@ -122,19 +123,26 @@ def test_rows_of_a_state_continue_alone() -> None:
     for k, span in enumerate(SCHEDULE.slices):
         scale_input = None if k == 0 else teacher_input[:, span.start - 1 : span.stop - 1]
         if k == 2:
-            part = part.rows(slice(2))
+            part = part.first(2)
         few = None if scale_input is None else scale_input[: len(part.start_BlC)]
         expected = model.step(scale_input, k, whole)[: len(part.start_BlC)]
         assert torch.allclose(model.step(few, k, part), expected, atol=1e-5)
 
 
 @torch.no_grad()
-def test_source_rows_choose_whose_words_are_read() -> None:
+def test_in_the_released_mode_unconditional_rows_get_what_the_conditional_ones_read() -> None:
     model = network("star")
-    text, teacher_input = condition(model), inputs()
-    own, swapped = model(teacher_input, text, torch.tensor([0, 1])), model(teacher_input, text, torch.tensor([1, 0]))
-    assert torch.equal(own, model(teacher_input, text))
-    assert not torch.allclose(own, swapped, atol=1e-3)
+    text = condition(model, 4)
+    own, released = (model.step(None, 0, model.begin(text, released=released)) for released in (False, True))
+    assert torch.equal(released[:2], own[:2])
+    assert not torch.allclose(released[2:], own[2:], atol=1e-3)
+    alone = model.step(None, 0, model.begin(text, released=True).first(2))
+    torch.testing.assert_close(alone, own[:2])
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        assert block.cross_attention is not None
+        block.cross_attention.register_forward_hook(lambda _module, _given, read_BlC: read_BlC[[0, 1, 0, 1]])
+    assert torch.equal(model.step(None, 0, model.begin(text)), released)
 
 
 def test_dropout_and_stochastic_depth_act_in_training_only() -> None:
@@ -165,11 +173,11 @@ def test_a_dropped_path_leaves_the_stream_as_it_was() -> None:
     x_BlC = torch.randn(2, 3, block.mlp.up.in_features)
     kept_2B11 = torch.ones(2, 2, 1, 1)
     kept_2B11[:, 1] = 0
-    out_BlC, plain_BlC = (block(x_BlC, None, None, None, None, None, paths) for paths in (kept_2B11, None))
+    out_BlC, plain_BlC = (block(x_BlC, paths_2B11=paths) for paths in (kept_2B11, None))
     torch.testing.assert_close(out_BlC[0], plain_BlC[0])
     assert torch.equal(out_BlC[1], x_BlC[1])
     attended_2B11 = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 2, 1, 1)
-    attended = block(x_BlC, None, None, None, None, None, attended_2B11)
+    attended = block(x_BlC, paths_2B11=attended_2B11)
     torch.testing.assert_close(attended, x_BlC + block.attention(block.norm(x_BlC)))
 
 
@@ -246,8 +254,21 @@ def test_tables_survive_a_change_of_type() -> None:
     assert isinstance(text, TextFeatures)
     logits = model(inputs().bfloat16(), text.to(dtype=torch.bfloat16))
     assert logits.dtype == torch.float32
-    assert model._rotation is not None
-    assert model._rotation.cos_lP.dtype == torch.float32
+    assert model.tables.cos_LP is not None
+    assert model.tables.cos_LP.dtype == torch.float32
+    expected = tables_of(model.config).cos_LP
+    assert expected is not None
+    assert torch.equal(model.tables.cos_LP, expected)
+
+
+def test_tables_are_in_no_state_dict_and_survive_the_meta_device() -> None:
+    config = network("star").config
+    with torch.device("meta"):
+        model = NextScaleTransformer(config)
+    model = model.to_empty(device="cpu")
+    assert not any(name.startswith("tables.") for name in model.state_dict())
+    for name, table in tables_of(config).named_buffers():
+        assert torch.equal(model.tables.get_buffer(name), table)
 
 
 @pytest.mark.parametrize(

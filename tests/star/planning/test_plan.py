@@ -22,6 +22,7 @@ from star.commands.plan import number
 from star.data.errors import InputError
 from star.data.text import TextFeatures
 from star.model.attention_backends import BACKENDS, ScaleCausality
+from star.model.losses import token_losses
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.planning.flops import FLEX_BLOCK, pairs_seen, work
 from star.planning.memory import Parameters, looked_bytes, memory
@@ -29,7 +30,7 @@ from star.planning.plan import GPUS, Plan, Shapes, plan
 from star.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
 from star.tokenizer.portions import map_bytes
 from star.training.presets import CURRICULUM_SIZES, PRESETS
-from star.training.targets import draw_kept, kept_lengths, token_losses
+from star.training.targets import draw_kept, kept_lengths
 
 TEXT_TOKENS = 12
 # name: changes of the network, pictures at once, share of the finest scale

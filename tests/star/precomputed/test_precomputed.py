@@ -29,9 +29,10 @@ from star.precomputed.dataset import EncodedReader
 from star.precomputed.encode import encode
 from star.precomputed.format import NAME, encoding_of
 from star.tiny import tiny_tokenizer, tiny_transformer
+from star.training.config import TrainConfig
 from star.training.frozen_networks import FrozenNetworks
 from star.training.presets import PRESETS
-from star.training.train import TrainConfig, train
+from star.training.train import train
 
 
 @pytest.fixture(scope="module")

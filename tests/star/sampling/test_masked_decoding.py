@@ -151,7 +151,7 @@ def test_both_scales_at_once_equal_one_at_a_time() -> None:
 @pytest.mark.parametrize("mode", ["released", "per-sample"])
 def test_pictures_are_the_same_alone_and_together(mode: Any) -> None:
     drawn = generator(cross_attention=mode)
-    options = SampleOptions(guidance=3.0, top_k=12, top_p=0.95)
+    options = SampleOptions(guidance_scale=4.0, top_k=12, top_p=0.95)
     seeds = [3, 1, 4, 1, 5]
     together = drawn.generate(PROMPTS, seeds=seeds, options=options)
     pair = drawn.generate(PROMPTS[1::-1], seeds=seeds[1::-1], options=options)
@@ -170,7 +170,9 @@ def test_options_choose_refiner_and_cross_attention() -> None:
     assert not torch.equal(drawn.generate(PROMPTS, seeds=seeds), released)
 
 
-@pytest.mark.parametrize("options", [SampleOptions(guidance=0.0), SampleOptions(top_k=1)], ids=["unguided", "greedy"])
+@pytest.mark.parametrize(
+    "options", [SampleOptions(guidance_scale=1.0), SampleOptions(top_k=1)], ids=["unguided", "greedy"]
+)
 def test_every_kind_of_drawing(options: SampleOptions) -> None:
     pixels = generator(unguided_last=1).generate(PROMPTS[:2], seeds=[0, 1], options=options)
     assert pixels.float().std() > 0

@@ -40,7 +40,7 @@ def null_text() -> TextFeatures:
 
 
 def draw(text: TextFeatures, null_text: TextFeatures, seeds: Any, **changes: Any) -> list[Tensor]:
-    settings = {"options": SampleOptions(guidance=3.0)} | changes
+    settings = {"options": SampleOptions(guidance_scale=4.0)} | changes
     return draw_codes(tiny_transformer(), tiny_tokenizer().quantizer, text, null_text, seeds=seeds, **settings)[0]
 
 
@@ -121,23 +121,29 @@ def test_top_k_of_1_is_greedy_and_low_temperature_nearly_so() -> None:
     assert not torch.equal(choose(logits, [0, 1], 0, SampleOptions(temperature=9.0)), logits.argmax(dim=-1))
 
 
-def test_cooling_makes_finer_scales_likelier_and_leaves_the_coarsest(
+def test_temperature_decay_makes_finer_scales_likelier_and_leaves_the_coarsest(
     text: TextFeatures, null_text: TextFeatures
 ) -> None:
     assert [temperature_at(depth, 2.0, 0.5) for depth in (0.0, 0.5, 1.0)] == [2.0, 1.5, 1.0]
-    logits, rng = torch.randn(2, 9, 20) * 3, SampleRng([0, 1], SampleOptions(temperature=2.0, cooling=0.75))
+    logits, rng = torch.randn(2, 9, 20) * 3, SampleRng([0, 1], SampleOptions(temperature=2.0, temperature_decay=0.75))
     assert torch.equal(rng.keep(logits), logits / 2)
     assert torch.equal(rng.keep(logits, 1.0), logits / 0.5)
 
     ranks: list[list[float]] = []
-    for cooling in (0.0, 0.999999):
+    for decay in (0.0, 0.999999):
         seen: list[float] = []
 
         def watch(k: int, logits_BlV: Tensor, codes_Bl: Tensor, seen: list[float] = seen) -> None:
             best = logits_BlV.argmax(dim=-1) == codes_Bl
             seen.append(float(best.float().mean()))
 
-        draw(text, null_text, range(len(text)), options=SampleOptions(guidance=2.0, cooling=cooling), watch=watch)
+        draw(
+            text,
+            null_text,
+            range(len(text)),
+            options=SampleOptions(guidance_scale=3.0, temperature_decay=decay),
+            watch=watch,
+        )
         ranks.append(seen)
     plain, cooled = ranks
     assert cooled[0] == plain[0]
@@ -167,20 +173,20 @@ def test_modes_differ_and_the_null_text_matters_in_one_only(text: TextFeatures, 
 
 
 def test_neutral_guidance_is_one_unguided_pass(text: TextFeatures, null_text: TextFeatures) -> None:
-    options = SampleOptions(guidance=0.0)
+    options = SampleOptions(guidance_scale=1.0)
     rows = []
     transformer = tiny_transformer()
     transformer.blocks[0].register_forward_pre_hook(lambda _module, given: rows.append(len(given[0])))
     codes, latent = draw_codes(transformer, tiny_tokenizer().quantizer, text[:1], null_text, seeds=[4], options=options)
     assert set(rows) == {1}
     expected, expected_latent = draw_pass(
-        tiny_transformer(), tiny_tokenizer().quantizer, text[:1], seeds=[4], options=options
+        tiny_transformer(), tiny_tokenizer().quantizer, text[:1], SampleRng([4], options)
     )
     assert same(codes, expected)
     assert torch.equal(latent, expected_latent)
     # The same within rounding as carrying unconditional rows along with no weight.
     both, _ = draw_pass(
-        tiny_transformer(), tiny_tokenizer().quantizer, join(text[:1], null_text), seeds=[4], options=options
+        tiny_transformer(), tiny_tokenizer().quantizer, join(text[:1], null_text), SampleRng([4], options)
     )
     assert same(codes, both)
 
@@ -194,9 +200,9 @@ def test_guidance_can_begin_at_the_coarsest_scale(text: TextFeatures, null_text:
         draw(text[:1], null_text, [0], options=asked, watch=lambda k, logits, codes: seen.append(logits))
         return seen[0]
 
-    plain = coarsest(guidance=0.0)
-    torch.testing.assert_close(coarsest(guidance=3.0), plain)
-    half, full = (coarsest(guidance=3.0, ramp=ramp) - plain for ramp in (0.5, 0.0))
+    plain = coarsest(guidance_scale=1.0)
+    torch.testing.assert_close(coarsest(guidance_scale=4.0), plain)
+    half, full = (coarsest(guidance_scale=4.0, guidance_ramp=ramp) - plain for ramp in (0.5, 0.0))
     torch.testing.assert_close(full, 2 * half)
     assert full.abs().max() > 0.1
 
@@ -206,11 +212,11 @@ def test_guidance_can_end_early(text: TextFeatures, null_text: TextFeatures) -> 
     rows: list[int] = []
     transformer, quantizer = tiny_transformer(), tiny_tokenizer().quantizer
     transformer.blocks[0].register_forward_pre_hook(lambda _module, given: rows.append(len(given[0])))
-    options = SampleOptions(guidance=6.0, top_k=1)
+    options = SampleOptions(guidance_scale=7.0, top_k=1)
     early, _ = draw_codes(transformer, quantizer, text[:1], null_text, seeds=[0], options=options, unguided_last=2)
     assert rows == [2, 2, 1, 1]
     assert same(early[:2], draw(text[:1], null_text, [0], options=options)[:2])
-    unguided = draw(text, null_text, range(7), options=SampleOptions(guidance=0.0))
+    unguided = draw(text, null_text, range(7), options=SampleOptions(guidance_scale=1.0))
     assert same(draw(text, null_text, range(7), unguided_last=9), unguided)
 
 
@@ -258,10 +264,10 @@ def test_a_guidance_of_one_is_guidance(text: TextFeatures, null_text: TextFeatur
     rows: list[int] = []
     transformer, quantizer = tiny_transformer(), tiny_tokenizer().quantizer
     transformer.blocks[0].register_forward_pre_hook(lambda _module, given: rows.append(len(given[0])))
-    options = SampleOptions(guidance=1.0)
+    options = SampleOptions(guidance_scale=2.0)
     codes, _ = draw_codes(transformer, quantizer, text[:1], null_text, seeds=[0], options=options)
     joined = join(text[:1], null_text)
-    again, _ = draw_pass(transformer, quantizer, joined, seeds=[0], options=options)
+    again, _ = draw_pass(transformer, quantizer, joined, SampleRng([0], options))
     assert rows == [2] * 8
     assert same(codes, again)
     two, _ = draw_codes(transformer, quantizer, text[:3], null_text, seeds=[0, 1, 2], options=options, batch=3)
@@ -278,9 +284,9 @@ def test_the_finest_scale_is_the_coldest_whatever_their_number(text: TextFeature
     for sizes, expected in (((4,), [0.0]), ((1, 4), [0.0, 1.0]), ((1, 2, 4), [0.0, 0.5, 1.0])):
         depths: list[float] = []
         tokenizer = Quantizer(QuantizerConfig(vocabulary=VOCABULARY, code_width=CODE_WIDTH, sizes=sizes))
-        options = SampleOptions(guidance=0.0)
+        options = SampleOptions(guidance_scale=1.0)
         transformer = tiny_transformer(sizes=sizes)
-        draw_pass(transformer, tokenizer, text[:1], seeds=[0], options=options, rng=Watching([0], options))
+        draw_pass(transformer, tokenizer, text[:1], Watching([0], options))
         assert depths == expected
     assert [guidance_at(k, 2, 4.0) for k in range(2)] == [0, 4]
 
@@ -289,7 +295,7 @@ def test_only_as_many_pictures_as_fit_are_drawn_at_once(text: TextFeatures, null
     rows: list[int] = []
     transformer, quantizer = tiny_transformer(), tiny_tokenizer().quantizer
     transformer.blocks[0].register_forward_pre_hook(lambda _module, given: rows.append(len(given[0])))
-    options = SampleOptions(guidance=0.0)
+    options = SampleOptions(guidance_scale=1.0)
     for batch, expected in ((None, [1, 1, 1]), (2, [2, 1]), (3, [3])):
         rows.clear()
         codes, latent = draw_codes(

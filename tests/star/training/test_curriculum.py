@@ -20,9 +20,10 @@ from star.model.transformer import NextScaleTransformer
 from star.tiny import SIZES, tiny_tokenizer, tiny_transformer
 from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokenizer import MultiScaleTokenizer
+from star.training.config import TrainConfig
 from star.training.presets import CURRICULUM_SIZES, PRESETS
 from star.training.targets import kept_lengths
-from star.training.train import TrainConfig, drop_captions, train
+from star.training.train import drop_captions, train
 
 CHAIN = ("star-d30-256", "star-d30-256-finish", "star-d30-512", "star-d30-1024")
 FINER = (*SIZES, 6)

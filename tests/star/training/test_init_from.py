@@ -22,9 +22,10 @@ from star.model.rope import pyramid_rotation
 from star.model.transformer import NextScaleTransformer
 from star.tiny import SIZES, tiny_tokenizer, tiny_transformer
 from star.tokenizer.tokenizer import AlignedTo, MultiScaleTokenizer
+from star.training.config import TrainConfig
 from star.training.init_from import continued, start_from
 from star.training.presets import PRESETS
-from star.training.train import TrainConfig, train
+from star.training.train import train
 
 FINER = (1, 2, 3, 4, 6, 8)
 ODD: dict[str, Any] = {"rope_theta": 100.0, "rope_norm": 32.0, "logit_norm": False, "mlp_ratio": 2.0}
@@ -97,8 +98,8 @@ def test_a_finer_pyramid_grows_the_level_embedding_and_nothing_else(house: Path)
         else:
             assert torch.equal(tensor, source[name]), name
     rotation = pyramid_rotation(FINER, 16, theta=100.0, norm=32.0)
-    assert model._rotation is not None
-    assert torch.equal(model._rotation.cos_lP, rotation.cos_lP)
+    assert model.tables.cos_LP is not None
+    assert torch.equal(model.tables.cos_LP, rotation.cos_lP)
 
 
 def test_coarse_scales_give_the_logits_they_gave(house: Path) -> None:
@@ -166,16 +167,16 @@ def test_a_t5_reads_the_prompts_by_configuration(house: Path, tmp_path: Path) ->
     assert not torch.equal(*pictures)
 
 
-def test_an_anchored_tokenizer_is_accepted_and_its_scale_made_up_for(house: Path, tmp_path: Path) -> None:
+def test_an_aligned_tokenizer_is_accepted_and_its_scale_made_up_for(house: Path, tmp_path: Path) -> None:
     other = at(tiny_tokenizer(seed=1), FINER)
-    other.anchored = AlignedTo(digest=tiny_tokenizer().digest, scale=8.0)
-    other.save(tmp_path / "anchored", card="")
-    model, _ = started(house, str(tmp_path / "anchored"))
+    other.aligned_to = AlignedTo(digest=tiny_tokenizer().digest, scale=8.0)
+    other.save(tmp_path / "aligned", card="")
+    model, _ = started(house, str(tmp_path / "aligned"))
     name, source = "input_projection.weight", tiny_transformer(**ODD).state_dict()
     torch.testing.assert_close(model.state_dict()[name], 8 * source[name])
     assert torch.equal(model.state_dict()["head.weight"], source["head.weight"])
 
-    other.anchored = AlignedTo(digest="another", scale=8.0)
+    other.aligned_to = AlignedTo(digest="another", scale=8.0)
     other.save(tmp_path / "foreign", card="")
-    with pytest.raises(InputError, match="--anchor="):
+    with pytest.raises(InputError, match="--align-to="):
         started(house, str(tmp_path / "foreign"))

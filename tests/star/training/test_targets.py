@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from star.model.losses import token_losses
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_tokenizer
 from star.tokenizer.scales import ScaleSchedule
 from star.training.targets import (
@@ -17,7 +18,6 @@ from star.training.targets import (
     per_scale,
     scale_weights,
     targets_of_codes,
-    token_losses,
     unigram_nats,
 )
 

@@ -25,11 +25,14 @@ from star.data.tiny import tiny_text_encoder
 from star.generator import StarGenerator
 from star.generators.registry import build
 from star.generators.training.run import RunConfig
+from star.model.losses import token_losses
 from star.planning.flops import work
 from star.tiny import tiny_tokenizer, tiny_transformer
+from star.training.config import TrainConfig
+from star.training.optimizers import parameter_groups
 from star.training.presets import PRESETS
-from star.training.targets import kept_lengths, make_targets, token_losses
-from star.training.train import TrainConfig, compile_blocks, drop_captions, parameter_groups, train
+from star.training.targets import kept_lengths, make_targets
+from star.training.train import compile_blocks, drop_captions, train
 from star.training.validation import is_held_out
 
 COARSE_MUON: dict[str, Any] = {"optimizer": "muon", "coarse_scales": 1, "coarse_steps": 0.5}

@@ -20,11 +20,12 @@ from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.synthetic import write
 from star.data.tiny import tiny_text_encoder
 from star.generators.training.run import RunConfig
+from star.model.losses import token_losses
 from star.model.transformer import NextScaleTransformer
 from star.tiny import VOCABULARY, tiny_tokenizer, tiny_transformer
 from star.tokenizer.portions import at_once, loaded_at_once
 from star.training.inputs import Encoder
-from star.training.targets import code_counts, token_losses, unigram_nats
+from star.training.targets import code_counts, unigram_nats
 from star.training.validation import Measured, Validation, is_held_out, shared_out
 
 

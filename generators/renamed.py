@@ -1,0 +1,83 @@
+"""Names that earlier versions wrote, translated where they are read, and refused where somebody types them.
+
+Light on purpose: the command line imports it, and its help must be instant.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from star.data.errors import InputError
+
+# Fields of star.generators.protocol.SampleOptions. `guidance` was the t of (1 + t) cond - t uncond, 0 was off.
+OPTIONS = {"guidance": "guidance_scale", "ramp": "guidance_ramp", "cooling": "temperature_decay"}
+# Fields of training configs, whatever part of the config they stand in.
+FIELDS = {
+    "reborn_below": "restart_below",
+    "reborn_fraction": "restart_fraction",
+    "anchor": "align_to",
+    "anchor_weight": "align_weight",
+}
+
+
+def translate_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded options of drawing under the names and in the units of today; those of today stay as they are.
+
+    A value that is no number is passed on as it is, for the reader of the options to refuse. Raises InputError if an
+    option is given under both of its names.
+    """
+    translated: dict[str, Any] = {}
+    for name, value in values.items():
+        new = OPTIONS.get(name, name)
+        if new != name and new in values:
+            raise InputError(f"{name} and {new} were both given, expected {new} alone: remove {name}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        translated[new] = value + 1 if name == "guidance" and number else value
+    return translated
+
+
+def translate_config(values: Any) -> Any:
+    """A recorded training config (plain values) under the names of today, at any depth."""
+    if isinstance(values, Mapping):
+        told = {FIELDS.get(name, name): translate_config(value) for name, value in values.items()}
+        if isinstance(told.get("sample_options"), dict):
+            told["sample_options"] = translate_options(told["sample_options"])
+        return told
+    return [translate_config(value) for value in values] if isinstance(values, list) else values
+
+
+def now_called(name: str, value: object) -> str:
+    """One sentence for an option of drawing that was given as `--name value` or `name=value` under its old name."""
+    new = OPTIONS[name.lstrip("-")].replace("_", "-") if name.startswith("-") else OPTIONS[name]
+    prefix, join = ("--", " ") if name.startswith("-") else ("", "=")
+    if name.lstrip("-") != "guidance":
+        return f"{name}{join}{value} is {prefix}{new}{join}{value} now: give that"
+    try:
+        shown = f"{float(value) + 1:g}"  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return f"{name} is {prefix}{new} now, which is larger by 1 (1 is off): give that"
+    return f"{name}{join}{value} is {prefix}{new}{join}{shown} now, where 1 is off: give that"
+
+
+def refuse_old_fields(overrides: Sequence[str]) -> None:
+    """Refuses `--dotted.name=value` of a training whose field has another name now; raises InputError that names it."""
+    for override in overrides:
+        path, _, value = override.removeprefix("--").replace("-", "_").partition("=")
+        parent, _, name = path.rpartition(".")
+        if parent == "sample_options" and name in OPTIONS:
+            raise InputError(f"{override}: {now_called(name, value)}")
+        if name in FIELDS and override.startswith("--"):
+            raise InputError(f"{override} was given, but {name} is {FIELDS[name]} now: give that")
+
+
+class _Refuse(argparse.Action):
+    def __call__(
+        self, _parser: object, _namespace: object, values: str | Sequence[Any] | None, option: str | None = None
+    ) -> NoReturn:
+        raise InputError(now_called(str(option), values))
+
+
+def refuse_old_options(parser: argparse.ArgumentParser) -> None:
+    """The old options, which help does not show, raise InputError that names the new option and its value."""
+    for name in OPTIONS:
+        parser.add_argument(f"--{name}", action=_Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
