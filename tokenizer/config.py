@@ -27,6 +27,7 @@ class TokenizerTrainConfig(CachedFeedConfig):
     relative: bool = True  # quantisation loss in units of the latent's mean square
     reconstruction: float = 4.0  # weight of the reconstruction loss
     l1: float = 0.25  # weight of the absolute error beside the squared one
+    log_error: bool = False  # the logarithm of each picture's squared error, as in its PSNR
     cut: float = 0.0  # share of steps in which the picture is decoded from a random number of scales only
     perceptual: str = "none"  # or lpips:FOLDER, or a folder or hub id of a transformers vision model; see losses.py
     perceptual_weight: float = 1.0
@@ -39,7 +40,7 @@ class TokenizerTrainConfig(CachedFeedConfig):
     align_weight: float = 0.5
     freeze_encoder: bool = False  # only quantizer and decoder learn
     freeze_codes: bool = False  # encoder and quantizer stay, only the decoder learns: the codes keep their meaning
-    jitter: bool = False  # mirrored and shifted pictures, colour channels in any order
+    jitter: bool = False  # mirrored and shifted pictures
     dtype: str = "bfloat16"  # of the stored weights
 
     def __post_init__(self) -> None:

@@ -27,10 +27,16 @@ from star.data.pretrained import (
 from star.tokenizer.lpips import Lpips
 
 
-def reconstruction_loss(image_B3HW: Tensor, target_B3HW: Tensor, l1_weight: float) -> Tensor:
-    """Mean squared error plus l1_weight times mean absolute error; both on the scale of [-1, 1]."""
+def reconstruction_loss(image_B3HW: Tensor, target_B3HW: Tensor, l1_weight: float, *, log: bool = False) -> Tensor:
+    """Mean squared error plus l1_weight times mean absolute error; both on the scale of [-1, 1].
+
+    With `log` the squared error of each picture enters by its logarithm, as in its PSNR (Chen et al. 2022, NAFNet, use
+    that as a loss), so that the plain pictures, where a small error is seen, count as much as the busy ones.
+    """
     error = image_B3HW.float() - target_B3HW.float()
-    return error.square().mean() + l1_weight * error.abs().mean()
+    squared_B = error.square().mean(dim=(1, 2, 3))
+    squared = (squared_B + 1e-4).log().mean() if log else squared_B.mean()
+    return squared + l1_weight * error.abs().mean()
 
 
 def quantisation_loss(

@@ -37,7 +37,7 @@ _EMOJI_FINE = TokenizerConfig(
     ),
     quantizer=replace(_CPU_NETWORK.quantizer, sizes=(1, 2, 3, 4, 5, 6, 8, 16)),
 )
-_EMOJI_FINE_DETAIL = replace(_EMOJI_FINE, detail=DetailConfig())
+_EMOJI_FINE_DETAIL = replace(_EMOJI_FINE, detail=DetailConfig(trunk_blocks=5))
 
 PRESETS: dict[str, TokenizerTrainConfig] = {
     # 64 px on 2 CPU cores with bf16 matrix units
@@ -78,6 +78,9 @@ PRESETS: dict[str, TokenizerTrainConfig] = {
         network=_EMOJI_FINE_DETAIL,
         freeze_codes=True,
         jitter=True,
+        reconstruction=0.1,
+        log_error=True,
+        l1=0.0,
         lr=1e-3,
         lr_steps=0,
         cut=0.05,

@@ -142,7 +142,9 @@ class TokenizerTrainer:
             decoded_B3HW, latent_BEhw, pyramid = self.forward(image_B3HW, scales)
         restarted = 0 if config.freeze_codes else self.codebook.update(self.tokenizer.quantizer, pyramid)
         old_BEgg = None if self.teacher is None else self.teacher.latents(batch)
-        reconstruction = config.reconstruction * reconstruction_loss(decoded_B3HW, image_B3HW, config.l1)
+        reconstruction = config.reconstruction * reconstruction_loss(
+            decoded_B3HW, image_B3HW, config.l1, log=config.log_error
+        )
         quantisation = self._quantisation(latent_BEhw, pyramid, old_BEgg)
         values: dict[str, float | Tensor] = {
             "loss_reconstruction": reconstruction,
@@ -193,17 +195,16 @@ def _initial(config: TokenizerTrainConfig) -> MultiScaleTokenizer:
 
 
 def jittered(image_B3HW: Tensor) -> Tensor:
-    """Each picture perhaps mirrored, moved by up to 4 pixels (its edge goes on outwards), its channels permuted.
+    """Each picture perhaps mirrored, and moved by up to 4 pixels (its edge goes on outwards).
 
     Drawn from torch's global generator on the CPU, which a run seeds for every step.
     """
     B, _, H, W = image_B3HW.shape
     padded = F.pad(image_B3HW, (4, 4, 4, 4), mode="replicate")
     mirrored, moves_B2 = torch.rand(B) < 0.5, torch.randint(0, 9, (B, 2))
-    orders = [torch.randperm(3) for _ in range(B)]
     pictures = []
     for b, (y, x) in enumerate(moves_B2.tolist()):
-        picture = padded[b, orders[b], y : y + H, x : x + W]
+        picture = padded[b, :, y : y + H, x : x + W]
         pictures.append(picture.flip(-1) if mirrored[b] else picture)
     return torch.stack(pictures).contiguous(memory_format=torch.channels_last)
 
