@@ -2,7 +2,7 @@
 
 import argparse
 
-from star.commands import bench, encode
+from star.commands import bench, encode, wordings
 from star.commands.pipes import add_allow_pipe, minding_pipes
 
 # As star.data.packing.sources and star.data.packing.pack have them; not imported from there, since help must be
@@ -63,7 +63,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     synthetic.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     synthetic.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
     synthetic.set_defaults(work=synthetic_work)
-    for command in (encode, bench):
+    for command in (encode, wordings, bench):
         command.add(actions)
 
 
