@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from star.generators.pretrained import ModelDirectory
 
 PLAIN = "sample"  # what made a picture of prompt, seed, model and options alone
+TEXTS = ("adapter", "digest", "version", "device", "dtype", "made_by")
 METADATA_VALUES = 10_000  # of the JSON in a PNG
 
 
@@ -28,7 +29,7 @@ class Record:
     """Everything that a picture is a function of, and what wrote it.
 
     options: fields of SampleOptions, all of them. negative_prompt: None where there was none. adapter: folder of a
-    LoRA adapter, "" without. digest: see `digest_of`; "" where it is not known. version: of this program. made_by: the
+    LoRA adapter, "" without. digest: see `digest_of`; "" where it is not known. version: of this program. device, dtype: where and in which type it was computed. made_by: the
     command, "sample" unless the picture was made of another one or of several prompts. more: what that command was told
     besides, and the columns of a list of prompts that are no options.
     """
@@ -41,6 +42,8 @@ class Record:
     adapter: str = ""
     digest: str = ""
     version: str = ""
+    device: str = ""
+    dtype: str = ""
     made_by: str = PLAIN
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,7 +52,7 @@ class Record:
         kept = {"prompt": self.prompt, "seed": self.seed, "model": self.model, "options": dict(self.options)}
         if self.negative_prompt is not None:
             kept["negative_prompt"] = self.negative_prompt
-        for name in ("adapter", "digest", "version", "made_by", "more"):
+        for name in ("adapter", "digest", "version", "device", "dtype", "made_by", "more"):
             if value := getattr(self, name):
                 kept[name] = dict(value) if isinstance(value, Mapping) else value
         return kept
@@ -83,7 +86,7 @@ class Record:
                 options=translate_options(options),
                 negative_prompt=text.get("negative_prompt"),
                 more=more,
-                **{name: text[name] for name in ("adapter", "digest", "version", "made_by") if name in text},
+                **{name: text[name] for name in TEXTS if name in text},
             )
         except ValueError as error:
             raise InputError(
@@ -93,10 +96,8 @@ class Record:
 
     def same_picture(self, other: "Record") -> bool:
         """Whether both ask for the same picture of the same model: what names the model and writes it may differ."""
-        return all(
-            getattr(self, name) == getattr(other, name)
-            for name in ("prompt", "seed", "negative_prompt", "digest", "made_by")
-        ) and dict(self.options) == dict(other.options)
+        names = ("prompt", "seed", "negative_prompt", "digest", "dtype", "made_by", "options")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 def digest_of(directory: "ModelDirectory", adapter: str = "") -> str:

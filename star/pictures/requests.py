@@ -75,7 +75,7 @@ def notice_file_names(prompts: Sequence[str]) -> None:
         option = "--like" if suffix in PICTURES else "--prompts"
         if Path(prompt).is_file():
             raise InputError(
-                f"the prompt {prompt!r:.80} is a file: give {option} {prompt}, or the words with a full stop behind them"
+                f"the prompt {prompt!r:.80} is a file: give {option} {prompt}, or the words and a full stop"
             )
         if suffix in (*LISTS, *PICTURES) and " " not in prompt:
             print(

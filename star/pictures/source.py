@@ -8,6 +8,8 @@ from star.data.errors import InputError
 from star.pictures.record import digest_of
 
 if TYPE_CHECKING:
+    import torch
+
     from star.generators.protocol import Family, Generator, SampleOptions
     from star.training.lora import Adapter
 
@@ -57,11 +59,11 @@ class Source:
                     "leave it out"
                 )
 
-    def load(self, device: str) -> "Generator":
-        """The generator, its weights read and, where there is an adapter, changed by it."""
+    def load(self, device: str, dtype: "torch.dtype | None" = None) -> "Generator":
+        """The generator, its weights read and, where there is an adapter, changed by it. dtype: None is float32."""
         from star.generators import registry
 
-        generator = registry.build(self.model, device=device)
+        generator = registry.build(self.model, device=device, dtype=dtype)
         if self.adapter:
             _adapter(self.adapter, type(generator), self.model).merge_into(generator.transformer)  # type: ignore[attr-defined]
         return generator
