@@ -59,7 +59,7 @@ class AttentionMaps:
 
 @torch.inference_mode()
 def growth(generator: StarGenerator, text: TextFeatures, *, seed: int, options: SampleOptions) -> list[Tensor]:
-    """What is known of the picture of an encoded prompt after each of its K scales, (3, H, W) uint8; last, the whole."""
+    """What is known of the picture of an encoded prompt after each of K scales, (3, H, W) uint8; last, the whole."""
     codes: list[Tensor] = []
     pixels: list[Tensor] = []
 

@@ -6,6 +6,7 @@ write(frames, Path("morph.gif"), seconds=0.1)        # what the suffix says
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -89,7 +90,7 @@ def _write_mp4(frames: Sequence[Image.Image], path: Path, seconds: float) -> Non
     writer.close()
 
 
-def _ffmpeg():  # type: ignore[no-untyped-def]  # the package has no types
+def _ffmpeg() -> Any:
     try:
         import imageio_ffmpeg
     except ImportError as error:

@@ -147,6 +147,7 @@ def test_directions(method: str, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert not torch.equal(read_png(tmp_path / "d.png"), plain)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pipes that the package leaves open
 def test_mp4_where_ffmpeg_is_there(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     assert run("grow", "a dog", *STAR, "--zoom", 3, "--seconds", 0.1, "--out", tmp_path / "g.mp4") == 0
