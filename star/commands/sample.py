@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from star.commands.options import within
 from star.data.disk import check_writable, writing
 from star.data.errors import InputError
+from star.generators.placement import add_options
 from star.generators.renamed import refuse_old_options
 from star.terminal import as_text
 
@@ -80,7 +81,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     refuse_old_options(parser)
     parser.add_argument("--out", default="pictures", metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    add_options(parser)
     parser.set_defaults(work=work)
 
 
@@ -96,12 +97,12 @@ def work(args: argparse.Namespace) -> int:
     _check(args)
     from star.data.progress import Progress
     from star.generators import registry
-    from star.generators.devices import usable
+    from star.generators.placement import placed
 
-    device = usable(args.device)
     recommended = registry.recommended(args.model)  # before the slow part: a missing model is told at once
+    place = placed(args.device, args.dtype, args.model)
     options = replace(recommended, **{name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None})
-    generator = registry.build(args.model, device=device)
+    generator = registry.build(args.model, device=place.device, dtype=place.dtype)
     if args.adapter:
         _adapt(generator, args.model, args.adapter)
         args.model = f"{args.model} with {args.adapter}"
@@ -111,7 +112,7 @@ def work(args: argparse.Namespace) -> int:
     paths, pictures = [], []
     with Progress(len(requests), unit="pictures", enabled=len(requests) > args.batch) as progress:
         for request, pixels_3HW in draw(generator, requests, options, args.batch):
-            paths.append(_save(out, request, pixels_3HW, args.model, options))
+            paths.append(_save(out, request, pixels_3HW, args.model, options, place.told()))
             if len(requests) <= LARGEST_GRID:
                 pictures.append(pixels_3HW)
             progress.update()
@@ -209,8 +210,15 @@ def _folder(path: str) -> Path:
     return folder
 
 
-def _save(folder: Path, request: Request, pixels_3HW: "Tensor", model: str, options: "SampleOptions") -> Path:
-    made_from: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed, "model": model}
+def _save(
+    folder: Path,
+    request: Request,
+    pixels_3HW: "Tensor",
+    model: str,
+    options: "SampleOptions",
+    place: Mapping[str, str],
+) -> Path:
+    made_from: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed, "model": model, **place}
     text = {name: str(value) for name, value in made_from.items()} | {"options": json.dumps(asdict(options))}
     return _save_new(pixels_3HW, folder, f"{slug(request.prompt)}-{request.seed}", text)
 
