@@ -4,7 +4,7 @@
         network = Network(config)          # on the meta device: shapes alone
     fill(network, tensors, torch.float32)  # its weights are these tensors from now on
 
-Random initialisation on the meta device makes torch load its compiler, which takes a second of a start.
+Initialisation on the meta device makes torch load its compiler and sympy, which takes a second of a start.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,26 +16,27 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 STARTS = ("uniform", "normal", "trunc_normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
-RANDOM = frozenset(
-    {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.bernoulli_, *(getattr(nn.init, f"{s}_") for s in STARTS)}
-)
+IN_PLACE = ("normal_", "uniform_", "erfinv_", "bernoulli_", "fill_", "zero_", "mul_", "div_", "add_", "clamp_", "copy_")
+SKIPPED = frozenset({*(getattr(nn.init, f"{name}_") for name in STARTS), *(getattr(Tensor, name) for name in IN_PLACE)})
 
 
-class _NoRandom(TorchFunctionMode):
-    """Functions that fill a tensor with random numbers leave it as it is."""
+class _NoValues(TorchFunctionMode):
+    """Functions that give a tensor other values do nothing to one that has none."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in RANDOM:
-            return args[0] if args else (kwargs or {})["tensor"]
+        if func in SKIPPED:
+            tensor: Tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta:
+                return tensor
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def unfilled() -> Iterator[None]:
     """What is built inside lies on the meta device unless it names a device, and draws no random numbers."""
-    with torch.device("meta"), _NoRandom():
+    with torch.device("meta"), _NoValues():
         yield
 
 
