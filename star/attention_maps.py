@@ -82,9 +82,9 @@ def attention(generator: StarGenerator, prompt: str, *, seed: int, options: Samp
         raise InputError("this model has no cross-attention, expected one that reads words: load another one")
     # Each layer was called once for each scale, in their order.
     weights = [torch.stack(layers).mean(dim=0) for layers in zip(*passes.values(), strict=True)]
-    ids = generator.text_encoder.tokenizer(prompt, split_special_tokens=True, verbose=False).input_ids
-    ids = [*ids[: int(text.mask_BT.sum()) - 1], ids[-1]]  # as many as were read; encoding has told of the others
-    tokens = generator.text_encoder.tokenizer.convert_ids_to_tokens(ids)
+    ids = generator.text_encoder.tokenize([prompt])[0][0, : int(text.mask_BT.sum())].tolist()
+    written = {number: token for token, number in generator.text_encoder.tokenizer.get_vocab().items()}
+    tokens = [written[number] for number in ids]
     grids = [(side, side) for side in generator.tokenizer.schedule.sizes]
     return AttentionMaps(prompt, tokens, weights, grids, pixels, _spans(generator, prompt, ids))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from star.convert.names import REFINER
 from star.data.errors import InputError
 from star.data.text import TextEncoder, TextFeatures
+from star.data.unfilled import unfilled
 from star.generators.config import LONGEST, check_ranges, from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, Reference, load_into, write
 from star.generators.protocol import SampleOptions, check_request
@@ -180,18 +181,16 @@ class StarGenerator(NextScaleGenerator):
         if config.refiner:
             plans = config.refiner
             directory.check_fits(lambda: Refiner(plans, config.transformer), prefix=REFINER)
-        with torch.device("meta"):  # random weights would only be overwritten
+        with unfilled():
             transformer = NextScaleTransformer(config.transformer)
             refiner = Refiner(config.refiner, config.transformer) if config.refiner else None
-        transformer = transformer.to_empty(device="cpu").to(dtype or torch.float32)
         tensors = directory.tensors()
         if refiner:
             names = [name for name in tensors if name.startswith(REFINER)]
             own = {name.removeprefix(REFINER): tensors.pop(name) for name in names}
-            refiner = refiner.to_empty(device="cpu").to(dtype or torch.float32)
-            load_into(refiner, own, path)
+            load_into(refiner, own, path, dtype)
             refiner = refiner.to(device)
-        load_into(transformer, tensors, path)
+        load_into(transformer, tensors, path, dtype)
         return cls(
             transformer.to(device),
             tokenizer,

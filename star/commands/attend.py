@@ -27,8 +27,8 @@ def work(args: argparse.Namespace) -> int:
     """Draws the picture and writes the sheet."""
     pictures.check(args, films=False)
     prompt = as_text(args.prompt)
-    pipe, source = pictures.open_pipeline(args)
-    maps = pipe.attention(prompt, seed=args.seed)
+    opened = pictures.open_pipeline(args)
+    maps = opened.pipe.attention(prompt, seed=args.seed)
     per_word = {word: maps.of_word(as_text(word)) for word in args.word}
     from star.data.images import pixels_to_pil
     from star.pictures.heat import overlaid
@@ -38,6 +38,6 @@ def work(args: argparse.Namespace) -> int:
         frames += [overlaid(pixels_3HW, share_hw) for pixels_3HW, share_hw in zip(maps.pixels, shares, strict=True)]
         told = ", ".join(f"{h}x{w} {float(share.max()):.2f}" for (h, w), share in zip(maps.grids, shares, strict=True))
         print(f"{word}: at most {told}")
-    text = pictures.record_text(source, pipe, "attend", prompt, args.seed, {"words": args.word})
+    text = opened.text("attend", prompt, args.seed, words=args.word)
     pictures.write_frames(args, frames, "attention", text, columns=len(maps.pixels), kinds=(".png",))
     return 0

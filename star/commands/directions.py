@@ -49,19 +49,19 @@ def work(args: argparse.Namespace) -> int:
     if args.direction is not None:
         within("--direction", args.direction, 0, MOST - 1)
     slots, prompt = slots_of(args.slots), as_text(args.prompt)
-    pipe, source = pictures.open_pipeline(args)
+    opened = pictures.open_pipeline(args)
     count = args.count if args.direction is None else args.direction + 1
-    found = pipe.directions(prompt, method=args.method, count=count)
+    found = opened.pipe.directions(prompt, method=args.method, count=count)
     strengths, numbers = [args.strength], [args.direction]
     if args.direction is None:
         strengths = [args.strength * (2 * i / (args.steps - 1) - 1) for i in range(args.steps)]
         numbers = list(range(count))
     frames = []
     for number in numbers:
-        frames += pipe.move(prompt, found, number, strengths, seed=args.seed, slots=slots)
+        frames += opened.pipe.move(prompt, found, number, strengths, seed=args.seed, slots=slots)
         print(f"direction {number}: {100 * float(found.shares_D[number]):.1f} % ({args.method})")
     more = {name: getattr(args, name) for name in ("method", "count", "direction", "strength", "steps", "slots")}
-    text = pictures.record_text(source, pipe, "directions", prompt, args.seed, more)
+    text = opened.text("directions", prompt, args.seed, **more)
     pictures.write_frames(args, frames, "directions", text, columns=len(strengths), kinds=(".png",))
     return 0
 

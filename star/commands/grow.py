@@ -24,8 +24,8 @@ def work(args: argparse.Namespace) -> int:
     """Draws the frames and writes them."""
     pictures.check(args, films=True)
     prompt = as_text(args.prompt)
-    pipe, source = pictures.open_pipeline(args)
-    frames = pipe.grow(prompt, seed=args.seed)
-    text = pictures.record_text(source, pipe, "grow", prompt, args.seed, {})
+    opened = pictures.open_pipeline(args)
+    frames = opened.pipe.grow(prompt, seed=args.seed)
+    text = opened.text("grow", prompt, args.seed)
     pictures.write_frames(args, frames, "growing", text)
     return 0

@@ -58,14 +58,14 @@ def work(args: argparse.Namespace) -> int:
     if args.name == "inpaint":
         mask_3HW = to_pixels(args.mask) if args.mask else box(args.box, pixels_3HW)
     prompt = pictures.prompt_of(args.prompt, args.picture)
-    pipe, source = pictures.open_pipeline(args)
+    opened = pictures.open_pipeline(args)
     if mask_3HW is None:
-        drawn = pipe.outpaint(pixels_3HW, prompt, margin=args.margin, num_images=args.count, seed=args.seed)
+        drawn = opened.pipe.outpaint(pixels_3HW, prompt, margin=args.margin, num_images=args.count, seed=args.seed)
         more = {"picture": args.picture, "margin": args.margin}
     else:
-        drawn = pipe.inpaint(pixels_3HW, mask_3HW, prompt, num_images=args.count, seed=args.seed)
+        drawn = opened.pipe.inpaint(pixels_3HW, mask_3HW, prompt, num_images=args.count, seed=args.seed)
         more = {"picture": args.picture, "mask": args.mask or args.box}
-    text = pictures.record_text(source, pipe, args.name, prompt, args.seed, more)
+    text = opened.text(args.name, prompt, args.seed, **more)
     pictures.write_frames(args, drawn.images, f"{args.name}ed", text, kinds=(".png",))
     return 0
 

@@ -39,18 +39,18 @@ def work(args: argparse.Namespace) -> int:
     from PIL import Image
 
     prompts = [as_text(args.prompt), as_text(args.prompt if args.fine_prompt is None else args.fine_prompt)]
-    pipe, source = pictures.open_pipeline(args)
-    slots = pipe._gan("mix").network.slots
+    opened = pictures.open_pipeline(args)
+    slots = opened.pipe._gan("mix").network.slots
     slot = slots // 2 if args.slot is None else args.slot
 
     def mixed(coarse: int, fine: int, first: int) -> Image.Image:
-        return pipe.mix(prompts, coarse_seed=coarse, fine_seed=fine, slot=first)
+        return opened.pipe.mix(prompts, coarse_seed=coarse, fine_seed=fine, slot=first)
 
-    corner = Image.new("RGB", pipe.resolution[::-1], "white")
+    corner = Image.new("RGB", opened.pipe.resolution[::-1], "white")
     frames = [corner, *(mixed(args.coarse[0], fine, 0) for fine in args.fine)]
     for coarse in args.coarse:
         frames += [mixed(coarse, args.fine[0], slots), *(mixed(coarse, fine, slot) for fine in args.fine)]
     more = {"coarse": args.coarse, "fine": args.fine, "slot": slot, "fine_prompt": prompts[1]}
-    text = pictures.record_text(source, pipe, "mix", prompts[0], args.coarse[0], more)
+    text = opened.text("mix", prompts[0], args.coarse[0], **more)
     pictures.write_frames(args, frames, "mixed", text, columns=1 + len(args.fine), kinds=(".png",))
     return 0

@@ -45,11 +45,11 @@ def work(args: argparse.Namespace) -> int:
             f"{len(args.prompts)} prompts and {len(args.seeds)} seeds were given, expected at least two of either: "
             "give two prompts, or --seeds with two"
         )
-    pipe, source = pictures.open_pipeline(args)
-    frames = pipe.morph(prompts, seeds=args.seeds, frames=args.frames)
+    opened = pictures.open_pipeline(args)
+    frames = opened.pipe.morph(prompts, seeds=args.seeds, frames=args.frames)
     if args.back:
         frames += frames[-2:0:-1]
     more = {"prompts": prompts, "seeds": args.seeds, "frames": args.frames}
-    text = pictures.record_text(source, pipe, "morph", prompts[0], args.seeds[0], more)
+    text = opened.text("morph", prompts[0], args.seeds[0], **more)
     pictures.write_frames(args, frames, "morph", text, columns=args.columns)
     return 0

@@ -3,7 +3,7 @@
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from star.commands.drawing import DEFAULT_MODEL, LARGEST_SEED, add_options, chos
 from star.commands.options import within
 from star.data.disk import check_writable, writing
 from star.data.errors import InputError
+from star.generators import placement
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +32,7 @@ def add_parser(
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name, folder or hub id (default: %(default)s)")
     parser.add_argument("--adapter", metavar="DIR", help="what `star finetune --lora` made of that model")
     add_options(parser)
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    placement.add_options(parser)
     return parser
 
 
@@ -72,40 +73,44 @@ def check(args: argparse.Namespace, *, films: bool) -> None:
             raise InputError(f"{path} is a folder, expected a file to write: give its name, too")
 
 
-def open_pipeline(args: argparse.Namespace) -> "tuple[Pipeline, Source]":
-    """The model, its options checked before its weights are read."""
-    from star.generators.devices import usable
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that is ready, and what pictures are to say of it."""
+
+    pipe: "Pipeline"
+    source: "Source"
+    place: placement.Placement
+
+    def text(self, made_by: str, prompt: str, seed: int, **more: Any) -> dict[str, str]:
+        """The metadata of a picture that a command made. more: what it was told besides."""
+        from star import __version__
+        from star.pictures.record import Record
+
+        return Record(
+            prompt=prompt,
+            seed=seed,
+            model=self.source.model,
+            options=asdict(self.pipe.options),
+            adapter=self.source.adapter,
+            digest=self.source.digest,
+            version=__version__,
+            **self.place.told(),
+            made_by=made_by,
+            more=more,
+        ).to_text()
+
+
+def open_pipeline(args: argparse.Namespace) -> "Opened":
+    """The model that was asked for. Raises InputError for options it has no use for before its weights are read."""
     from star.pictures.source import Source
 
-    device = usable(args.device)
+    place = placement.placed(args.device, args.dtype, args.model)
     source = Source.find(args.model, args.adapter or "")
     source.refuse(chosen(args))
-    from dataclasses import replace
-
     from star.pipeline import Pipeline
 
     options = replace(source.recommended, **chosen(args))
-    return Pipeline(source.load(device), options, args.model), source
-
-
-def record_text(
-    source: "Source", pipe: "Pipeline", made_by: str, prompt: str, seed: int, more: Mapping[str, Any]
-) -> dict[str, str]:
-    """The metadata of a picture that one of these commands made."""
-    from star import __version__
-    from star.pictures.record import Record
-
-    return Record(
-        prompt=prompt,
-        seed=seed,
-        model=source.model,
-        options=asdict(pipe.options),
-        adapter=source.adapter,
-        digest=source.digest,
-        version=__version__,
-        made_by=made_by,
-        more=more,
-    ).to_text()
+    return Opened(Pipeline(source.load(place), options, args.model), source, place)
 
 
 def write_frames(

@@ -40,16 +40,18 @@ def work(args: argparse.Namespace) -> int:
 
     pixels_3HW = to_pixels(args.picture)
     prompt = pictures.prompt_of(args.prompt, args.picture)
-    pipe, source = pictures.open_pipeline(args)
-    schedule = pipe._next_scale("vary").tokenizer.schedule
+    opened = pictures.open_pipeline(args)
+    schedule = opened.pipe._next_scale("vary").tokenizer.schedule
     frames = []
     keeps = args.keep or [None]
     for keep in keeps:
         scales_of(schedule, keep, args.strength)  # all are looked at before the first is drawn
     for keep in keeps:
-        drawn = pipe.vary(pixels_3HW, prompt, keep=keep, strength=args.strength, num_images=args.count, seed=args.seed)
+        drawn = opened.pipe.vary(
+            pixels_3HW, prompt, keep=keep, strength=args.strength, num_images=args.count, seed=args.seed
+        )
         frames += drawn.images
     more = {"picture": args.picture, "keep": args.keep, "strength": args.strength, "count": args.count}
-    text = pictures.record_text(source, pipe, "vary", prompt, args.seed, more)
+    text = opened.text("vary", prompt, args.seed, **more)
     pictures.write_frames(args, frames, "variation", text, columns=args.count, kinds=(".png",))
     return 0
