@@ -84,7 +84,8 @@ def test_phrases_change_no_digest_and_damaged_ones_are_refused(judge: Path, tmp_
     assert isinstance(without, LabelExtractor)
     assert list(without.labels_meant(["a man"], "subject")) == [""]
     values = json.loads((judge / "config.json").read_text(encoding="utf-8"))
-    for phrases in ([], "a man", {"a cat": "cat"}, {"a cat": ["man"]}):
+    damaged: list[object] = [[], "a man", {"a cat": "cat"}, {"a cat": ["man"]}]
+    for phrases in damaged:
         values["about"]["phrases"] = phrases
         (judge / "config.json").write_text(json.dumps(values), encoding="utf-8")
         with pytest.raises(InputError, match="phrases that lead to no subject"):

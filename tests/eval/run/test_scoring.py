@@ -15,6 +15,7 @@ from star.eval.run.benchmark import EvaluationRequest, evaluate
 from star.eval.run.layout import survey
 from star.eval.run.processes import Processes
 from star.eval.run.record import OVERALL, Record, read
+from star.eval.run.scoring import Load
 from star.generators import registry
 from tests.eval.painting import FAMILY, Tiny, _colours, load, make_benchmark
 
@@ -47,10 +48,8 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._shared._families, *FAMILY)
 
 
-def evaluated(benchmark: Path, out: Path, load: object = naming, **changes: object) -> Record:
-    request = EvaluationRequest(
-        benchmark=benchmark, out=out, model="painter-test", metrics=NAMES, bootstrap=20, grid=0, **changes
-    )
+def evaluated(benchmark: Path, out: Path, load: Load = naming) -> Record:
+    request = EvaluationRequest(benchmark=benchmark, out=out, model="painter-test", metrics=NAMES, bootstrap=20, grid=0)
     record = evaluate(request, Processes(), load)
     assert record is not None
     assert read(out).notes == record.notes
