@@ -34,6 +34,7 @@ OPTIONS = (
     "temperature_decay",
     "cross_attention",
     "refine",
+    "size",
 )
 LONGEST_NAME = 100  # bytes of a file name that come from the prompt
 LARGEST_GRID = 1024  # pictures; more are not looked at side by side
@@ -77,6 +78,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--no-refine", dest="refine", action="store_const", const=False, help="leave a checkpoint's refiner unused"
     )
+    parser.add_argument("--size", metavar="HxW", help="of STAR: pixels as 56x84, or an aspect width:height as 3:2")
     refuse_old_options(parser)
     parser.add_argument("--out", default="pictures", metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")

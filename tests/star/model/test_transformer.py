@@ -11,7 +11,7 @@ import star.model.transformer
 from star.data.text import TextFeatures
 from star.model.block import Block, draw_paths
 from star.model.losses import token_losses, tokens_at_once
-from star.model.rope import tables_of
+from star.model.tables import tables_of
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_transformer
 from star.tokenizer.scales import ScaleSchedule
