@@ -17,6 +17,7 @@ from star.data.loader.pipeline import Batch
 from star.data.shards.faults import SampleError
 from star.data.text import TextFeatures
 from star.precomputed.format import Encoding, EncodingConfig, metadata, pad
+from star.tokenizer.scales import ScaleSchedule
 from star.training.targets import Targets, make_targets, targets_of_codes
 
 
@@ -29,17 +30,15 @@ class EncodedReader:
     config: EncodingConfig
 
     def __call__(self, members: Mapping[str, bytes], choice: int) -> dict[str, Tensor]:
-        """codes_L, text_TD and its length, pooled_D, and latent_Ehw where the shards have it.
+        """codes_L, text_TD and its length, pooled_D, latent_Ehw where the shards have it, and pixels of the latent's
+        shape that are none.
 
         Raises SampleError if a member is missing or broken, InputError if it is of another encoding.
         """
-        if "safetensors" not in members:
-            raise SampleError("broken encoding", f"only {', '.join(sorted(members))}")
-        data = members["safetensors"]
-        if isinstance(data, SampleError):
-            raise data
+        data = _encoded(members)
         try:
-            mark = metadata(data)["encoding"]
+            told = metadata(data)
+            mark, schedule = told["encoding"], self._schedule(told)
             tensors = load(data)
             lengths = tensors["lengths_N"].tolist()
             first = sum(lengths[:choice])
@@ -50,10 +49,12 @@ class EncodedReader:
                 "text_length": torch.tensor(lengths[choice]),
                 "pooled_D": tensors["pooled_ND"][choice],
             }
+            if self.config.aspects:
+                found["pixels"] = torch.empty((0, *schedule.grid), dtype=torch.uint8)
             if self.config.latents:
                 found["latent_Ehw"] = tensors["latent_Ehw"]
             if mark == self.config.mark:
-                self._check(found, len(tokens_tD))
+                self._check(found, len(tokens_tD), schedule)
         except (SafetensorError, ValueError, KeyError, IndexError, RuntimeError, TypeError, RecursionError) as error:
             raise SampleError("broken encoding", f"{type(error).__name__}: {error}") from error
         if mark != self.config.mark:
@@ -63,13 +64,31 @@ class EncodedReader:
             )
         return found
 
-    def _check(self, found: Mapping[str, Tensor], tokens: int) -> None:
+    def size(self, members: Mapping[str, bytes]) -> tuple[int, int]:
+        """(H, W) of the picture that was encoded, in pixels. Raises SampleError as above."""
+        data = _encoded(members)
+        try:
+            h, w = self._schedule(metadata(data)).grid
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SampleError("broken encoding", f"{type(error).__name__}: {error}") from error
+        cell = self.config.resolution // self.config.quantizer.schedule.finest
+        return h * cell, w * cell
+
+    def _schedule(self, told: Mapping[str, str]) -> ScaleSchedule:
+        """The grids of a sample, by its metadata. Raises ValueError or KeyError where they do not say."""
+        schedule = self.config.quantizer.schedule
+        if not self.config.aspects:
+            return schedule
+        h, _, w = told["grid"].partition("x")
+        return schedule.at(int(h), int(w))
+
+    def _check(self, found: Mapping[str, Tensor], tokens: int, schedule: ScaleSchedule) -> None:
         """Raises ValueError for tensors that would not fit beside those of other samples, or that name no codes."""
         config = self.config
         if found["text_length"] != tokens:
             raise ValueError(f"{tokens} tokens of a caption that should have {found['text_length']}")
         shapes = {
-            "codes_L": (config.quantizer.schedule.length,),
+            "codes_L": (schedule.length,),
             "text_TD": (config.max_tokens, config.text_width),
             "pooled_D": (config.text_width,),
         }
@@ -96,8 +115,10 @@ class EncodedShards:
         if noise:
             latent_BEhw = batch.extra["latent_Ehw"].to(self.device)
             return make_targets(quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
-        codes_BL = batch.extra["codes_L"].to(self.device, torch.int64)
-        return targets_of_codes(quantizer, self.tokenizer.schedule.split(codes_BL), scales)
+        codes_BL, schedule = batch.extra["codes_L"].to(self.device, torch.int64), self.tokenizer.schedule
+        if self.encoding.config.aspects:
+            schedule = schedule.at(*batch.image_B3HW.shape[2:])
+        return targets_of_codes(quantizer, schedule.split(codes_BL), scales, schedule)
 
     def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:
         """The features of a batch's prompts, those of the empty one where a prompt was emptied."""
@@ -118,3 +139,13 @@ class EncodedShards:
     def unprepared(self) -> "EncodedShards":
         """Held-out shards are encoded like the others."""
         return self
+
+
+def _encoded(members: Mapping[str, bytes]) -> bytes:
+    """The bytes of a sample's tensors. Raises SampleError if it has none."""
+    if "safetensors" not in members:
+        raise SampleError("broken encoding", f"only {', '.join(sorted(members))}")
+    data = members["safetensors"]
+    if isinstance(data, SampleError):
+        raise data
+    return data

@@ -71,6 +71,7 @@ def encode(
     text_encoder: str | Path,
     crop: Crop = "center",
     latents: bool = False,
+    aspects: Sequence[str] = (),
     batch_size: int = 64,
     workers: int = 0,
     half: bool = False,
@@ -79,7 +80,8 @@ def encode(
     """Encodes every shard, held-out ones included, into `out`.
 
     tokenizer, text_encoder: as in a training. latents: also what the tokenizer makes of a picture before quantisation,
-    which training with code noise needs. half: the tokenizer computes under bfloat16 autocast. batch_size: pictures
+    which training with code noise needs. aspects: width:height as "3:2"; a picture is brought to the nearest of them, or
+    to the square. half: the tokenizer computes under bfloat16 autocast. batch_size: pictures
     at once, fewer where they are too large for that, see `star.tokenizer.portions`.
     Raises InputError if nothing is there, two shards would get one name, `out` cannot be written, or it holds shards of
     another encoding.
@@ -91,7 +93,9 @@ def encode(
     state = Accelerator()
     encoder = MultiScaleTokenizer.from_directory(place_of(tokenizer), device=state.device)
     texts, side = TextEncoder.from_pretrained(place_of(text_encoder), device=state.device), encoder.resolution
-    writer = _Writer(encoder, texts, crop=crop, latents=latents, half=half, device=state.device)
+    kept = {"latents": latents, "aspects": tuple(aspects)}
+    writer = _Writer(Encoder(encoder, texts, state.device, half=half), Encoding.by(encoder, texts, crop=crop, **kept))
+    buckets = _sizes(encoder, aspects)
     out = Path(out)
     report = SkipReport()
     mine = list(shards.items())[state.process_index :: state.num_processes]
@@ -104,7 +108,9 @@ def encode(
             if (out / name).is_file():
                 bar.update(done=0)
                 continue
-            settings = DataConfig(shards=(shard,), resolution=side, crop=crop, shuffle=False, workers=workers)
+            settings = DataConfig(
+                shards=(shard,), resolution=side, buckets=buckets, crop=crop, shuffle=False, workers=workers
+            )
             pipeline = Pipeline(settings, batch_size=loaded_at_once(side, most=batch_size))
             count = _write(out / name, writer.samples(_usable(pipeline)))
             report.add(pipeline.report.named)
@@ -126,20 +132,10 @@ def encode(
 class _Writer:
     """Makes members of samples; a caption of a shard is encoded once, unless `KEPT` bytes of others came between."""
 
-    def __init__(
-        self,
-        tokenizer: MultiScaleTokenizer,
-        text_encoder: TextEncoder,
-        *,
-        crop: Crop,
-        latents: bool,
-        half: bool,
-        device: torch.device,
-    ) -> None:
-        self.encoder = Encoder(tokenizer, text_encoder, device, half=half)
-        self.encoding = Encoding.by(tokenizer, text_encoder, crop=crop, latents=latents)
+    def __init__(self, encoder: Encoder, encoding: Encoding) -> None:
+        self.encoder, self.encoding = encoder, encoding
         self.cut = 0
-        self.code_dtype = torch.int16 if tokenizer.vocabulary <= 2**15 else torch.int32
+        self.code_dtype = torch.int16 if encoder.tokenizer.vocabulary <= 2**15 else torch.int32
 
     def samples(self, batches: Iterator[Batch]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
         """Key and members of every sample."""
@@ -149,6 +145,9 @@ class _Writer:
             latent_BEhw = self.encoder.latents(batch)
             codes_BL = torch.cat(self.encoder.tokenizer.quantizer.encode(latent_BEhw).codes, dim=1)
             codes_BL, latent_BEhw = codes_BL.to("cpu", self.code_dtype), latent_BEhw.cpu().contiguous()
+            mark = {"encoding": self.encoding.config.mark}
+            if self.encoding.config.aspects:
+                mark["grid"] = "{}x{}".format(*latent_BEhw.shape[2:])
             for row, key in enumerate(batch.keys):
                 captions = batch.captions[row]
                 tensors = {
@@ -164,7 +163,7 @@ class _Writer:
                     key,
                     {
                         "json": json.dumps(record, ensure_ascii=False).encode(),
-                        "safetensors": save(tensors, {"encoding": self.encoding.config.mark}),
+                        "safetensors": save(tensors, mark),
                     },
                 )
 
@@ -176,6 +175,13 @@ class _Writer:
             (tokens_TD[mask_T], pooled_D)
             for tokens_TD, mask_T, pooled_D in zip(text.tokens_BTD, text.mask_BT, text.pooled_BD, strict=True)
         ]
+
+
+def _sizes(tokenizer: MultiScaleTokenizer, aspects: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """(H, W) in pixels of each aspect."""
+    cell = tokenizer.config.autoencoder.downsampling
+    grids = [tokenizer.schedule.of_aspect(aspect).grid for aspect in aspects]
+    return tuple((h * cell, w * cell) for h, w in grids)
 
 
 def _write(path: Path, samples: Iterator[tuple[str, Mapping[str, bytes]]]) -> int:

@@ -4,7 +4,8 @@ That is all a training needs of the tokenizer and of the text encoder, so that i
 the quantizer, and the features of the empty prompt. A sample of such a shard is its caption record (`.json`) and
 
     .safetensors     codes_L             integers, the codes of all scales
-                     latent_Ehw          float32, before quantisation; only where asked for
+                     latent_Ehw          float32, before quantisation; only where asked for; of another shape than
+                                         the square, the metadata say which ("grid": "14x21", h x w)
                      tokens_nD           the states of all its captions, one after the other, without padding
                      lengths_N           tokens of each caption
                      pooled_ND
@@ -55,12 +56,14 @@ class EncodingConfig:
     text_width: int = 512
     text_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     latents: bool = False
+    aspects: tuple[str, ...] = ()  # that pictures were brought to, each to the nearest; empty: squares
     format: Literal[1] = 1
 
     @property
     def mark(self) -> str:
         """What every sample carries, so that none of another encoding is taken for one of this."""
-        return hashlib.sha256(json.dumps(to_dict(self), sort_keys=True).encode()).hexdigest()[:16]
+        told = {name: value for name, value in to_dict(self).items() if value or name != "aspects"}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,13 @@ class Encoding:
 
     @classmethod
     def by(
-        cls, tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder, *, crop: Crop = "center", latents: bool = False
+        cls,
+        tokenizer: MultiScaleTokenizer,
+        text_encoder: TextEncoder,
+        *,
+        crop: Crop = "center",
+        latents: bool = False,
+        aspects: tuple[str, ...] = (),
     ) -> "Encoding":
         """The encoding that these networks make."""
         config = EncodingConfig(
@@ -117,6 +126,7 @@ class Encoding:
             max_tokens=text_encoder.max_tokens,
             text_width=text_encoder.width,
             latents=latents,
+            aspects=aspects,
         )
         return cls(config, tokenizer.quantizer, text_encoder.encode([""]).to("cpu", torch.float32))
 
@@ -146,7 +156,7 @@ class Encoding:
         load_into(quantizer, {name.removeprefix("quantizer."): value for name, value in tensors.items()}, where)
         return cls(config, quantizer, null)
 
-    def check_use(self, crop: Crop, noise: float) -> None:
+    def check_use(self, crop: Crop, noise: float, aspects: Sequence[str] = ()) -> None:
         """Raises InputError if a training asks for what the shards do not have."""
         if noise and not self.config.latents:
             raise InputError(
@@ -155,6 +165,9 @@ class Encoding:
             )
         if crop != self.config.crop:
             raise InputError(f"crop is {crop}, the shards were encoded with {self.config.crop}: set --crop to that")
+        if tuple(aspects) != self.config.aspects:
+            mine, theirs = (" ".join(some) or "none" for some in (aspects, self.config.aspects))
+            raise InputError(f"aspects is {mine}, the shards were encoded with {theirs}: set --aspects to that")
 
     def check(self, other: "EncodingConfig", where: str, todo: str) -> None:
         """Raises InputError, with the first difference and what to do, unless `other` is the same encoding."""

@@ -92,7 +92,7 @@ def test_the_callback_sees_the_picture_grow_to_what_is_drawn(pipe: Pipeline) -> 
         ({"guidance_scale": 0.5}, "guidance_scale is 0.5, expected a number of at least 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
-        ({"height": 4096}, "this model draws"),
+        ({"height": 4096}, "expected 8 x 8"),
         ({"output_type": "latent"}, "expected pil, pt or np"),
         ({"seed": [1, 2]}, "2 seeds were given for 1 pictures"),
         ({"seed": -1}, "seed is -1"),
