@@ -80,9 +80,9 @@ def encode(
     """Encodes every shard, held-out ones included, into `out`.
 
     tokenizer, text_encoder: as in a training. latents: also what the tokenizer makes of a picture before quantisation,
-    which training with code noise needs. aspects: width:height as "3:2"; a picture is brought to the nearest of them, or
-    to the square. half: the tokenizer computes under bfloat16 autocast. batch_size: pictures
-    at once, fewer where they are too large for that, see `star.tokenizer.portions`.
+    which training with code noise needs. aspects: width:height as "3:2"; a picture is brought to the nearest of
+    them, or to the square; samples of a shape then lie together in a shard. half: the tokenizer computes under
+    bfloat16 autocast. batch_size: pictures at once, fewer where they are too large, see `star.tokenizer.portions`.
     Raises InputError if nothing is there, two shards would get one name, `out` cannot be written, or it holds shards of
     another encoding.
     """
