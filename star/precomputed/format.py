@@ -1,14 +1,15 @@
 """What shards of codes and text features say about themselves, in `encoding.safetensors` beside them.
 
 That is all a training needs of the tokenizer and of the text encoder, so that it loads neither: the digests of both,
-the quantizer, and the features of the empty prompt. A sample of such a shard is its caption record (`.json`) and
+the quantizer, and the features of the empty prompt. (Where captions were kept in place of features, the text encoder is
+loaded after all.) A sample of such a shard is its caption record (`.json`) and
 
     .safetensors     codes_L             integers, the codes of all scales
                      latent_Ehw          float32, before quantisation; only where asked for; of another shape than
                                          the square, the metadata say which ("grid": "14x21", h x w)
-                     tokens_nD           the states of all its captions, one after the other, without padding
-                     lengths_N           tokens of each caption
-                     pooled_ND
+                     tokens_nD           the states of all its captions, one after the other, without padding,
+                     lengths_N           tokens of each caption, and
+                     pooled_ND           where features were asked for
 
 B batch, L tokens of all scales, E code width, h w finest latent grid, N captions, n tokens of N captions, D text width.
 """
@@ -57,12 +58,14 @@ class EncodingConfig:
     text_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     latents: bool = False
     aspects: tuple[str, ...] = ()  # that pictures were brought to, each to the nearest; empty: squares
+    text: Literal["features", "captions"] = "features"
     format: Literal[1] = 1
 
     @property
     def mark(self) -> str:
         """What every sample carries, so that none of another encoding is taken for one of this."""
-        told = {name: value for name, value in to_dict(self).items() if value or name != "aspects"}
+        later = {"aspects": [], "text": "features"}  # fields of later versions, which earlier shards do not name
+        told = {name: value for name, value in to_dict(self).items() if later.get(name) != value}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -115,6 +118,7 @@ class Encoding:
         crop: Crop = "center",
         latents: bool = False,
         aspects: tuple[str, ...] = (),
+        text: Literal["features", "captions"] = "features",
     ) -> "Encoding":
         """The encoding that these networks make."""
         config = EncodingConfig(
@@ -127,6 +131,7 @@ class Encoding:
             text_width=text_encoder.width,
             latents=latents,
             aspects=aspects,
+            text=text,
         )
         return cls(config, tokenizer.quantizer, text_encoder.encode([""]).to("cpu", torch.float32))
 
@@ -236,6 +241,15 @@ def _read(folder: str, name: str) -> bytes | None:
 def _short(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}..." if len(text) == 64 else repr(value)
+
+
+def states_of(text: TextFeatures, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+    """Of each caption its states without padding (n, D), and the pooled one (D,), on the CPU."""
+    text = text.to("cpu", dtype)
+    return [
+        (tokens_TD[mask_T], pooled_D)
+        for tokens_TD, mask_T, pooled_D in zip(text.tokens_BTD, text.mask_BT, text.pooled_BD, strict=True)
+    ]
 
 
 def pad(tokens_tD: Tensor, length: int) -> Tensor:

@@ -49,6 +49,15 @@ class FrozenNetworks:
             return self.tokenizer.to(device), self.text_encoder.to(device)
         return self._load(device)
 
+    def text(self, device: str | torch.device) -> TextEncoder:
+        """The text encoder alone, on a device."""
+        own = self.text_encoder
+        return (
+            own.to(device)
+            if isinstance(own, TextEncoder)
+            else TextEncoder.from_pretrained(self.places[1], device=device)
+        )
+
     def generator(self, transformer: NextScaleTransformer, aspects: Sequence[str] = ()) -> StarGenerator:
         """The generator that a transformer makes with them, where the transformer is. aspects: those it learnt."""
         return StarGenerator(transformer, *self.networks(transformer.head.weight.device), aspects=aspects)

@@ -256,7 +256,8 @@ def prepare_data(
     every, schedules = pipeline.alone(loaded), config.schedules(frozen.tokenizer.schedule)
     encoder: TrainingInputs
     if frozen.encoding is not None:
-        encoder = EncodedShards(frozen.encoding, run.device)
+        captions = frozen.encoding.config.text == "captions"
+        encoder = EncodedShards(frozen.encoding, run.device, frozen.text(run.device) if captions else None)
     elif config.precompute:
         encoder = EncodedSet(*frozen.networks(run.device), run.device, every.one_pass(), half=half)
     else:
