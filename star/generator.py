@@ -5,6 +5,7 @@ The directory holds the transformer; the tokenizer and the text encoder are eith
 B pictures, H W pixels.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,22 +27,32 @@ from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.next_scale import NextScaleGenerator
 from star.sampling.masked_decoding import MaskedDecoder
 from star.sampling.sampler import CrossAttentionMode, GivenCodes, SampleRng, Watcher, draw_codes, draw_pass, join
+from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 FAMILY = "star"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StarConfig:
-    """What a model directory says about its generator; see sampler.draw_codes for the two in the middle."""
+    """What a model directory says about its generator; see sampler.draw_codes for the two in the middle.
+
+    aspects: as "3:2", width:height, of the pictures that it learnt from; empty: squares.
+    """
 
     transformer: TransformerConfig
     cross_attention: CrossAttentionMode = "per-sample"
     unguided_last: int = 0
     refiner: RefinerConfig | None = None
+    aspects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_ranges(self, unguided_last=(0, LONGEST))
+        if len(self.aspects) > LONGEST:
+            raise ValueError(f"{len(self.aspects)} aspects are given, expected at most {LONGEST}; drop some")
+        for aspect in self.aspects:
+            self.transformer.schedule.of_aspect(aspect)
 
 
 class StarGenerator(NextScaleGenerator):
@@ -58,6 +69,7 @@ class StarGenerator(NextScaleGenerator):
             "temperature_decay",
             "cross_attention",
             "refine",
+            "size",
         }
     )
 
@@ -70,8 +82,10 @@ class StarGenerator(NextScaleGenerator):
         cross_attention: CrossAttentionMode = "per-sample",
         unguided_last: int = 0,
         refiner: Refiner | None = None,
+        aspects: Sequence[str] = (),
     ) -> None:
         """cross_attention, unguided_last: see sampler.draw_codes. refiner: draws the scales that it has a plan for.
+        aspects: of the pictures that the transformer learnt from, see StarConfig.
 
         Raises ValueError where the networks do not fit.
         """
@@ -91,6 +105,35 @@ class StarGenerator(NextScaleGenerator):
         self.cross_attention: CrossAttentionMode = cross_attention
         self.unguided_last = unguided_last
         self.refiner = None if refiner is None else refiner.eval()
+        self.aspects = tuple(aspects)
+        self._warned: set[ScaleSchedule] = set()
+
+    def size_of(self, size: str) -> tuple[int, int]:
+        """(H, W) in pixels of "56x84", of an aspect "3:2" (width:height) with about as many as the square, or of "".
+
+        Raises InputError for a size that cannot be drawn.
+        """
+        if not size:
+            return self.resolution
+        if "x" in size:
+            H, _, W = size.partition("x")
+            self.tokenizer.config.schedule_of(int(H), int(W))
+            return int(H), int(W)
+        h, w = self.tokenizer.schedule.of_aspect(size).grid
+        cell = self.tokenizer.config.autoencoder.downsampling
+        return h * cell, w * cell
+
+    def _schedule(self, H: int, W: int) -> ScaleSchedule:
+        """The grids of a picture of H x W pixels; a shape that the transformer never learnt from is told, once."""
+        schedule = self.tokenizer.config.schedule_of(H, W)
+        sizes = [self.size_of(aspect) for aspect in self.aspects] or [self.resolution]
+        if (H, W) not in sizes and schedule not in self._warned:
+            learnt = ", ".join(f"{height} x {width}" for height, width in sizes)
+            logger.warning(
+                "%d x %d pixels are asked of a model trained on %s; it may not compose them well.", H, W, learnt
+            )
+            self._warned.add(schedule)
+        return schedule
 
     @torch.inference_mode()
     def generate(
@@ -112,8 +155,10 @@ class StarGenerator(NextScaleGenerator):
         uniform lies within rounding of a boundary.
         """
         check_request(self, prompts, seeds)
+        size = self.size_of(options.size)
+        schedule = self._schedule(*size)
         if not prompts:
-            return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
+            return torch.empty(0, 3, *size, dtype=torch.uint8)
         dtype = self.transformer.head.weight.dtype
         text = self.text_encoder.encode(prompts).to(self.device, dtype)
         if negative_prompts is not None and len(negative_prompts) != len(prompts):
@@ -135,9 +180,10 @@ class StarGenerator(NextScaleGenerator):
             options=options,
             cross_attention=options.cross_attention or self.cross_attention,
             unguided_last=self.unguided_last,
-            stable=self._masked_decoder(options),
+            stable=self._masked_decoder(options, schedule),
             given=given,
             watch=watch,
+            schedule=schedule,
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
 
@@ -148,6 +194,7 @@ class StarGenerator(NextScaleGenerator):
         On a CPU the same as `generate` draws of a prompt with these features, to the bit.
         """
         rows = text.to(self.device, self.transformer.head.weight.dtype)
+        schedule = self._schedule(*self.size_of(rng.options.size))
         guided = rng.options.guidance_scale != 1
         if guided:
             rows = join(rows, self.text_encoder.encode([""]).to(self.device, rows.tokens_BTD.dtype))  # type: ignore[assignment]
@@ -158,8 +205,9 @@ class StarGenerator(NextScaleGenerator):
             rng,
             released=guided and (rng.options.cross_attention or self.cross_attention) == "released",
             unguided_last=self.unguided_last,
-            stable=self._masked_decoder(rng.options),
+            stable=self._masked_decoder(rng.options, schedule),
             watch=watch,
+            schedule=schedule,
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
 
@@ -198,6 +246,7 @@ class StarGenerator(NextScaleGenerator):
             cross_attention=config.cross_attention,
             unguided_last=config.unguided_last,
             refiner=refiner,
+            aspects=config.aspects,
         )
 
     def save_pretrained(
@@ -228,6 +277,7 @@ class StarGenerator(NextScaleGenerator):
                     cross_attention=self.cross_attention,
                     unguided_last=self.unguided_last,
                     refiner=None if self.refiner is None else self.refiner.config,
+                    aspects=self.aspects,
                 )
             ),
             tensors=self._tensors(),
@@ -247,10 +297,10 @@ class StarGenerator(NextScaleGenerator):
 
         return cls(tiny_transformer(), tiny_tokenizer(), tiny_text_encoder())
 
-    def _masked_decoder(self, options: SampleOptions) -> MaskedDecoder | None:
+    def _masked_decoder(self, options: SampleOptions, schedule: ScaleSchedule) -> MaskedDecoder | None:
         if self.refiner is None or not options.refine:
             return None
-        return MaskedDecoder(self.refiner, self.tokenizer.quantizer)
+        return MaskedDecoder(self.refiner, self.tokenizer.quantizer, schedule)
 
     def _tensors(self) -> dict[str, Tensor]:
         refiner = self.refiner.state_dict() if self.refiner else {}

@@ -15,6 +15,7 @@ OPTIONS = (
     "temperature_decay",
     "cross_attention",
     "refine",
+    "size",
 )
 LARGEST_SEED = 2**63 - 1  # as star.generators.protocol has it; not imported from there, since help must be instant
 DEFAULT_MODEL = "star-emoji"
@@ -45,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-refine", dest="refine", action="store_const", const=False, help="leave a checkpoint's refiner unused"
     )
+    parser.add_argument("--size", metavar="HxW", help="of STAR: pixels as 56x84, or an aspect width:height as 3:2")
     refuse_old_options(parser)
 
 
