@@ -62,10 +62,11 @@ def growth(generator: StarGenerator, text: TextFeatures, *, seed: int, options: 
     """What is known of the picture of an encoded prompt after each of K scales, (3, H, W) uint8; last, the whole."""
     codes: list[Tensor] = []
     pixels: list[Tensor] = []
+    schedule = generator.schedule_for(options)
 
     def watch(k: int, _logits: Tensor, codes_Bl: Tensor) -> None:
         codes.append(codes_Bl)
-        latent_BEhw = generator.tokenizer.quantizer.decode(codes, k + 1)
+        latent_BEhw = generator.tokenizer.quantizer.decode(codes, k + 1, schedule)
         pixels.append(generator.tokenizer.latent_to_pixels(latent_BEhw)[0])
 
     generator.draw_one(text, SampleRng([seed], options), watch=watch)
@@ -74,7 +75,8 @@ def growth(generator: StarGenerator, text: TextFeatures, *, seed: int, options: 
 
 @torch.inference_mode()
 def attention(generator: StarGenerator, prompt: str, *, seed: int, options: SampleOptions) -> AttentionMaps:
-    """Draws the picture of a prompt and seed, and tells what it read."""
+    """Draws the picture of a prompt and seed, and tells what it read: the caption where the prompt was expanded."""
+    prompt = generator.expanded(prompt, options)
     text = generator.text_encoder.encode([prompt])
     with _recorded(generator.transformer) as passes:
         pixels = growth(generator, text, seed=seed, options=options)
@@ -85,7 +87,7 @@ def attention(generator: StarGenerator, prompt: str, *, seed: int, options: Samp
     ids = generator.text_encoder.tokenize([prompt])[0][0, : int(text.mask_BT.sum())].tolist()
     written = {number: token for token, number in generator.text_encoder.tokenizer.get_vocab().items()}
     tokens = [written[number] for number in ids]
-    grids = [(side, side) for side in generator.tokenizer.schedule.sizes]
+    grids = list(generator.schedule_for(options).grids)
     return AttentionMaps(prompt, tokens, weights, grids, pixels, _spans(generator, prompt, ids))
 
 

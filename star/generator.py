@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from star.clip.wordings import Expansion
 from star.convert.names import REFINER
 from star.data.errors import InputError
 from star.data.text import TextEncoder, TextFeatures
@@ -31,6 +32,7 @@ from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 FAMILY = "star"
+WORDINGS = "wordings.json"
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +40,8 @@ logger = logging.getLogger(__name__)
 class StarConfig:
     """What a model directory says about its generator; see sampler.draw_codes for the two in the middle.
 
-    aspects: as "3:2", width:height, of the pictures that it learnt from; empty: squares.
+    aspects: as "3:2", width:height, of the pictures that it learnt from; empty: squares. wordings: sha256 of the file
+    wordings.json (star.clip.wordings); empty: there is none.
     """
 
     transformer: TransformerConfig
@@ -46,6 +49,7 @@ class StarConfig:
     unguided_last: int = 0
     refiner: RefinerConfig | None = None
     aspects: tuple[str, ...] = ()
+    wordings: str = ""
 
     def __post_init__(self) -> None:
         check_ranges(self, unguided_last=(0, LONGEST))
@@ -70,6 +74,7 @@ class StarGenerator(NextScaleGenerator):
             "cross_attention",
             "refine",
             "size",
+            "expand_prompt",
         }
     )
 
@@ -83,9 +88,10 @@ class StarGenerator(NextScaleGenerator):
         unguided_last: int = 0,
         refiner: Refiner | None = None,
         aspects: Sequence[str] = (),
+        expansion: Expansion | None = None,
     ) -> None:
         """cross_attention, unguided_last: see sampler.draw_codes. refiner: draws the scales that it has a plan for.
-        aspects: of the pictures that the transformer learnt from, see StarConfig.
+        aspects: of the pictures that the transformer learnt from, see StarConfig. expansion: says prompts as captions.
 
         Raises ValueError where the networks do not fit.
         """
@@ -106,7 +112,12 @@ class StarGenerator(NextScaleGenerator):
         self.unguided_last = unguided_last
         self.refiner = None if refiner is None else refiner.eval()
         self.aspects = tuple(aspects)
+        self.expansion = expansion
         self._warned: set[ScaleSchedule] = set()
+
+    def expanded(self, prompt: str, options: SampleOptions) -> str:
+        """The prompt in the words that the text encoder gets: as typed, or with options.expand_prompt as a caption."""
+        return self.expansion.expand(prompt) if self.expansion is not None and options.expand_prompt else prompt
 
     def size_of(self, size: str) -> tuple[int, int]:
         """(H, W) in pixels of "56x84", of an aspect "3:2" (width:height) with about as many as the square, or of "".
@@ -123,8 +134,9 @@ class StarGenerator(NextScaleGenerator):
         cell = self.tokenizer.config.autoencoder.downsampling
         return h * cell, w * cell
 
-    def _schedule(self, H: int, W: int) -> ScaleSchedule:
-        """The grids of a picture of H x W pixels; a shape that the transformer never learnt from is told, once."""
+    def schedule_for(self, options: SampleOptions) -> ScaleSchedule:
+        """The grids of a picture of that size; a shape that the transformer never learnt from is told, once."""
+        H, W = self.size_of(options.size)
         schedule = self.tokenizer.config.schedule_of(H, W)
         sizes = [self.size_of(aspect) for aspect in self.aspects] or [self.resolution]
         if (H, W) not in sizes and schedule not in self._warned:
@@ -155,12 +167,11 @@ class StarGenerator(NextScaleGenerator):
         uniform lies within rounding of a boundary.
         """
         check_request(self, prompts, seeds)
-        size = self.size_of(options.size)
-        schedule = self._schedule(*size)
+        schedule = self.schedule_for(options)
         if not prompts:
-            return torch.empty(0, 3, *size, dtype=torch.uint8)
+            return torch.empty(0, 3, *self.size_of(options.size), dtype=torch.uint8)
         dtype = self.transformer.head.weight.dtype
-        text = self.text_encoder.encode(prompts).to(self.device, dtype)
+        text = self.text_encoder.encode([self.expanded(prompt, options) for prompt in prompts]).to(self.device, dtype)
         if negative_prompts is not None and len(negative_prompts) != len(prompts):
             raise InputError(
                 f"{len(prompts)} prompts came with {len(negative_prompts)} negative prompts, expected as many: give "
@@ -194,7 +205,7 @@ class StarGenerator(NextScaleGenerator):
         On a CPU the same as `generate` draws of a prompt with these features, to the bit.
         """
         rows = text.to(self.device, self.transformer.head.weight.dtype)
-        schedule = self._schedule(*self.size_of(rng.options.size))
+        schedule = self.schedule_for(rng.options)
         guided = rng.options.guidance_scale != 1
         if guided:
             rows = join(rows, self.text_encoder.encode([""]).to(self.device, rows.tokens_BTD.dtype))  # type: ignore[assignment]
@@ -247,6 +258,7 @@ class StarGenerator(NextScaleGenerator):
             unguided_last=config.unguided_last,
             refiner=refiner,
             aspects=config.aspects,
+            expansion=_expansion(directory, config.wordings),
         )
 
     def save_pretrained(
@@ -268,6 +280,8 @@ class StarGenerator(NextScaleGenerator):
         writers = {"tokenizer": self._save_tokenizer, "text_encoder": self.text_encoder.save_pretrained}
         digests = {"tokenizer": self.tokenizer.digest, "text_encoder": self.text_encoder.digest}
         parts = {name: writer for name, writer in writers.items() if not references or name not in references}
+        if self.expansion is not None:
+            parts[WORDINGS] = self.expansion.save
         write(
             path,
             family=FAMILY,
@@ -278,6 +292,7 @@ class StarGenerator(NextScaleGenerator):
                     unguided_last=self.unguided_last,
                     refiner=None if self.refiner is None else self.refiner.config,
                     aspects=self.aspects,
+                    wordings="" if self.expansion is None else self.expansion.digest,
                 )
             ),
             tensors=self._tensors(),
@@ -308,6 +323,15 @@ class StarGenerator(NextScaleGenerator):
 
     def _save_tokenizer(self, path: Path) -> None:
         self.tokenizer.save(path, card="# The tokenizer of the STAR generator in the folder above\n")
+
+
+def _expansion(directory: ModelDirectory, digest: str) -> Expansion | None:
+    if not digest:
+        return None
+    expansion = Expansion.read(directory.path / WORDINGS)
+    if expansion.digest != digest:
+        raise InputError(f"{directory.path / WORDINGS} is not the one that the model came with: get the model again")
+    return expansion
 
 
 def _text_encoder(directory: ModelDirectory, device: str | torch.device, dtype: torch.dtype | None) -> TextEncoder:

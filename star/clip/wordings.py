@@ -9,6 +9,7 @@ to the subject that its words fit best, and drawn as that one's caption; what fi
 the shards give names, tags and code points; emojibase (MIT) and emojilib (MIT) the rest.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -106,17 +107,23 @@ class Expansion:
             "an",
         ) else chosen.caption
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of what `save` writes."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Writes JSON, a line for each subject."""
-        lines = [
-            f"{json.dumps(name, ensure_ascii=False)}: "
-            + json.dumps(
-                [s.caption, s.style, dict(s.names), dict(s.colours)], ensure_ascii=False, separators=(",", ":")
-            )
-            for name, s in sorted(self.subjects.items())
-        ]
+        write_text(Path(path), self._text())
+
+    def _text(self) -> str:
+        lines = []
+        for name, known in sorted(self.subjects.items()):
+            numbers = ({key: float(value) for key, value in sorted(of.items())} for of in (known.names, known.colours))
+            line = json.dumps([known.caption, known.style, *numbers], ensure_ascii=False, separators=(",", ":"))
+            lines.append(f"{json.dumps(name, ensure_ascii=False)}: {line}")
         head = f'"about": {json.dumps(self.about)},\n"styles": {json.dumps(self.styles)},\n"subjects": {{\n'
-        write_text(Path(path), "{\n" + head + ",\n".join(lines) + "\n}\n}\n")
+        return "{\n" + head + ",\n".join(lines) + "\n}\n}\n"
 
     @classmethod
     def read(cls, path: str | Path) -> "Expansion":

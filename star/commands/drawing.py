@@ -16,6 +16,7 @@ OPTIONS = (
     "cross_attention",
     "refine",
     "size",
+    "expand_prompt",
 )
 LARGEST_SEED = 2**63 - 1  # as star.generators.protocol has it; not imported from there, since help must be instant
 DEFAULT_MODEL = "star-emoji"
@@ -47,6 +48,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--no-refine", dest="refine", action="store_const", const=False, help="leave a checkpoint's refiner unused"
     )
     parser.add_argument("--size", metavar="HxW", help="of STAR: pixels as 56x84, or an aspect width:height as 3:2")
+    parser.add_argument(
+        "--expand-prompt",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="of STAR with wordings: draw the caption that a prompt means (star-emoji does), or the prompt as it is",
+    )
     refuse_old_options(parser)
 
 
