@@ -27,7 +27,7 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.images import pil_to_image, pixels_to_image, pixels_to_pil, resize
 from star.data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, check_folder, check_size, folder_of, loading
-from star.data.text import quiet_transformers
+from star.data.transformers_text import quiet_transformers
 from star.eval.extractors.classifier import read_classifier, read_phrases, subject_meant
 from star.eval.metrics.alignment import ClipScorer
 from star.eval.metrics.retrieval import Thumbnail

@@ -185,6 +185,8 @@ def _model_row(entry: Entry) -> tuple[Cell, ...]:
     measured = entry.record.measured
     millions = f"{measured.parameters / 1e6:,.1f} M" if measured.parameters else "–"
     options = ", ".join(f"{name} {_plain(value)}" for name, value in measured.options.items())
+    if measured.dtype not in ("", "float32"):
+        options = f"{measured.dtype}, {options}"
     skipped = entry.record.skipped
     reasons = "; ".join(f"{reason}: {', '.join(keys)}" for reason, keys in skipped.items())
     return (
