@@ -43,6 +43,8 @@ class SampleOptions:
     cross_attention: Literal["", "released", "per-sample"] = ""
     refine: bool = True
     size: str = ""  # STAR: height x width in pixels as 56x84, or an aspect width:height as 3:2; "" is the model's own
+    # STAR with wordings.json: a prompt is drawn as the caption that it means, "a red car" as "an automobile, ... style"
+    expand_prompt: bool = False
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -113,7 +115,7 @@ class Family(Generator, Protocol):
         ...
 
 
-def check_options(generator: Generator, given: Collection[str]) -> None:
+def check_options(generator: Generator | type[Family], given: Collection[str]) -> None:
     """Refuses options (names of fields of SampleOptions) that a family has no use for, instead of recording them.
 
     What a family uses is its class attribute `heeds`; one of a third party without it is trusted. Raises InputError.

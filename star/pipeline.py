@@ -28,6 +28,7 @@ from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.protocol import Generator, SampleOptions, check_options
 from star.generators.renamed import OPTIONS, now_called
+from star.motions import Motions
 from star.sampling.sampler import GivenCodes
 
 Picture = Image.Image | Tensor | str | Path
@@ -47,7 +48,7 @@ class Drawn:
     options: SampleOptions
 
 
-class Pipeline:
+class Pipeline(Motions):
     """A generator with its recommended options."""
 
     def __init__(self, generator: Generator, options: SampleOptions | None = None, name: str = "") -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from star.data.errors import InputError
 from star.data.images import image_to_pixels
+from star.data.unfilled import unfilled
 from star.generators.config import from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, digest, load_into, write
 from star.tokenizer.autoencoder import AutoencoderConfig, Decoder, DetailConfig, Encoder
@@ -177,7 +178,8 @@ class MultiScaleTokenizer(nn.Module):
         directory = ModelDirectory.read(path, family=FAMILY)
         config = from_dict(TokenizerConfig, directory.config, f"{path} config")
         directory.check_fits(lambda: cls(config))
-        tokenizer = cls(config)
+        with unfilled():
+            tokenizer = cls(config)
         load_into(tokenizer, directory.tensors(), path)
         if "anchored" in directory.about:
             tokenizer.aligned_to = from_dict(AlignedTo, directory.about["anchored"], f"{path} about.anchored")
