@@ -16,7 +16,7 @@ from torch import Tensor
 
 from star.convert.names import REFINER
 from star.data.errors import InputError
-from star.data.text import TextEncoder
+from star.data.text import TextEncoder, TextFeatures
 from star.data.unfilled import unfilled
 from star.generators.config import LONGEST, check_ranges, from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, Reference, load_into, write
@@ -114,8 +114,7 @@ class StarGenerator(NextScaleGenerator):
         check_request(self, prompts, seeds)
         if not prompts:
             return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
-        dtype = self.transformer.head.weight.dtype
-        text = self.text_encoder.encode(prompts).to(self.device, dtype)
+        text, null_text = self.conditions(prompts)
         if negative_prompts is not None and len(negative_prompts) != len(prompts):
             raise InputError(
                 f"{len(prompts)} prompts came with {len(negative_prompts)} negative prompts, expected as many: give "
@@ -125,7 +124,8 @@ class StarGenerator(NextScaleGenerator):
             raise InputError(
                 "a negative prompt needs guidance, which is off: raise guidance_scale above 1, or leave it out"
             )
-        null_text = self.text_encoder.encode(negative_prompts or [""]).to(self.device, dtype)
+        if negative_prompts is not None:
+            null_text = self._encode(negative_prompts)
         _, latent_BEhw = draw_codes(
             self.transformer,
             self.tokenizer.quantizer,
@@ -140,6 +140,13 @@ class StarGenerator(NextScaleGenerator):
             watch=watch,
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
+
+    def conditions(self, prompts: Sequence[str]) -> tuple[TextFeatures, TextFeatures]:
+        """Of the prompts, and of the empty one, in the transformer's type and on its device."""
+        return self._encode(prompts), self._encode([""])
+
+    def _encode(self, prompts: Sequence[str]) -> TextFeatures:
+        return self.text_encoder.encode(prompts).to(self.device, self.transformer.head.weight.dtype)
 
     @classmethod
     def from_directory(
@@ -171,7 +178,7 @@ class StarGenerator(NextScaleGenerator):
         load_into(transformer, tensors, path, dtype)
         return cls(
             transformer.to(device),
-            tokenizer,
+            tokenizer.draw_in(dtype or torch.float32),
             text_encoder,
             cross_attention=config.cross_attention,
             unguided_last=config.unguided_last,

@@ -21,6 +21,7 @@ from star.generators.config import check_ranges
 from star.model.attention import KeyValueCache
 from star.model.attention_backends import ScaleCausality, additive
 from star.model.block import Block, draw_paths
+from star.model.linear import dense
 from star.model.losses import token_losses, tokens_at_once
 from star.model.rope import tables_of
 from star.model.state import DrawingState, TextKeys
@@ -226,7 +227,7 @@ class NextScaleTransformer(nn.Module):
         if input_BlE is None:
             x_BlC = state.start_BlC
         else:  # the latent is float32 whatever the network computes in
-            x_BlC = self.input_projection(input_BlE.to(self.input_projection.weight.dtype))
+            x_BlC = dense(self.input_projection, input_BlE.to(self.input_projection.weight.dtype))
         return self.run_blocks(self.embed(x_BlC, span), span, state.condition_BC, state.text, caches=state.caches)
 
     # ---- embed, blocks, head
@@ -268,7 +269,7 @@ class NextScaleTransformer(nn.Module):
         span: slice | Tensor,
         condition_BC: Tensor | None,
         text: TextKeys | None,
-        mask: ScaleCausality | None = None,
+        mask: ScaleCausality | Tensor | None = None,
         caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
         """All blocks. span: which tokens of the pyramid these are. mask: of training, caches: of drawing."""
@@ -305,7 +306,7 @@ class NextScaleTransformer(nn.Module):
             if self.head_modulation is not None and condition_BC is not None:
                 scale, shift = self.head_modulation(F.silu(condition_BC)).unflatten(-1, (2, 1, -1)).unbind(1)
                 hidden_BlC = hidden_BlC * (1 + scale) + shift
-            return self.head(hidden_BlC).float()
+            return dense(self.head, hidden_BlC).float()
 
     def losses(
         self, hidden_BlC: Tensor, condition_BC: Tensor | None, codes_Bl: Tensor, label_smoothing: float = 0.0
