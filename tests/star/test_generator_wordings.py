@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from star.attention_maps import attention
+from star.brought_along import WORDINGS
 from star.cli import main
 from star.clip.wordings import Expansion, Subject
 from star.data.errors import InputError
-from star.generator import WORDINGS, StarGenerator
+from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
 from star.pictures.record import Record
 from star.pipeline import Pipeline
