@@ -169,7 +169,7 @@ class StarGenerator(NextScaleGenerator):
         schedule = self.schedule_for(options)
         if not prompts:
             return torch.empty(0, 3, *self.size_of(options.size), dtype=torch.uint8)
-        text, null_text = self.conditions([self.expanded(prompt, options) for prompt in prompts])
+        text, null_text = self.conditions(prompts, options)
         if negative_prompts is not None:
             null_text = self._negative(prompts, negative_prompts, options)
         _, latent_BEhw = draw_codes(
@@ -212,9 +212,9 @@ class StarGenerator(NextScaleGenerator):
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
 
-    def conditions(self, prompts: Sequence[str]) -> tuple[TextFeatures, TextFeatures]:
+    def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[TextFeatures, TextFeatures]:
         """Of the prompts, and of the empty one, in the transformer's type and on its device."""
-        return self._encode(prompts), self._encode([""])
+        return self._encode([self.expanded(prompt, options) for prompt in prompts]), self._encode([""])
 
     def _negative(self, prompts: Sequence[str], negative: Sequence[str], options: SampleOptions) -> TextFeatures:
         if len(negative) != len(prompts):
