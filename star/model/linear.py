@@ -21,24 +21,25 @@ def dense(layer: nn.Module, x: Tensor, bias: Tensor | None = None, activation: A
 
     A layer that an adapter stands around computes by itself.
     """
-    if type(layer) is not nn.Linear:
-        y = layer(x) if bias is None else layer(x) + bias
-        return F.gelu(y, approximate="tanh") if activation == "gelu" else y
-    bias = layer.bias if bias is None else bias
-    if by_onednn(x):
-        return onednn()(x, layer.weight, bias, activation, [], "tanh" if activation == "gelu" else "")
-    y = F.linear(x, layer.weight, bias)
+    plain = type(layer) is nn.Linear
+    if plain and by_onednn(x):
+        own = layer.bias if bias is None else bias
+        return onednn()(x, layer.weight, own, activation, [], "tanh" if activation == "gelu" else "")
+    if bias is None:
+        y = layer(x)
+    else:
+        y = F.linear(x, layer.weight, bias) if plain else layer(x) + bias
     return F.gelu(y, approximate="tanh") if activation == "gelu" else y
 
 
 def by_onednn(x: Tensor) -> bool:
     """Whether a product is oneDNN's: of a picture that is drawn on a CPU, outside of autocast and of compilers."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
         and torch.is_inference_mode_enabled()
+        and x.device.type == "cpu"
         and x.dtype in TYPES
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and onednn() is not None
     )
 
