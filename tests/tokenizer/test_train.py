@@ -184,13 +184,14 @@ def test_detail_needs_patches_that_halve() -> None:
         replace(PRESETS["var-256"].network, detail=DetailConfig())
 
 
-def test_jittered_pictures_are_the_same_moved_mirrored_and_recoloured() -> None:
+def test_jittered_pictures_are_the_same_moved_and_mirrored() -> None:
     torch.manual_seed(0)
     image = torch.rand(16, 3, 16, 16) * 2 - 1
     out = jittered(image)
     assert out.shape == image.shape
     for before, after in zip(image, out, strict=True):
-        assert set(after.unique().tolist()) <= set(before.unique().tolist())
+        for channel in range(3):
+            assert set(after[channel].unique().tolist()) <= set(before[channel].unique().tolist())
     ramp = torch.arange(16.0).expand(16, 3, 16, 16)
     across = jittered(ramp)[:, 0, 0].diff(dim=1)
     assert across.abs().max() == 1
@@ -199,6 +200,4 @@ def test_jittered_pictures_are_the_same_moved_mirrored_and_recoloured() -> None:
     assert (across == 0).any()
     flat = torch.full((8, 3, 16, 16), 0.25)
     flat[:, 1] = -0.5
-    recoloured = jittered(flat)
-    assert (recoloured == 0.25).sum() == (flat == 0.25).sum()  # edges go on outwards, channels change places only
-    assert len({tuple(picture[:, 0, 0].tolist()) for picture in recoloured}) > 1
+    assert torch.equal(jittered(flat), flat)  # edges go on outwards
