@@ -43,12 +43,12 @@ def test_ten_steps_equal_five_a_stop_and_five(shards: Path, tmp_path: Path, monk
     real = module.reconstruction_loss
     calls = 0
 
-    def dies_in_step_eight(*arguments: object) -> Tensor:
+    def dies_in_step_eight(*arguments: object, **named: object) -> Tensor:
         nonlocal calls
         calls += 1
         if calls > 7:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "reconstruction_loss", dies_in_step_eight)
     with pytest.raises(KeyboardInterrupt):
