@@ -48,7 +48,7 @@ def to_pixels(picture: Image.Image | Tensor | str | Path, size: tuple[int, int] 
 
 
 def encode_picture(generator: StarGenerator, pixels_3HW: Tensor) -> list[Tensor]:
-    """Codes of every scale of one picture, brought to the model's size: K tensors (1, l) int64."""
+    """Tokens of every scale of one picture, brought to the model's size: K tensors (1, l, ...)."""
     pixels_3HW = to_pixels(pixels_3HW, generator.resolution)
     return generator.tokenizer.encode(pixels_to_image(pixels_3HW[None]).to(generator.device))
 
@@ -78,8 +78,8 @@ def scales_of(schedule: ScaleSchedule, keep: int | str | None, strength: float |
 
 def given_coarse(codes: Sequence[Tensor], schedule: ScaleSchedule, count: int, pictures: int) -> GivenCodes:
     """The first `count` scales stay, for so many pictures."""
-    rows = [code.expand(pictures, -1) for code in codes]
-    return GivenCodes(rows, [torch.full(row.shape, k < count) for k, row in enumerate(rows)])
+    known = [torch.full((pictures, length), k < count) for k, length in enumerate(schedule.lengths)]
+    return GivenCodes([code.expand(pictures, *code.shape[1:]) for code in codes], known)
 
 
 def given_outside(codes: Sequence[Tensor], schedule: ScaleSchedule, covered_HW: Tensor, pictures: int) -> GivenCodes:
@@ -93,7 +93,7 @@ def given_outside(codes: Sequence[Tensor], schedule: ScaleSchedule, covered_HW: 
         share_hw = F.adaptive_avg_pool2d(covered_HW.float()[None, None], size)[0, 0]
         drawn_hw = share_hw > 0 if k == schedule.count - 1 else share_hw >= 0.5
         known.append(~drawn_hw.flatten().expand(pictures, -1))
-    return GivenCodes([code.expand(pictures, -1) for code in codes], known)
+    return GivenCodes([code.expand(pictures, *code.shape[1:]) for code in codes], known)
 
 
 def paste(drawn_B3HW: Tensor, pixels_3HW: Tensor, covered_HW: Tensor) -> Tensor:

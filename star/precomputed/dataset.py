@@ -69,16 +69,13 @@ class EncodedReader:
         if found["text_length"] != tokens:
             raise ValueError(f"{tokens} tokens of a caption that should have {found['text_length']}")
         shapes = {
-            "codes_L": (config.quantizer.schedule.length,),
             "text_TD": (config.max_tokens, config.text_width),
             "pooled_D": (config.text_width,),
         }
         for name, shape in shapes.items():
             if tuple(found[name].shape) != shape:
                 raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, expected {shape}")
-        codes_L = found["codes_L"]
-        if codes_L.is_floating_point() or codes_L.min() < 0 or codes_L.max() >= config.quantizer.vocabulary:
-            raise ValueError(f"codes_L holds no codes of a vocabulary of {config.quantizer.vocabulary}")
+        config.quantizer.tokens.check(found["codes_L"], config.quantizer.schedule.length)
 
 
 class EncodedShards:
@@ -96,7 +93,7 @@ class EncodedShards:
         if noise:
             latent_BEhw = batch.extra["latent_Ehw"].to(self.device)
             return make_targets(quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
-        codes_BL = batch.extra["codes_L"].to(self.device, torch.int64)
+        codes_BL = self.tokenizer.tokens.restore(batch.extra["codes_L"].to(self.device))
         return targets_of_codes(quantizer, self.tokenizer.schedule.split(codes_BL), scales)
 
     def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:

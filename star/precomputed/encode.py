@@ -139,7 +139,7 @@ class _Writer:
         self.encoder = Encoder(tokenizer, text_encoder, device, half=half)
         self.encoding = Encoding.by(tokenizer, text_encoder, crop=crop, latents=latents)
         self.cut = 0
-        self.code_dtype = torch.int16 if tokenizer.vocabulary <= 2**15 else torch.int32
+        self.tokens = tokenizer.tokens
 
     def samples(self, batches: Iterator[Batch]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
         """Key and members of every sample."""
@@ -148,7 +148,7 @@ class _Writer:
             known = kept.of([caption for several in batch.captions for caption in several], self._text)
             latent_BEhw = self.encoder.latents(batch)
             codes_BL = torch.cat(self.encoder.tokenizer.quantizer.encode(latent_BEhw).codes, dim=1)
-            codes_BL, latent_BEhw = codes_BL.to("cpu", self.code_dtype), latent_BEhw.cpu().contiguous()
+            codes_BL, latent_BEhw = self.tokens.store(codes_BL).cpu(), latent_BEhw.cpu().contiguous()
             for row, key in enumerate(batch.keys):
                 captions = batch.captions[row]
                 tensors = {

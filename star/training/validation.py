@@ -2,7 +2,7 @@
 
 Every process has a part of them, and all together compute each number, in portions that fit beside the training.
 
-N pictures of this process, B batch, L tokens of all scales, K number of scales, V codebook.
+N pictures of this process, B batch, L tokens of all scales, K number of scales.
 """
 
 import hashlib
@@ -20,8 +20,9 @@ from star.data.text import TextFeatures
 from star.generators.training.run import Run
 from star.model.transformer import NextScaleTransformer
 from star.planning.memory import looked_at_once
+from star.tokenizer.tokens import zeros
 from star.training.inputs import TrainingInputs
-from star.training.targets import code_counts, per_scale, targets_of_codes, unigram_nats
+from star.training.targets import per_scale, targets_of_codes
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -35,7 +36,8 @@ class Measured:
     def __init__(self, encoder: TrainingInputs, batches: Iterator[Batch]) -> None:
         """batches: encoded once, each picture under its first caption."""
         self.encoder, self.schedule = encoder, encoder.tokenizer.schedule
-        codes, texts = [torch.zeros(0, self.schedule.length, dtype=torch.int64)], []
+        self.tokens = encoder.tokenizer.tokens
+        codes, texts = [zeros(self.tokens, 0, self.schedule.length)], []
         for batch in batches:
             codes.append(encoder.targets(batch).codes_BL.cpu())
             texts.append(encoder.batch_text(batch, batch.prompts).to("cpu"))
@@ -47,7 +49,7 @@ class Measured:
 
     @torch.no_grad()
     def losses(self, network: NextScaleTransformer, run: Run, *, alone: bool = False) -> Tensor:
-        """Mean nats per token (K,) of the pictures of all processes; nan where there are none.
+        """Mean nats per token, or per bit, (K,) of the pictures of all processes; nan where there are none.
 
         Every process must ask for it, since a network in pieces computes in all of them at once; alone: this process's
         pictures only, for a network that is whole.
@@ -77,7 +79,7 @@ class Measured:
         """Codes (B, L), words, and how many pictures count: none where others still have some, and one is made up."""
         codes_BL = self.codes_NL[span].to(device)
         if not len(codes_BL) or self.text_N is None:
-            return torch.zeros(1, self.schedule.length, dtype=torch.int64, device=device), self.encoder.null_text, 0
+            return zeros(self.tokens, 1, self.schedule.length, device), self.encoder.null_text, 0
         rows = torch.arange(len(self))[span]
         return codes_BL, self.text_N[rows].to(device), len(codes_BL)
 
@@ -91,7 +93,7 @@ class Validation:
         self.share, self.run = share, run
         self.measured = Measured(encoder.unprepared(), batches)
         self.pictures = int(_sum(torch.tensor(len(self.measured)), run))
-        self.schedule, self.vocabulary = encoder.tokenizer.schedule, encoder.tokenizer.vocabulary
+        self.schedule, self.tokens = encoder.tokenizer.schedule, encoder.tokenizer.tokens
         self.unigram_K = torch.full((self.schedule.count,), float("nan"))
 
     def without_held_out(self, batch: Batch) -> Batch:
@@ -116,14 +118,14 @@ class Validation:
         """
         if not self.pictures:
             return
-        train_KV = torch.zeros(self.schedule.count, self.vocabulary, dtype=torch.int64)
+        held = self.tokens.counts(self.schedule.split(self.measured.codes_NL))
+        train = torch.zeros_like(held)
         for batch in shared_out(every, self.run, lambda key: not is_held_out(key, self.share), most):
-            train_KV += code_counts(encoder.targets(batch).codes_BL.cpu(), self.schedule.lengths, self.vocabulary)
-        held_KV = code_counts(self.measured.codes_NL, self.schedule.lengths, self.vocabulary)
-        self.unigram_K = unigram_nats(_sum(train_KV, self.run), _sum(held_KV, self.run))
+            train += self.tokens.counts(self.schedule.split(encoder.targets(batch).codes_BL))
+        self.unigram_K = self.tokens.unigram_nats(_sum(train, self.run), _sum(held, self.run))
 
     def losses(self, network: NextScaleTransformer) -> Tensor:
-        """Mean nats per token (K,) of the held-out pictures, see Measured; nan where there are none."""
+        """Mean nats per token, or per bit, (K,) of the held-out pictures, see Measured; nan where there are none."""
         return self.measured.losses(network, self.run)
 
     def write(self, path: Path, losses_K: Tensor, step: int) -> None:
@@ -131,6 +133,8 @@ class Validation:
         scales = zip(self.schedule.sizes, losses_K.tolist(), self.unigram_K.tolist(), strict=True)
         values = [{"size": size, "loss": round(loss, 4), "unigram": round(nats, 4)} for size, loss, nats in scales]
         found = {"step": step + 1, "pictures": self.pictures, "scales": values}
+        if self.tokens.unit != "token":
+            found["unit"] = self.tokens.unit
         write_text(path, json.dumps(found, indent=1) + "\n")
         self.table = values
 
