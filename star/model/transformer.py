@@ -179,8 +179,8 @@ class NextScaleTransformer(nn.Module):
         teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives; L may end after any scale. text:
         TextFeatures, or class labels (B,) int64 for conditioning "class". kept_L: the tokens that take part, see
         star.training.targets.draw_kept; all if None. Returns float32 (B, L, V), with as many L as take part; where
-        codes_BL, the right answers of these, are given, the cross-entropy of every token in nats (per bit, if it is made
-        of bits) instead, float32 (B, L), without ever holding all logits. Raises ValueError for an input of other scales.
+        codes_BL, the right answers of these, are given, the cross-entropy of every token instead, in nats (per bit of a
+        token of bits), float32 (B, L), without ever holding all logits. Raises ValueError for an input of other scales.
         """
         hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, kept_L)
         if codes_BL is None:
