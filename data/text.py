@@ -1,4 +1,4 @@
-"""Frozen text encoders: prompts in, TextFeatures out, one code path for CLIP text towers and T5 encoders.
+"""Frozen text encoders: prompts in, TextFeatures out, one code path for every kind in `text_towers.py`.
 
 A source is a directory or a hub id: a whole CLIPModel with its tokenizer (clip-emoji, OpenAI's), a text tower with its
 tokenizer, or the two sub-folders `text_encoder/` and `tokenizer/` of a diffusion pipeline (SD-2.1). Prompts are padded
@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from star.data.errors import InputError
 from star.data.pretrained import SAFE, SAFE_MODEL, check_files, check_folder, check_size, folder_of, loading
+from star.data.text_towers import TOWERS, kinds, tower_of
 
 logger = logging.getLogger(__name__)
 
-TOWERS: dict[str, Any] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
 # What a snapshot needs; pickled weights are left out on purpose: loading them can run code.
 HUB_FILES = (
     ["config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "spiece.model"]
@@ -42,7 +42,7 @@ class TextFeatures:
     """Encoded prompts.
 
     tokens_BTD: last hidden states, unprojected, zero where masked. mask_BT: bool, True for the prompt's own tokens
-    (BOS and EOS count). pooled_BD: the final state at EOS (CLIP) or the mean over the prompt's tokens (T5).
+    (BOS and EOS count). pooled_BD: one state for the prompt, as its kind pools (`text_towers.TextTower`).
     """
 
     tokens_BTD: Tensor
@@ -94,15 +94,15 @@ class TextEncoder(nn.Module):
     """A text tower that stays in evaluation mode and takes no gradient, and the tokenizer that belongs to it."""
 
     def __init__(
-        self, tower: CLIPTextModel | T5EncoderModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None
+        self, tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None
     ) -> None:
-        """max_tokens: BOS and EOS included; if None, all positions of the tower (CLIP) or 120 (T5)."""
+        """max_tokens: BOS and EOS included; if None, all positions of the tower, or as many as its kind says."""
         super().__init__()
         self.tower = tower.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.is_clip = isinstance(tower, CLIPTextModel)
-        limit = tower.config.max_position_embeddings if self.is_clip else None
-        self.max_tokens: int = max_tokens or limit or 120  # 120 is the length STAR's T5 ablation used
+        self.kind = tower_of(tower.config.model_type)
+        limit = self.kind.limit(tower.config)
+        self.max_tokens: int = max_tokens or limit or self.kind.max_tokens
         self.width: int = tower.config.hidden_size
         self._stored = {name: value.dtype for name, value in tower.state_dict().items()}
         self._check(limit)
@@ -120,7 +120,7 @@ class TextEncoder(nn.Module):
             )
         if self.tokenizer.pad_token_id is None:
             raise InputError("The tokenizer has no padding token; give one saved with its tower.")
-        if self.is_clip:
+        if self.kind.ends_at_eos:
             last = self.tokenizer("").input_ids[-1]
             # 2 is what configurations before transformers 4.31 say; the tower then takes the highest id for EOS.
             expected = (
@@ -151,12 +151,12 @@ class TextEncoder(nn.Module):
             raise InputError(
                 f"{source} holds no text encoder: no config.json there, nor a text_encoder folder with one."
             )
-        kind = check_folder(tower_at, TOWERS)
+        model = tower_of(check_folder(tower_at, kinds())).model
         check_files(tokenizer_at)
         with quiet_transformers(), loading(source, "a text encoder"):
-            config = TOWERS[kind].config_class.from_pretrained(tower_at, **SAFE)
-            check_size(tower_at, lambda: TOWERS[kind](config))
-            tower, report = TOWERS[kind].from_pretrained(tower_at, dtype="auto", output_loading_info=True, **SAFE_MODEL)
+            config = model.config_class.from_pretrained(tower_at, **SAFE)
+            check_size(tower_at, lambda: model(config))
+            tower, report = model.from_pretrained(tower_at, dtype="auto", output_loading_info=True, **SAFE_MODEL)
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_at, **SAFE)
             missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
             if missing:
@@ -183,7 +183,8 @@ class TextEncoder(nn.Module):
     def digest(self) -> str:
         """sha256 of the weights' values and of the tokenizer's behaviour; the same for every device and wider dtype.
 
-        Values count as float32, so a copy written in a wider type than the original is still the same encoder.
+        Of kinds that other packages bring, the name of the pooling function counts, too. Values count as float32, so a
+        copy written in a wider type than the original is still the same encoder.
         """
         total = hashlib.sha256()
         for name, value in sorted(self.tower.state_dict().items()):
@@ -195,6 +196,8 @@ class TextEncoder(nn.Module):
             token.replace("</w>", " ").replace("▁", " ") for token, _ in vocabulary
         )  # exercises every merge
         total.update(repr([vocabulary, *(self._ids(probe) for probe in (*PROBES, words))]).encode())
+        if self.tower.config.model_type not in TOWERS:
+            total.update(f"{self.kind.pool.__module__}.{self.kind.pool.__qualname__}".encode())
         return total.hexdigest()
 
     def _ids(self, prompt: str) -> list[int]:
@@ -250,11 +253,7 @@ class TextEncoder(nn.Module):
     def _forward(self, ids_BT: Tensor, mask_BT: Tensor) -> TextFeatures:
         output = self.tower(input_ids=ids_BT, attention_mask=mask_BT.long())
         tokens_BTD = output.last_hidden_state * mask_BT[..., None]
-        if self.is_clip:
-            pooled_BD = output.pooler_output
-        else:  # T5 has no token to pool at; STAR's ablation averaged padding too, we leave it out
-            pooled_BD = tokens_BTD.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
-        return TextFeatures(tokens_BTD, mask_BT, pooled_BD)
+        return TextFeatures(tokens_BTD, mask_BT, self.kind.pool(output, tokens_BTD, mask_BT))
 
 
 def text_projection(source: str | Path) -> Tensor | None:
