@@ -13,7 +13,7 @@ different numbers of rows, so there each picture is drawn in a pass of its own, 
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -79,7 +79,7 @@ class SampleRng:
 
     seeds: Sequence[int]
     options: "SampleOptions"
-    head: TokenHead = CODES
+    head: TokenHead = field(default=CODES, kw_only=True)
 
     def keep(self, logits_BlV: Tensor, depth: float = 0.0) -> Tensor:
         """The logits to draw from: after temperature, top-k and top-p; of the likeliest alone if top_k is 1.
@@ -184,7 +184,7 @@ def draw_codes(
                 transformer,
                 quantizer,
                 join(rows, null_text if len(null_text) == 1 else null_text[part]) if guided else rows,
-                SampleRng(seeds[part], options, transformer.token_head),
+                SampleRng(seeds[part], options, head=transformer.token_head),
                 released=guided and cross_attention == "released",
                 unguided_last=unguided_last,
                 stable=stable,

@@ -147,7 +147,7 @@ def test_a_refiner_reveals_bits(generator: StarGenerator) -> None:
     text, head = generator.text_encoder.encode(["a red circle"]), generator.transformer.token_head
     hidden, logits = torch.randn(1, 16, 32), torch.randn(1, 16, CODE_WIDTH)
     with torch.no_grad():
-        canvas = decoder.reveal(hidden, logits, 3, text, 0.0, SampleRng([0], SampleOptions(), head))
+        canvas = decoder.reveal(hidden, logits, 3, text, 0.0, SampleRng([0], SampleOptions(), head=head))
     assert canvas.codes_Bl.shape == (1, 16, CODE_WIDTH)
     assert canvas.codes_Bl.dtype == torch.uint8
     assert bool(canvas.known_Bl.all())

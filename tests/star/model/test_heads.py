@@ -65,14 +65,14 @@ def test_top_k_of_bits_is_the_likeliest_or_refused() -> None:
 
 def test_bits_are_drawn_with_their_chances_and_by_the_seed_alone() -> None:
     logits = torch.tensor([-2.0, 0.0, 1.0, torch.inf, -torch.inf]).expand(1, 4000, 5)
-    rng = SampleRng([3], SampleOptions(), HEAD)
+    rng = SampleRng([3], SampleOptions(), head=HEAD)
     drawn = rng.pick(logits, 2)
     assert drawn.dtype == torch.uint8
     assert drawn.shape == (1, 4000, 5)
     torch.testing.assert_close(drawn[0].double().mean(dim=0), logits[0, 0].sigmoid().double(), atol=0.03, rtol=0)
     assert torch.equal(drawn, rng.pick(logits, 2))
     assert not torch.equal(drawn, rng.pick(logits, 3))
-    both = SampleRng([9, 3], SampleOptions(), HEAD).pick(logits.expand(2, -1, -1), 2)
+    both = SampleRng([9, 3], SampleOptions(), head=HEAD).pick(logits.expand(2, -1, -1), 2)
     assert torch.equal(both[1], drawn[0])
     shares = drawn[0, :, :2].double()  # bits of a token are drawn independently
     assert abs(float(((shares - shares.mean(dim=0)).prod(dim=1)).mean())) < 0.01
@@ -80,7 +80,7 @@ def test_bits_are_drawn_with_their_chances_and_by_the_seed_alone() -> None:
 
 def test_temperature_and_guidance_do_to_bits_what_they_do_to_two_classes() -> None:
     logits = log_odds(2, 4, 3)
-    cold = SampleRng([0, 1], SampleOptions(temperature=0.5), HEAD).keep(logits)
+    cold = SampleRng([0, 1], SampleOptions(temperature=0.5), head=HEAD).keep(logits)
     torch.testing.assert_close(cold.sigmoid(), (two_classes(logits) / 0.5).softmax(dim=-1)[..., 1])
     torch.testing.assert_close(guide(logits, 2.0).sigmoid(), guide(two_classes(logits), 2.0).softmax(dim=-1)[..., 1])
 
