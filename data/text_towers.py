@@ -9,13 +9,13 @@ see docs/extending.md:
 B batch, T text tokens, D text width.
 """
 
+import importlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import CLIPTextModel, T5EncoderModel
 
 from star.data.errors import InputError
 
@@ -39,26 +39,32 @@ def mean_of_tokens(output: Any, tokens_BTD: Tensor, mask_BT: Tensor) -> Tensor:
 class TextTower:
     """One kind of text encoder.
 
-    model: transformers' class, called as tower(input_ids=, attention_mask=), with last_hidden_state in what it gives.
+    model: transformers' class as "module:class", which is imported where a folder needs it; called as
+    tower(input_ids=, attention_mask=), with last_hidden_state in what it gives.
     pool: see `Pooling`. positions: the field of the tower's config that says how many tokens it can take; "": any
     number. max_tokens: tokens of a prompt where nothing else says so. ends_at_eos: `pool` looks for the token that the
     config calls EOS, so the tokenizer has to end every prompt with it.
     """
 
-    model: Any
+    model: str
     pool: Pooling
     positions: str = "max_position_embeddings"
     max_tokens: int = 120
     ends_at_eos: bool = False
+
+    def load(self) -> Any:
+        """The class, imported now."""
+        module, _, name = self.model.partition(":")
+        return getattr(importlib.import_module(module), name)
 
     def limit(self, config: Any) -> int | None:
         """The most tokens that a tower of this config takes; None for any number."""
         return int(getattr(config, self.positions)) if self.positions else None
 
 
-_CLIP = TextTower(model=CLIPTextModel, pool=pooler_output, ends_at_eos=True)
+_CLIP = TextTower(model="transformers:CLIPTextModel", pool=pooler_output, ends_at_eos=True)
 # 120 is the length STAR's T5 ablation used
-_T5 = TextTower(model=T5EncoderModel, pool=mean_of_tokens, positions="", max_tokens=120)
+_T5 = TextTower(model="transformers:T5EncoderModel", pool=mean_of_tokens, positions="", max_tokens=120)
 TOWERS: dict[str, TextTower] = {"clip": _CLIP, "clip_text_model": _CLIP, "t5": _T5}
 
 

@@ -13,7 +13,7 @@ different numbers of rows, so there each picture is drawn in a pass of its own, 
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from star.model.heads import CODES, TokenHead
 from star.model.transformer import NextScaleTransformer
 from star.tokenizer.quantizer import MultiScaleQuantizer
+from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokens import where
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def draw_codes(
     batch: int | None = None,
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
+    schedule: ScaleSchedule | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Codes of all scales, K tensors (B, l, ...), and the latent (B, E, h, w) they describe.
 
@@ -166,7 +168,7 @@ def draw_codes(
     "released" gives the unconditional row what the conditional row of the same prompt read, which is what the official
     STAR code does for one prompt. stable: reveals the scales it covers step by step. batch: pictures per pass; by
     default one on a CPU (see above) and all elsewhere.
-    watch(k, logits_BlV, codes_Bl) sees every scale of every pass.
+    watch(k, logits_BlV, codes_Bl) sees every scale of every pass. schedule: the grids; squares if None.
     """
     if len(text) != len(seeds):
         raise ValueError(f"{len(text)} prompts and {len(seeds)} seeds given; every picture needs one of each")
@@ -184,12 +186,13 @@ def draw_codes(
                 transformer,
                 quantizer,
                 join(rows, null_text if len(null_text) == 1 else null_text[part]) if guided else rows,
-                SampleRng(seeds[part], options, head=transformer.token_head),
+                SampleRng(seeds[part], options),
                 released=guided and cross_attention == "released",
                 unguided_last=unguided_last,
                 stable=stable,
                 given=None if given is None else given.rows(part),
                 watch=watch,
+                schedule=schedule,
             )
         )
     codes = [torch.cat(scale) for scale in zip(*(codes for codes, _ in passes), strict=True)]
@@ -208,15 +211,17 @@ def draw_pass(
     stable: "MaskedDecoder | None" = None,
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
+    schedule: ScaleSchedule | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """One pass of `draw_codes`.
 
     rows: the prompts and, unless guidance is off, as many unconditional rows after them. rng: seeds and options of the
     pictures. released: the mode of cross-attention, see `draw_codes`.
     """
-    schedule, count, options = transformer.schedule, len(rng.seeds), rng.options
-    state = transformer.begin(rows, released=released)
-    latent_BEhw = quantizer.empty_latent(count)
+    rng = replace(rng, head=transformer.token_head)
+    schedule, count, options = schedule or transformer.schedule, len(rng.seeds), rng.options
+    state = transformer.begin(rows, released=released, schedule=schedule)
+    latent_BEhw = quantizer.empty_latent(count, schedule)
     input_BlE: Tensor | None = None
     codes: list[Tensor] = []
     for k in range(schedule.count):

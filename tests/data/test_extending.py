@@ -109,7 +109,7 @@ def test_a_text_encoder_of_another_package_trains_a_model_that_draws(tmp_path: P
 @pytest.mark.usefixtures("package")
 def test_another_pooling_is_another_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = bert(tmp_path / "bert")
-    mean = TextTower(model=BertModel, pool=lambda output, tokens, mask: tokens.mean(dim=1))
+    mean = TextTower(model="transformers:BertModel", pool=lambda output, tokens, mask: tokens.mean(dim=1))
     digest = TextEncoder.from_pretrained(folder).digest
     monkeypatch.setattr("star.data.text.tower_of", lambda kind: mean)
     assert TextEncoder.from_pretrained(folder).digest != digest

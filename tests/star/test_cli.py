@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from PIL import Image
 
 from star.cli import main
-from star.commands import sample, shards
+from star.commands import shards
 from star.commands.train import TRAINERS, configure
 from star.data.images import read_png
+from star.pictures import names
 
 MODEL = ("--model", "star-test")
 
@@ -67,6 +69,7 @@ def test_draws_names_and_documents_pictures(tmp_path: Path, capsys: pytest.Captu
     with Image.open(tmp_path / "picture-6.png") as picture:
         text = picture.info
     assert (text["prompt"], text["seed"], text["model"]) == ("🍎", "6", "star-test")
+    assert (text["device"], text["dtype"]) == ("cuda" if torch.cuda.is_available() else "cpu", "float32")
     assert json.loads(text["options"])["top_k"] == 9
     grid, single = read_png(tmp_path / "grid.png"), read_png(tmp_path / "a-red-apple-5.png")
     assert grid.shape[1] > 3 * single.shape[1]
@@ -146,7 +149,7 @@ def test_other_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.M
     def fail(*args: object) -> None:
         raise RuntimeError("a defect of ours")
 
-    monkeypatch.setattr(sample, "draw", fail)
+    monkeypatch.setattr("star.pictures.job.draw", fail)
     with pytest.raises(RuntimeError, match="a defect of ours"):
         run("sample", "a cat", *MODEL, "--out", tmp_path)
 
@@ -218,7 +221,7 @@ def test_choices_are_those_of_the_data_room() -> None:
 
 
 def test_slugs_are_short_and_safe() -> None:
-    assert sample.slug("A Red/Apple: ../../etc") == "a-red-apple-etc"
-    assert sample.slug("  ") == "unconditional"
-    assert sample.slug("🍎🍏") == "picture"
-    assert len(sample.slug("я" * 500).encode()) <= sample.LONGEST_NAME
+    assert names.slug("A Red/Apple: ../../etc") == "a-red-apple-etc"
+    assert names.slug("  ") == "unconditional"
+    assert names.slug("🍎🍏") == "picture"
+    assert len(names.slug("я" * 500).encode()) <= names.LONGEST_NAME
