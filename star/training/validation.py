@@ -57,7 +57,7 @@ class Measured:
 
     @torch.no_grad()
     def sums(self, network: NextScaleTransformer, run: Run, *, alone: bool = False) -> Tensor:
-        """Sums over pictures of the mean nats per token (or bit) of each scale, and their number: float64 (shapes, K + 1).
+        """Sums over pictures of mean nats per token or bit of each scale, and their number: float64 (shapes, K + 1).
 
         Every process must ask for it, since a network in pieces computes in all of them at once; alone: this process's
         pictures only, for a network that is whole.
