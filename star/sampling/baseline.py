@@ -77,7 +77,7 @@ def baseline_codes(
 
 
 def full_sort_filter(logits_BlV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """What sampler.filter_logits does, by a stable sort of all logits and of their places."""
+    """What heads.filter_logits does, by a stable sort of all logits and of their places."""
     if 0 < top_k < logits_BlV.shape[-1]:
         smallest = logits_BlV.topk(top_k, dim=-1).values[..., -1:]
         logits_BlV = logits_BlV.masked_fill(logits_BlV < smallest, float("-inf"))
