@@ -98,6 +98,7 @@ class StarGenerator(NextScaleGenerator):
         pairs = (
             ("scales", config.sizes, tokenizer.schedule.sizes),
             ("vocabulary", config.vocabulary, tokenizer.vocabulary),
+            ("bits of a token", config.bits, tokenizer.bits),
             ("code width", config.code_width, tokenizer.code_width),
             ("text width", config.text_width, text_encoder.width),
         )

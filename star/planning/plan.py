@@ -55,6 +55,7 @@ class Shapes:
     vocabulary: int = 4096
     code_width: int = 32
     text_width: int = 1024
+    bits: int = 0
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
     @classmethod
@@ -69,6 +70,7 @@ class Shapes:
             sizes=tokenizer.quantizer.sizes,
             vocabulary=tokenizer.quantizer.vocabulary,
             code_width=tokenizer.quantizer.code_width,
+            bits=tokenizer.quantizer.bits,
             autoencoder=tokenizer.autoencoder,
             text_width=TextEncoder.from_pretrained(place_of(config.text_encoder)).width,
         )
@@ -133,7 +135,11 @@ def plan(
     _check(config, gpus, gpu, images, utilisation)
     device = GPUS[gpu]
     network = config.fresh_network(
-        sizes=shapes.sizes, vocabulary=shapes.vocabulary, code_width=shapes.code_width, text_width=shapes.text_width
+        sizes=shapes.sizes,
+        vocabulary=shapes.vocabulary,
+        code_width=shapes.code_width,
+        text_width=shapes.text_width,
+        bits=shapes.bits,
     )
     shares = config.curriculum(network.schedule).shares()
     lengths = max((part.lengths for part in shares), key=sum)
