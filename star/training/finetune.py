@@ -107,6 +107,7 @@ def finetune(
         measured["held out"] = Measured(encoder.unprepared(), Pipeline(held, batch_size=loaded).one_pass())
     options = registry.recommended(model)
 
+    run.say(f"measuring the losses of {len(encoder.row_of_key)} pictures and drawing some, as it is before training")
     transformer, began = generator.transformer.to(run.device), time.monotonic()
     before = {name: measure.losses(transformer, run, alone=True).cpu() for name, measure in measured.items()}
     drawn_before = draw(generator, everything[0], options)
@@ -152,7 +153,8 @@ def learn(
     batches = pipeline.batches(start=run.first_batch)
     network = run.prepare(transformer.train())
     for step in run.steps():
-        lr = lr_at(step, peak=config.peak, steps=run.total_steps, warmup=config.warmup, floor=0.05)
+        warmup = min(config.warmup, run.total_steps // 5)  # where the clock leaves few steps
+        lr = lr_at(step, peak=config.peak, steps=run.total_steps, warmup=warmup, floor=0.05)
         set_lr(optimizer, lr)
         for _ in run.micro_steps(network):
             batch = next(batches)
