@@ -110,7 +110,7 @@ class Family(Generator, Protocol):
         ...
 
 
-def check_options(generator: Generator, given: Collection[str]) -> None:
+def check_options(generator: Generator | type[Family], given: Collection[str]) -> None:
     """Refuses options (names of fields of SampleOptions) that a family has no use for, instead of recording them.
 
     What a family uses is its class attribute `heeds`; one of a third party without it is trusted. Raises InputError.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from star.convert.names import REFINER
 from star.data.errors import InputError
-from star.data.text import TextEncoder
+from star.data.text import TextEncoder, TextFeatures
 from star.generators.config import LONGEST, check_ranges, from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, Reference, load_into, write
 from star.generators.protocol import SampleOptions, check_request
@@ -24,7 +24,7 @@ from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.next_scale import NextScaleGenerator
 from star.sampling.masked_decoding import MaskedDecoder
-from star.sampling.sampler import CrossAttentionMode, GivenCodes, Watcher, draw_codes
+from star.sampling.sampler import CrossAttentionMode, GivenCodes, SampleRng, Watcher, draw_codes, draw_pass, join
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 FAMILY = "star"
@@ -134,8 +134,30 @@ class StarGenerator(NextScaleGenerator):
             options=options,
             cross_attention=options.cross_attention or self.cross_attention,
             unguided_last=self.unguided_last,
-            stable=MaskedDecoder(self.refiner, self.tokenizer.quantizer) if self.refiner and options.refine else None,
+            stable=self._masked_decoder(options),
             given=given,
+            watch=watch,
+        )
+        return self.tokenizer.latent_to_pixels(latent_BEhw)
+
+    @torch.inference_mode()
+    def draw_one(self, text: TextFeatures, rng: SampleRng, *, watch: Watcher | None = None) -> Tensor:
+        """pixels_13HW of encoded words (one row), which need not be any prompt's; rng: of one seed.
+
+        On a CPU the same as `generate` draws of a prompt with these features, to the bit.
+        """
+        rows = text.to(self.device, self.transformer.head.weight.dtype)
+        guided = rng.options.guidance_scale != 1
+        if guided:
+            rows = join(rows, self.text_encoder.encode([""]).to(self.device, rows.tokens_BTD.dtype))  # type: ignore[assignment]
+        _, latent_BEhw = draw_pass(
+            self.transformer,
+            self.tokenizer.quantizer,
+            rows,
+            rng,
+            released=guided and (rng.options.cross_attention or self.cross_attention) == "released",
+            unguided_last=self.unguided_last,
+            stable=self._masked_decoder(rng.options),
             watch=watch,
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
@@ -225,6 +247,11 @@ class StarGenerator(NextScaleGenerator):
         from star.tiny import tiny_tokenizer, tiny_transformer
 
         return cls(tiny_transformer(), tiny_tokenizer(), tiny_text_encoder())
+
+    def _masked_decoder(self, options: SampleOptions) -> MaskedDecoder | None:
+        if self.refiner is None or not options.refine:
+            return None
+        return MaskedDecoder(self.refiner, self.tokenizer.quantizer)
 
     def _tensors(self) -> dict[str, Tensor]:
         refiner = self.refiner.state_dict() if self.refiner else {}

@@ -31,6 +31,7 @@ from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.protocol import LARGEST_SEED, Generator, SampleOptions, check_options
 from star.generators.renamed import OPTIONS, now_called
+from star.motions import Motions
 from star.sampling.sampler import GivenCodes
 
 OutputType = Literal["pil", "pt", "np"]
@@ -52,7 +53,7 @@ class Drawn:
     options: SampleOptions
 
 
-class Pipeline:
+class Pipeline(Motions):
     """A generator with its recommended options."""
 
     def __init__(self, generator: Generator, options: SampleOptions | None = None, name: str = "") -> None:

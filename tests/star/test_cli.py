@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from star.cli import main
-from star.commands import sample, shards
+from star.commands import shards
 from star.commands.train import TRAINERS, configure
 from star.data.images import read_png
+from star.pictures import names
 
 MODEL = ("--model", "star-test")
 
@@ -146,7 +147,7 @@ def test_other_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.M
     def fail(*args: object) -> None:
         raise RuntimeError("a defect of ours")
 
-    monkeypatch.setattr(sample, "draw", fail)
+    monkeypatch.setattr("star.pictures.job.draw", fail)
     with pytest.raises(RuntimeError, match="a defect of ours"):
         run("sample", "a cat", *MODEL, "--out", tmp_path)
 
@@ -218,7 +219,7 @@ def test_choices_are_those_of_the_data_room() -> None:
 
 
 def test_slugs_are_short_and_safe() -> None:
-    assert sample.slug("A Red/Apple: ../../etc") == "a-red-apple-etc"
-    assert sample.slug("  ") == "unconditional"
-    assert sample.slug("🍎🍏") == "picture"
-    assert len(sample.slug("я" * 500).encode()) <= sample.LONGEST_NAME
+    assert names.slug("A Red/Apple: ../../etc") == "a-red-apple-etc"
+    assert names.slug("  ") == "unconditional"
+    assert names.slug("🍎🍏") == "picture"
+    assert len(names.slug("я" * 500).encode()) <= names.LONGEST_NAME
