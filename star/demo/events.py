@@ -102,6 +102,7 @@ class Events:
         ]
         nothing = (gr.skip(),) * 5
         keys: list[str] = []
+        whole = [gr.skip() for _ in range(MOST_MODELS)]
         for frame in self.studio.grow(models, wish):
             place = models.index(frame.model)
             label = frame.model if frame.key else f"{frame.model}: scale {frame.scale} of {frame.scales}"
@@ -109,10 +110,12 @@ class Events:
             slots[place] = gr.update(visible=True, value=value, label=label)
             status = f"{frame.model}, seed {wish.seed}: scale {frame.scale} of {frame.scales}"
             yield (*slots, status, *nothing)
-            slots = [gr.skip()] * MOST_MODELS
-            keys += [frame.key] if frame.key else []
+            if frame.key:
+                whole[place] = gr.update(visible=True, value=value, label=label)  # each is used up when it is sent
+                keys.append(frame.key)
+            slots = [gr.skip() for _ in range(MOST_MODELS)]
         made = [*keys, *made][:REMEMBERED]
-        yield (*slots, f"seed {wish.seed}, drawn with {', '.join(models)}", *self._shared(keys[0], made))
+        yield (*whole, f"seed {wish.seed}, drawn with {', '.join(models)}", *self._shared(keys[0], made))
 
     def vary(
         self,

@@ -95,4 +95,5 @@ def serve(app: "FastAPI", host: str, port: int) -> None:
             f"{host}:{port} cannot be listened at ({error.strerror or error}): give another --port"
         ) from error
     print(f"http://{host}:{port}", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run()  # unlike uvicorn.run it hands an interrupt on

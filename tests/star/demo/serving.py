@@ -91,8 +91,8 @@ def serving(*options: str) -> Iterator[Served]:
         _wait(url)
         yield Served(url, process)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        assert process.returncode == 130
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 130, told
     finally:
         process.kill()
         process.communicate()

@@ -1,7 +1,6 @@
 """Many at once: each answer is what it would be alone, or a polite refusal, and memory stays."""
 
 import io
-import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,9 +27,7 @@ def answer(served: Served, seed: int) -> np.ndarray | str:
         values = served.ask("draw", [MODELS[0]], "a red circle", str(seed), "", "")
     except Refused as refusal:
         return str(refusal)
-    picture = values[0]["value"] if "value" in values[0] else values[0]
-    address = picture["url"] or f"{served.url}/gradio_api/file={urllib.parse.quote(picture['path'])}"
-    with Image.open(io.BytesIO(served.get(address))) as image:
+    with Image.open(io.BytesIO(served.get(values[0]["value"]["url"]))) as image:
         return np.asarray(image.convert("RGB")).copy()
 
 
