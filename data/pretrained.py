@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
 
 from star.data.errors import InputError
 from star.data.files import check_regular, check_safetensors, described, read_json, shorten
+from star.data.unfilled import unfilled
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}  # for every call into the library
 SAFE_MODEL = SAFE | {"use_safetensors": True}
@@ -66,6 +65,8 @@ def folder_of(source: str | Path, files: Collection[str], expected: str) -> Path
     """
     if Path(source).is_dir():
         return Path(source)
+    from huggingface_hub import snapshot_download  # takes a while, and most never need it
+
     try:
         return Path(snapshot_download(str(source), allow_patterns=list(files)))
     except (OSError, ValueError) as error:  # no network, no such repository, not a repository name at all
@@ -123,7 +124,7 @@ def check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
 
     build: makes the network; it is called on the meta device, where nothing is taken.
     """
-    with torch.device("meta"):
+    with unfilled():
         needed = sum(parameter.numel() for parameter in build().parameters())
     held = 0
     for file in folder.glob("*.safetensors"):

@@ -1,5 +1,7 @@
 """Frozen text encoders: prompts in, TextFeatures out, one code path for CLIP text towers and T5 encoders.
 
+A CLIP is read without transformers, whose import takes longer than drawing a picture (star.data.clip_text).
+
 A source is a directory or a hub id: a whole CLIPModel with its tokenizer (clip-emoji, OpenAI's), a text tower with its
 tokenizer, or the two sub-folders `text_encoder/` and `tokenizer/` of a diffusion pipeline (SD-2.1). Prompts are padded
 to the encoder's full length, so shapes never depend on the batch; the mask goes into the tower and comes out with the
@@ -8,25 +10,28 @@ states. Shapes: B batch, T text tokens, D text width.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
-from transformers.utils import logging as transformers_logging
 
+from star.data import clip_text, clip_words
+from star.data.clip_text import ClipTextTower
+from star.data.clip_words import ClipWords
 from star.data.errors import InputError
-from star.data.pretrained import SAFE, SAFE_MODEL, check_files, check_folder, check_size, folder_of, loading
+from star.data.pretrained import check_files, check_folder, check_size, folder_of, loading
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
 logger = logging.getLogger(__name__)
 
-TOWERS: dict[str, Any] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+TOWERS = ("clip", "clip_text_model", "t5")  # model types that are read
 # What a snapshot needs; pickled weights are left out on purpose: loading them can run code.
 HUB_FILES = (
     ["config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "spiece.model"]
@@ -94,13 +99,16 @@ class TextEncoder(nn.Module):
     """A text tower that stays in evaluation mode and takes no gradient, and the tokenizer that belongs to it."""
 
     def __init__(
-        self, tower: CLIPTextModel | T5EncoderModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None
+        self,
+        tower: "ClipTextTower | CLIPTextModel | T5EncoderModel",
+        tokenizer: "ClipWords | PreTrainedTokenizerBase",
+        max_tokens: int | None = None,
     ) -> None:
         """max_tokens: BOS and EOS included; if None, all positions of the tower (CLIP) or 120 (T5)."""
         super().__init__()
-        self.tower = tower.eval().requires_grad_(False)
+        self.tower: Any = tower.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.is_clip = isinstance(tower, CLIPTextModel)
+        self.is_clip = tower.config.model_type != "t5"
         limit = tower.config.max_position_embeddings if self.is_clip else None
         self.max_tokens: int = max_tokens or limit or 120  # 120 is the length STAR's T5 ablation used
         self.width: int = tower.config.hidden_size
@@ -121,7 +129,7 @@ class TextEncoder(nn.Module):
         if self.tokenizer.pad_token_id is None:
             raise InputError("The tokenizer has no padding token; give one saved with its tower.")
         if self.is_clip:
-            last = self.tokenizer("").input_ids[-1]
+            last = self._ids("")[-1]
             # 2 is what configurations before transformers 4.31 say; the tower then takes the highest id for EOS.
             expected = (
                 self.tower.config.eos_token_id if self.tower.config.eos_token_id != 2 else len(self.tokenizer) - 1
@@ -153,14 +161,8 @@ class TextEncoder(nn.Module):
             )
         kind = check_folder(tower_at, TOWERS)
         check_files(tokenizer_at)
-        with quiet_transformers(), loading(source, "a text encoder"):
-            config = TOWERS[kind].config_class.from_pretrained(tower_at, **SAFE)
-            check_size(tower_at, lambda: TOWERS[kind](config))
-            tower, report = TOWERS[kind].from_pretrained(tower_at, dtype="auto", output_loading_info=True, **SAFE_MODEL)
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_at, **SAFE)
-            missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-            if missing:
-                raise InputError(f"{source} lacks weights of its text tower, {missing[0]} first of {len(missing)}.")
+        with loading(source, "a text encoder"):
+            tower, tokenizer = _read_tower(tower_at, kind, source), _read_tokenizer(tokenizer_at)
             for name, value in tower.state_dict().items():
                 if value.is_floating_point() and not all(bound.isfinite() for bound in value.aminmax()):
                     raise InputError(f"{source} has values in {name} that are infinite or not a number; get it again.")
@@ -203,6 +205,8 @@ class TextEncoder(nn.Module):
             prompt.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"Prompt {prompt!r} is not valid text: it holds half a character; retype it.") from error
+        if isinstance(self.tokenizer, ClipWords):
+            return self.tokenizer.ids(prompt)
         return self.tokenizer(prompt, truncation=False, verbose=False, split_special_tokens=True).input_ids
 
     def truncated(self, prompts: Sequence[str]) -> list[int]:
@@ -228,8 +232,13 @@ class TextEncoder(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a directory that `from_pretrained` reads: tower and tokenizer in transformers' own format."""
-        with quiet_transformers():
+        if isinstance(self.tower, ClipTextTower):
             self.tower.save_pretrained(path)
+        else:
+            from star.data.transformers_text import quiet_transformers
+
+            with quiet_transformers():
+                self.tower.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
     @torch.no_grad()
@@ -257,6 +266,24 @@ class TextEncoder(nn.Module):
         return TextFeatures(tokens_BTD, mask_BT, pooled_BD)
 
 
+def _read_tower(folder: Path, kind: str, source: str | Path) -> Any:
+    if kind in clip_text.KINDS and clip_text.reads(folder):
+        config = clip_text.config_of(folder)
+        check_size(folder, lambda: ClipTextTower(config))
+        return ClipTextTower.from_folder(folder, source)
+    from star.data import transformers_text
+
+    return transformers_text.read_tower(folder, kind, source)
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    if clip_words.reads(folder):
+        return ClipWords.from_folder(folder)
+    from star.data import transformers_text
+
+    return transformers_text.read_tokenizer(folder)
+
+
 def text_projection(source: str | Path) -> Tensor | None:
     """CLIP's learned map (P, D) from the pooled state to the space shared with pictures; None without one."""
     root = folder_of(source, HUB_FILES, "a text encoder")
@@ -270,17 +297,3 @@ def text_projection(source: str | Path) -> Tensor | None:
 
 def _short(prompt: str, limit: int = 40) -> str:
     return prompt if len(prompt) <= limit else prompt[: limit - 1] + "…"
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no list of unused weights while loading; what matters of it is checked and raised here."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from star.data.errors import InputError
 from star.data.files import check_safetensors, described, read_json, shorten
+from star.data.unfilled import fill, unfilled
 from star.generators.registry import place_of
 from star.generators.staging import staged
 
@@ -110,7 +110,7 @@ class ModelDirectory:
         files. others: names, or with a dot at the end beginnings of names, of tensors that belong to something else.
         """
         with described(f"{self.path / CONFIG}", "correct it, or get the model directory again"):
-            with torch.device("meta"):
+            with unfilled():
                 wanted = build()
             shapes = {
                 name.removeprefix(prefix): shape
@@ -217,12 +217,20 @@ def write(
     return ModelDirectory.read(path)
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Loads tensors strictly. Raises InputError that names what is missing, unexpected, of another shape, or NaN."""
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path, dtype: torch.dtype | None = None
+) -> None:
+    """Loads tensors strictly. Raises InputError that names what is missing, unexpected, of another shape, or NaN.
+
+    dtype: that a module which was built `unfilled` gets (float32 if None); one that has values keeps its own.
+    """
     _check_shapes(module, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
     for name, tensor in tensors.items():
         check_finite(tensor, name, where)
-    module.load_state_dict(tensors)
+    if any(parameter.is_meta for parameter in module.parameters()):
+        fill(module, tensors, dtype or torch.float32)
+    else:
+        module.load_state_dict(tensors)
 
 
 def _check_shapes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str | Path) -> None:
@@ -292,6 +300,8 @@ def _write_tensors(
         name: torch.empty(tensors[name].shape, dtype=_stored_type(tensors[name], dtype), device="meta")
         for name in sorted(tensors)
     }
+    from huggingface_hub import split_torch_state_dict_into_shards  # reading needs none of that library
+
     split = split_torch_state_dict_into_shards(
         plan, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_size
     )

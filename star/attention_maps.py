@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from star.data.errors import InputError
+from star.data.text import TextFeatures
 from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
 from star.model.attention import CrossAttention, project
@@ -57,26 +58,36 @@ class AttentionMaps:
 
 
 @torch.inference_mode()
-def attention(generator: StarGenerator, prompt: str, *, seed: int, options: SampleOptions) -> AttentionMaps:
-    """Draws the picture of a prompt and seed, and tells what it read."""
-    schedule, quantizer = generator.tokenizer.schedule, generator.tokenizer.quantizer
+def growth(generator: StarGenerator, text: TextFeatures, *, seed: int, options: SampleOptions) -> list[Tensor]:
+    """What is known of the picture of an encoded prompt after each of K scales, (3, H, W) uint8; last, the whole."""
     codes: list[Tensor] = []
     pixels: list[Tensor] = []
+    schedule = generator.schedule_for(options)
 
     def watch(k: int, _logits: Tensor, codes_Bl: Tensor) -> None:
         codes.append(codes_Bl)
-        pixels.append(generator.tokenizer.latent_to_pixels(quantizer.decode(codes, k + 1))[0])
+        latent_BEhw = generator.tokenizer.quantizer.decode(codes, k + 1, schedule)
+        pixels.append(generator.tokenizer.latent_to_pixels(latent_BEhw)[0])
 
+    generator.draw_one(text, SampleRng([seed], options), watch=watch)
+    return pixels
+
+
+@torch.inference_mode()
+def attention(generator: StarGenerator, prompt: str, *, seed: int, options: SampleOptions) -> AttentionMaps:
+    """Draws the picture of a prompt and seed, and tells what it read: the caption where the prompt was expanded."""
+    prompt = generator.expanded(prompt, options)
     text = generator.text_encoder.encode([prompt])
     with _recorded(generator.transformer) as passes:
-        generator.draw_one(text, SampleRng([seed], options), watch=watch)
+        pixels = growth(generator, text, seed=seed, options=options)
     if not passes:
         raise InputError("this model has no cross-attention, expected one that reads words: load another one")
     # Each layer was called once for each scale, in their order.
     weights = [torch.stack(layers).mean(dim=0) for layers in zip(*passes.values(), strict=True)]
     ids = generator.text_encoder.tokenize([prompt])[0][0, : int(text.mask_BT.sum())].tolist()
-    tokens = generator.text_encoder.tokenizer.convert_ids_to_tokens(ids)
-    grids = [(side, side) for side in schedule.sizes]
+    written = {number: token for token, number in generator.text_encoder.tokenizer.get_vocab().items()}
+    tokens = [written[number] for number in ids]
+    grids = list(generator.schedule_for(options).grids)
     return AttentionMaps(prompt, tokens, weights, grids, pixels, _spans(generator, prompt, ids))
 
 

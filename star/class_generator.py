@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from star.data.errors import InputError
+from star.data.unfilled import unfilled
 from star.generators.config import from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, Reference, load_into, write
 from star.generators.protocol import SampleOptions, check_request
@@ -93,10 +94,9 @@ class VarGenerator(NextScaleGenerator):
         directory.check_reference("tokenizer", tokenizer.digest)
         config = from_dict(VarConfig, directory.config)
         directory.check_fits(lambda: NextScaleTransformer(config.transformer))
-        with torch.device("meta"):  # random weights would only be overwritten
+        with unfilled():
             transformer = NextScaleTransformer(config.transformer)
-        transformer = transformer.to_empty(device="cpu").to(dtype or torch.float32)
-        load_into(transformer, directory.tensors(), path)
+        load_into(transformer, directory.tensors(), path, dtype)
         return cls(transformer.to(device), tokenizer)
 
     def save_pretrained(self, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:

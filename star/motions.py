@@ -59,10 +59,11 @@ class Motions:
         self, prompt: str = "", *, seed: int = 0, guidance_scale: float | None = None, **options: Any
     ) -> list[Image.Image]:
         """What is known of a picture after each of its scales, the whole picture last. Raises InputError for GANs."""
-        from star.attention_maps import attention
+        from star.attention_maps import growth
 
         star, chosen = self._next_scale("grow"), self._options(guidance_scale, options)
-        return [pixels_to_pil(p) for p in attention(star, prompt, seed=seed, options=chosen).pixels]
+        text = star.text_encoder.encode([star.expanded(prompt, chosen)])
+        return [pixels_to_pil(pixels_3HW) for pixels_3HW in growth(star, text, seed=seed, options=chosen)]
 
     def attention(
         self, prompt: str, *, seed: int = 0, guidance_scale: float | None = None, **options: Any

@@ -91,9 +91,10 @@ def measure(tokenizer: MultiScaleTokenizer, batches: Iterable[Batch], precision:
 @torch.no_grad()
 def cuts_grid(tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, labels: list[str]) -> Tensor:
     """A contact sheet, pixels_3HW: each picture in a row, the original first, then decoded from 1..K scales."""
+    image_B3HW = image_B3HW.to(next(tokenizer.parameters()).device)
     pyramid = tokenizer.pyramid(image_B3HW)
     columns = [image_B3HW, *(tokenizer.latent_to_image(total) for total in pyramid.latents)]
-    pixels = [image_to_pixels(column) for column in columns]
+    pixels = [image_to_pixels(column).cpu() for column in columns]
     rows = [[column[b] for column in pixels] for b in range(len(image_B3HW))]
     names = ["original", *(f"to {size}x{size}" for size in tokenizer.schedule)]
     return labelled_grid(rows, labels, names)

@@ -3,11 +3,13 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.data.disk import check_writable, write_text
 from star.data.errors import InputError
+from star.generators.placement import add_options, dtype_of
 
 if TYPE_CHECKING:
     from star.eval.run.record import Speed
@@ -23,7 +25,7 @@ PROMPTS = (
     "a snow-capped mountain, emojitwo style",
     "a green dragon, fluent flat emoji style",
 )
-HEAD = ("model", "batch", "total", "text", "generator", "decoder", "peak MiB", "device")
+HEAD = ("model", "batch", "total", "text", "generator", "decoder", "peak MiB", "device", "type")
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -37,7 +39,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("models", nargs="+", metavar="MODEL", help="name, folder or hub id")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="sizes (default: 1 8)")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--device", default="", help="cpu, cuda, ... (default: a GPU where there is one)")
+    add_options(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="of a CPU (default: what torch takes)")
     parser.add_argument("--out", metavar="FILE", help="JSON file for the figures")
     parser.set_defaults(work=work)
@@ -56,15 +58,16 @@ def work(args: argparse.Namespace) -> int:
 
     from star.generators import registry
     from star.generators.config import to_dict
-    from star.generators.devices import usable
+    from star.generators.placement import placed
 
-    device = usable(args.device)
     for model in args.models:
         registry.recommended(model)  # a missing model is reported before the others are measured
-    request = (tuple(args.batch), args.repetitions, device, args.threads)
+    places = {model: placed(args.device, args.dtype, model).told() for model in args.models}
     measured: dict[str, tuple[Speed, ...]] = {}
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each model in a fresh process
         for model in args.models:
+            place = places[model]
+            request = (tuple(args.batch), args.repetitions, place["device"], place["dtype"], args.threads)
             measured[model] = pool.apply(measure, (model, *request))
     rows = [HEAD, *(_row(model, speed) for model, speeds in measured.items() for speed in speeds)]
     print("\n".join(_aligned(rows)))
@@ -80,6 +83,7 @@ def measure(
     batch: tuple[int, ...],
     repetitions: int,
     device: str,
+    dtype: str,
     threads: int | None,
     options: "SampleOptions | None" = None,
 ) -> "tuple[Speed, ...]":
@@ -94,15 +98,25 @@ def measure(
     logging.disable(logging.WARNING)  # that a prompt was cut is no news here, and telling it takes time
     if threads is not None:
         torch.set_num_threads(threads)
-    generator = registry.build(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    generator = registry.build(model, device=device, dtype=dtype_of(dtype))
     prompts = {"text": PROMPTS, "class": [str(index) for index in range(5)], "none": [""]}[generator.conditioning]
-    return measure_speed(generator, prompts, batch, repetitions, options=options or registry.recommended(model))
+    options = options or registry.recommended(model)
+    return tuple(
+        replace(speed, dtype=dtype) for speed in measure_speed(generator, prompts, batch, repetitions, options=options)
+    )
 
 
 def _row(model: str, speed: "Speed") -> tuple[str, ...]:
     times = (f"{1000 * seconds:,.1f}" for seconds in (speed.total, speed.text, speed.generator, speed.decoder))
     threads = f", {speed.threads} thread{'s' * (speed.threads > 1)}" if speed.threads else ""
-    return (model, str(speed.batch), *times, f"{speed.peak_bytes / 2**20:,.0f}", f"{speed.device}{threads}")
+    return (
+        model,
+        str(speed.batch),
+        *times,
+        f"{speed.peak_bytes / 2**20:,.0f}",
+        f"{speed.device}{threads}",
+        speed.dtype,
+    )
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.data.errors import InputError
+from star.generators.placement import add_options
 from star.generators.renamed import refuse_old_options
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--speed", action="store_true", help="also measure what star bench measures")
     parser.add_argument("--sheet", type=int, default=32, metavar="N", help="pictures on the grid (default: 32)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    add_options(parser, dtype="float32")  # as the records that ship: numbers of two types are two measurements
     parser.set_defaults(work=work)
 
 
@@ -67,9 +68,11 @@ def work(args: argparse.Namespace) -> int:
     from star.eval.run.benchmark import GRID_FILE, PROTOCOL, EvaluationRequest, evaluate
     from star.eval.run.processes import join, leave
     from star.eval.run.record import folder_of, write
+    from star.generators.placement import placed
 
     if args.speed and not args.model:
         raise InputError("--speed was given without a model, expected one to measure: leave --speed out")
+    place = placed(args.device, args.dtype, args.model) if args.model else None
     request = EvaluationRequest(
         benchmark=args.benchmark,
         out=args.out,
@@ -82,6 +85,7 @@ def work(args: argparse.Namespace) -> int:
         seed=args.seed,
         options={name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None},
         batch=args.batch,
+        dtype=place.told()["dtype"] if place else "float32",
         skip_bad=args.skip_bad,
         allow_missing=args.allow_missing,
         cache=args.cache,
@@ -94,7 +98,7 @@ def work(args: argparse.Namespace) -> int:
     if record is None:
         return 0
     if args.speed:
-        record = with_speed(record, args.device or "")
+        record = with_speed(record)
         write(record, args.out)
     print("\n".join(summary(record)))
     print(args.out)
@@ -103,8 +107,8 @@ def work(args: argparse.Namespace) -> int:
     return 0
 
 
-def with_speed(record: "Record", device: str) -> "Record":
-    """The record with what `star bench` measures, at the record's options, in a process of its own."""
+def with_speed(record: "Record") -> "Record":
+    """The record with what `star bench` measures, at the record's options, type and device, in its own process."""
     from multiprocessing import get_context
 
     from star.eval.commands.bench import measure
@@ -113,23 +117,28 @@ def with_speed(record: "Record", device: str) -> "Record":
 
     options = from_dict(SampleOptions, record.measured.options)
     with get_context("spawn").Pool(1) as pool:  # a peak of memory that counts nothing of the scoring
-        speed = pool.apply(measure, (record.measured.name, (1, 8), 5, device, None, options))
+        speed = pool.apply(
+            measure, (record.measured.name, (1, 8), 5, record.measured.device, record.measured.dtype, None, options)
+        )
     return replace(record, speed=speed)
 
 
 def summary(record: "Record") -> list[str]:
-    """What was measured overall, a line for each metric, and what was left out or converted."""
-    from star.eval.metrics.registry import metric
+    """What was measured overall, a line for each metric, notes on them, and what was left out or converted."""
+    from star.eval.metrics.registry import metric, sentences
     from star.eval.metrics.resampling import FEWEST
     from star.eval.run.record import OVERALL
 
     lines = [f"{record.measured.name} on {record.protocol.benchmark}, {record.protocol.pictures} pictures"]
+    if record.measured.dtype not in ("", "float32"):
+        lines[0] += f", drawn in {record.measured.dtype}"
     real = record.references.get(OVERALL, {})
     for name, estimate in record.metrics[OVERALL].items():
         digits, (_, _, network) = metric(name).digits, name.partition("/")
         label = f"{metric(name).title} by {network}"
         beside = f"; the real pictures {_formatted(real[name], digits)}" if name in real else ""
         lines.append(f"  {label:<44} {_formatted(estimate, digits)}{beside}")
+    lines += [f"  {sentence}" for sentence in sentences(record.notes)]
     if record.bootstrap is not None and 0 < record.bootstrap < FEWEST:
         lines.append(f"  no intervals: {record.bootstrap} resamples, and fewer than {FEWEST} tell none")
     for reason, places in (record.skipped | record.converted).items():

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from star.data.images import pixels_to_pil
 from star.data.pretrained import CLIP_FILES, SAFE, SAFE_MODEL, check_folder, check_size, folder_of, loading
-from star.data.text import quiet_transformers
+from star.data.transformers_text import quiet_transformers
 from star.eval.metrics.features import Features
 from star.eval.metrics.metric import Inputs
 from star.generators.pretrained import digest

@@ -97,6 +97,7 @@ def _evaluation(record: Record, out: str) -> str:
         words += ["--bootstrap", str(record.bootstrap)]
     if measured.source == "model":
         words += ["--seed", str(measured.seed)]
+        words += ["--dtype", measured.dtype] if measured.dtype != "float32" else []
     for name in OPTIONS:
         if name in measured.options:
             words += [f"--{name.replace('_', '-')}", f"{measured.options[name]}"]

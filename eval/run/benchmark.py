@@ -34,6 +34,7 @@ from star.eval.run.record import Measured, Picture, Record, folder_of, write, wr
 from star.eval.run.scoring import Load, Networks, Pictures, Scores, Scoring
 from star.generators import registry
 from star.generators.config import from_dict, to_dict
+from star.generators.placement import dtype_of
 from star.generators.protocol import LARGEST_SEED, SampleOptions
 
 PROTOCOL = "emoji-64"
@@ -55,6 +56,7 @@ class EvaluationRequest:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)  # SampleOptions that differ from what the model recommends
     batch: int = 8  # pictures drawn at once
+    dtype: str = "float32"  # that the model draws in, see star.generators.placement
     skip_bad: bool = False  # leave out what is wrong with the benchmark, instead of refusing it
     allow_missing: bool = False  # leave out prompts that the folder `external` has no picture for
     cache: Path | None = None  # features of the references, for other evaluations (default: beside the record)
@@ -157,6 +159,7 @@ def evaluate(request: EvaluationRequest, processes: Processes, load: Load = extr
         measured=generated.measured,
         metrics=scores.metrics,
         references=scores.references,
+        notes=scores.notes,
         skipped={**faults, **generated.faults},
         converted={
             **({JOINED: layout.joined} if layout.joined else {}),
@@ -181,6 +184,7 @@ def _manifest(request: EvaluationRequest, rules: Rules, layout: Layout) -> dict[
         "seed": request.seed,
         "seeds": rules.seeds,
         "options": to_dict(replace(registry.recommended(request.model), **request.options)),
+        "dtype": request.dtype,
     }
 
 
@@ -212,7 +216,7 @@ def _from_model(
     ready = known is not None and all(map(is_whole, files))
     processes.wait()  # before anybody draws, so that all find the same
     if known is None or not ready:
-        generator = registry.build(request.model, device=processes.device)
+        generator = registry.build(request.model, device=processes.device, dtype=dtype_of(request.dtype))
         known = {"parameters": parameters_of(generator, options), "resolution": list(generator.resolution)}
         if processes.is_main:
             claim(folder, {"model": request.model, **manifest, **known})
@@ -237,8 +241,11 @@ def _from_model(
         resolution=(height, width),
         seed=request.seed,
         options=manifest["options"],
+        dtype=request.dtype,
+        device=processes.device.partition(":")[0],
     )
-    source = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    made = {name: value for name, value in manifest.items() if (name, value) != ("dtype", "float32")}  # as ever
+    source = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     return Generated(measured=measured, items=items, files=files, source=source)
 
 
@@ -261,6 +268,7 @@ def _from_folder(
         source="folder",
         digest=digest_of(infos, infos),
         resolution=external_images.common_size(infos),
+        dtype="",
     )
     return Generated(
         measured=measured,

@@ -97,6 +97,8 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path} holds no object: remove {folder}, or give another --out")
     if isinstance(manifest.get("options"), dict):
         manifest["options"] = translate_options(manifest["options"])
+    if manifest.get("source") == "model":
+        manifest.setdefault("dtype", "float32")  # what pictures were drawn in before it was a choice
     return manifest
 
 

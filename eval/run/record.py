@@ -87,6 +87,8 @@ class Measured:
     resolution: tuple[int, int] | None = None
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)  # name: number or word
+    dtype: str = "float32"  # that a model drew in; records from before this was a choice are of float32
+    device: str = ""  # that a model drew on: "cpu" or "cuda"; "" where nobody wrote it down
 
     @staticmethod
     def translate(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -96,7 +98,7 @@ class Measured:
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        _check_texts(self.name, self.digest, self.family, *self.options)
+        _check_texts(self.name, self.digest, self.family, self.dtype, self.device, *self.options)
         for name, value in self.options.items():
             if not isinstance(value, bool | int | float | str | None):
                 raise ValueError(f"the option {name} is no number and no word")
@@ -116,10 +118,11 @@ class Speed:
     peak_bytes: int  # resident set on a CPU, allocated memory on a GPU
     device: str
     threads: int = 0
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        _check_texts(self.device)
+        _check_texts(self.device, self.dtype)
         if self.total <= 0:
             raise ValueError("a picture takes more than 0 seconds")
 
@@ -138,6 +141,7 @@ class Record:
     measured: Measured
     metrics: dict[str, dict[str, Estimate]]
     references: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  # metric: why it is left out, or what there is to know of it
     skipped: dict[str, list[str]] = field(default_factory=dict)  # reason: ids left out, by what the layout tolerates
     converted: dict[str, list[str]] = field(default_factory=dict)  # what was done to read pictures: ids of these
     speed: tuple[Speed, ...] = ()
@@ -152,6 +156,9 @@ class Record:
             _check_texts(*groups, *(name for metrics in groups.values() for name in metrics))
         for places in (self.skipped, self.converted):
             _check_texts(*places)
+        _check_texts(*self.notes, *self.notes.values())
+        if len(self.notes) > MAX_METRICS:
+            raise ValueError(f"notes on {len(self.notes)} metrics, at most {MAX_METRICS} are read")
         if len(self.speed) > MAX_METRICS:
             raise ValueError(f"{len(self.speed)} batch sizes, at most {MAX_METRICS} are read")
 

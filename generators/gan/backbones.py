@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from star.data.errors import InputError
 from star.data.files import read_json, shorten
 from star.data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, check_size, folder_of, loading
-from star.data.text import quiet_transformers
+from star.data.transformers_text import quiet_transformers
 from star.generators.registry import place_of
 
 Tower = TypeVar("Tower", bound=nn.Module)

@@ -125,7 +125,7 @@ def _amplification(network: GanNetwork) -> Tensor:
             f"the layers of a {type(network).__name__} that read styles are not found, expected EqualLinear layers of "
             "one width: use the method pca"
         )
-    matrix_OW = torch.cat([layer.weight * layer.scale for layer in layers]).double().cpu()
+    matrix_OW = torch.cat([layer.weight.detach() * layer.scale for layer in layers]).double().cpu()
     return matrix_OW.T @ matrix_OW
 
 

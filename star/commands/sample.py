@@ -12,6 +12,7 @@ from star.commands.drawing import DEFAULT_MODEL, LARGEST_SEED, add_options, chos
 from star.commands.options import within
 from star.data.disk import check_writable, writing
 from star.data.errors import InputError
+from star.generators import placement
 from star.terminal import as_text
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     parser.add_argument("--json", action="store_true", help="print a line of JSON as each picture is there, not paths")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    placement.add_options(parser)
     parser.set_defaults(work=work)
 
 
@@ -72,24 +73,24 @@ def work(args: argparse.Namespace) -> int:
     from star.pictures.source import Source
 
     share = job.Share.of_environment()
-    device = share.device(args.device)
     like = None if args.like is None else Record.read(args.like)
     if like is not None:
         _as_it_was_made(args, like)
+    place = placement.placed(share.device(args.device), args.dtype, args.model or DEFAULT_MODEL)
     source = Source.find(args.model or DEFAULT_MODEL, args.adapter or "")
     base = source if like is None else replace(source, recommended=_options_of(like, args.like))
     if like is not None:
         _check_digest(like, source, args)
     named = bool(args.list or args.skip_existing or share.world > 1)
-    tasks = job.plan(_requests(args, source.conditioning), base, chosen(args), named=named)
-    paths = _draw(args, source, tasks, share, device)
+    tasks = job.plan(_requests(args, source.conditioning), base, chosen(args), place, named=named)
+    paths = _draw(args, source, tasks, share, place)
     if like is not None and len(tasks) == 1 and like.same_picture(tasks[0].record):
         return _compare(args.like, paths[0], like)
     return 0
 
 
 def _draw(
-    args: argparse.Namespace, source: "Source", tasks: "Sequence[Task]", share: "Share", device: str
+    args: argparse.Namespace, source: "Source", tasks: "Sequence[Task]", share: "Share", place: "placement.Placement"
 ) -> list[Path]:
     """Draws this process's share, writes and prints what there is to it, and returns its paths."""
     from star.data.progress import Progress
@@ -115,7 +116,7 @@ def _draw(
                 print(job.line(task, paths[id(task)]), flush=True)
     pictures: dict[int, Tensor] = {}
     if wanted:  # where nothing is left to draw, no model is loaded
-        generator = source.load(device)
+        generator = source.load(place)
         _check_conditioning(args, generator.conditioning)
         _prepare(folder)
         job.tidy(tasks, folder)
@@ -234,6 +235,7 @@ def _as_it_was_made(args: argparse.Namespace, like: "Record") -> None:
         "negative_prompt": like.negative_prompt if args.negative_prompt is None else args.negative_prompt,
         "adapter": args.adapter or (like.adapter if args.model is None else None),
         "model": args.model or like.model,
+        "dtype": like.dtype if like.dtype in placement.DTYPES and args.dtype == placement.AUTO else args.dtype,
     }
     for name, value in filled.items():
         setattr(args, name, value)

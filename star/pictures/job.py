@@ -27,6 +27,7 @@ from star.pictures.requests import Request
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from star.generators.placement import Placement
     from star.generators.protocol import Generator, SampleOptions
     from star.pictures.source import Source
 
@@ -73,19 +74,23 @@ class Share:
             )
         return share
 
-    def device(self, given: str | None) -> str:
-        """The device that was asked for, or a GPU of this process's own. Raises InputError if it is not there."""
-        from star.generators.devices import usable
-
-        device = usable(given)
-        if given or device != "cuda" or self.world == 1:
-            return device
+    def device(self, given: str | None) -> str | None:
+        """The device that was asked for; else, of several processes, a GPU of this one's own where there are any."""
+        if given or self.world == 1:
+            return given
         import torch
 
-        return f"cuda:{self.local % torch.cuda.device_count()}"
+        return f"cuda:{self.local % torch.cuda.device_count()}" if torch.cuda.is_available() else None
 
 
-def plan(requests: Sequence[Request], source: "Source", chosen: Mapping[str, Any], *, named: bool = True) -> list[Task]:
+def plan(
+    requests: Sequence[Request],
+    source: "Source",
+    chosen: Mapping[str, Any],
+    place: "Placement",
+    *,
+    named: bool = True,
+) -> list[Task]:
     """The requests with all options: the model's recommended ones, those chosen for all, and each one's own.
 
     named: gives files the names that follow from the list. Raises InputError for options that are out of range, or
@@ -113,6 +118,7 @@ def plan(requests: Sequence[Request], source: "Source", chosen: Mapping[str, Any
             adapter=source.adapter,
             digest=source.digest,
             version=__version__,
+            **place.told(),
             more=request.more,
         )
         tasks.append(Task(request, options, record))

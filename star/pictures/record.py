@@ -29,9 +29,10 @@ class Record:
     """Everything that a picture is a function of, and what wrote it.
 
     options: fields of SampleOptions, all of them. negative_prompt: None where there was none. adapter: folder of a
-    LoRA adapter, "" without. digest: see `digest_of`; "" where it is not known. version: of this program. device, dtype: where and in which type it was computed. made_by: the
-    command, "sample" unless the picture was made of another one or of several prompts. more: what that command was told
-    besides, and the columns of a list of prompts that are no options.
+    LoRA adapter, "" without. digest: see `digest_of`; "" where it is not known. version: of this program. device,
+    dtype: where, and in which type, it was computed. made_by: the command, "sample" unless the picture was made of
+    another one or of several prompts. more: what that command was told besides, and the columns of a list of prompts
+    that are no options.
     """
 
     prompt: str

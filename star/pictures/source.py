@@ -8,8 +8,7 @@ from star.data.errors import InputError
 from star.pictures.record import digest_of
 
 if TYPE_CHECKING:
-    import torch
-
+    from star.generators.placement import Placement
     from star.generators.protocol import Family, Generator, SampleOptions
     from star.training.lora import Adapter
 
@@ -59,11 +58,11 @@ class Source:
                     "leave it out"
                 )
 
-    def load(self, device: str, dtype: "torch.dtype | None" = None) -> "Generator":
-        """The generator, its weights read and, where there is an adapter, changed by it. dtype: None is float32."""
+    def load(self, place: "Placement") -> "Generator":
+        """The generator, its weights read and, where there is an adapter, changed by it."""
         from star.generators import registry
 
-        generator = registry.build(self.model, device=device, dtype=dtype)
+        generator = registry.build(self.model, device=place.device, dtype=place.dtype)
         if self.adapter:
             _adapter(self.adapter, type(generator), self.model).merge_into(generator.transformer)  # type: ignore[attr-defined]
         return generator

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from star.model.transformer import NextScaleTransformer
 from star.tokenizer.quantizer import Quantizer
+from star.tokenizer.scales import ScaleSchedule
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
@@ -177,6 +178,7 @@ def draw_codes(
     batch: int | None = None,
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
+    schedule: ScaleSchedule | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Codes of all scales, K tensors (B, l) int64, and the latent (B, E, h, w) they describe.
 
@@ -185,7 +187,7 @@ def draw_codes(
     "released" gives the unconditional row what the conditional row of the same prompt read, which is what the official
     STAR code does for one prompt. stable: reveals the scales it covers step by step. batch: pictures per pass; by
     default one on a CPU (see above) and all elsewhere.
-    watch(k, logits_BlV, codes_Bl) sees every scale of every pass.
+    watch(k, logits_BlV, codes_Bl) sees every scale of every pass. schedule: the grids; squares if None.
     """
     if len(text) != len(seeds):
         raise ValueError(f"{len(text)} prompts and {len(seeds)} seeds given; every picture needs one of each")
@@ -208,6 +210,7 @@ def draw_codes(
                 stable=stable,
                 given=None if given is None else given.rows(part),
                 watch=watch,
+                schedule=schedule,
             )
         )
     codes = [torch.cat(scale) for scale in zip(*(codes for codes, _ in passes), strict=True)]
@@ -226,15 +229,16 @@ def draw_pass(
     stable: "MaskedDecoder | None" = None,
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
+    schedule: ScaleSchedule | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """One pass of `draw_codes`.
 
     rows: the prompts and, unless guidance is off, as many unconditional rows after them. rng: seeds and options of the
     pictures. released: the mode of cross-attention, see `draw_codes`.
     """
-    schedule, count, options = transformer.schedule, len(rng.seeds), rng.options
-    state = transformer.begin(rows, released=released)
-    latent_BEhw = quantizer.empty_latent(count)
+    schedule, count, options = schedule or transformer.schedule, len(rng.seeds), rng.options
+    state = transformer.begin(rows, released=released, schedule=schedule)
+    latent_BEhw = quantizer.empty_latent(count, schedule)
     input_BlE: Tensor | None = None
     codes: list[Tensor] = []
     for k in range(schedule.count):

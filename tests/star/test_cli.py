@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from PIL import Image
 
 from star.cli import main
@@ -68,6 +69,7 @@ def test_draws_names_and_documents_pictures(tmp_path: Path, capsys: pytest.Captu
     with Image.open(tmp_path / "picture-6.png") as picture:
         text = picture.info
     assert (text["prompt"], text["seed"], text["model"]) == ("🍎", "6", "star-test")
+    assert (text["device"], text["dtype"]) == ("cuda" if torch.cuda.is_available() else "cpu", "float32")
     assert json.loads(text["options"])["top_k"] == 9
     grid, single = read_png(tmp_path / "grid.png"), read_png(tmp_path / "a-red-apple-5.png")
     assert grid.shape[1] > 3 * single.shape[1]

@@ -16,9 +16,10 @@ def test_measure_scores_held_out_shards_only(tmp_path: Path, capsys: pytest.Capt
     tiny_tokenizer().save(tmp_path / "tokenizer", card="tiny")
     data = [str(tmp_path / "data" / "train"), str(tmp_path / "data" / "test")]
     out = tmp_path / "out"
-    assert main(["measure", str(tmp_path / "tokenizer"), "--data", *data, "--out", str(out)]) == 0
+    assert main(["measure", str(tmp_path / "tokenizer"), "--data", *data, "--out", str(out), "--device", "cpu"]) == 0
     scores = json.loads((out / "scores.json").read_text())
     assert scores["pictures"] == 5
+    assert (scores["device"], scores["dtype"]) == ("cpu", "float32")
     assert scores["psnr"] == scores["psnr_at_cut"][-1]
     assert read_png(out / "reconstructions.png").shape[0] == 3
     assert "PSNR" in capsys.readouterr().out
@@ -29,6 +30,12 @@ def test_the_tokenizer_that_ships_is_found_by_name(tmp_path: Path, capsys: pytes
     command = ["measure", "tokenizer-emoji", "--data", str(tmp_path / "data" / "train"), "--out", str(tmp_path / "out")]
     assert main(command) == 0
     assert "of 1024 codes used" in capsys.readouterr().out
+    exact = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert main([*command, "--dtype", "bfloat16"]) == 0
+    rounded = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert rounded["dtype"] == "bfloat16"
+    assert rounded["psnr"] != exact["psnr"]
+    assert abs(rounded["psnr"] - exact["psnr"]) < 1
     assert main(["measure", "tokenizer-emojy", "--data", str(tmp_path)]) == 2
 
 

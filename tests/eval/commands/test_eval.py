@@ -17,6 +17,7 @@ from star.eval.metrics.alignment import ClipScorer, prompt_ranks
 from star.eval.metrics.resampling import mean_interval
 from star.eval.run.layout import read_layout, spread
 from star.eval.run.record import read
+from star.generator import StarGenerator
 
 COUNT = 24
 
@@ -128,3 +129,23 @@ def test_the_command_draws_scores_and_continues(
     assert "options.guidance_scale was 5.0, now 2.0" in capsys.readouterr().err
     assert main(["eval", "--drawn", str(tmp_path), "--speed", "--benchmark", str(benchmark), "--out", str(out)]) == 2
     assert "--speed was given without a model" in capsys.readouterr().err
+
+
+def test_the_record_says_in_what_type_pictures_were_drawn(
+    clip: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    StarGenerator.for_test().save_pretrained(tmp_path / "model")
+    command = ["eval", str(tmp_path / "model"), "--benchmark", str(benchmark), "--bootstrap", "0", "--device", "cpu"]
+    command += ["--metrics", f"cmmd/clip:{clip}", "--pictures", "6", "--sheet", "0"]
+    values = {}
+    for dtype in ("", "bfloat16"):
+        out = tmp_path / f"record{dtype}.json"
+        assert main([*command, "--out", str(out), *(["--dtype", dtype] if dtype else [])]) == 0
+        record = read(out)
+        assert (record.measured.dtype, record.measured.device) == (dtype or "float32", "cpu")
+        values[dtype] = sorted((path.name, path.read_bytes()) for path in out.with_suffix("").glob("pictures/*.png"))
+    assert "6 pictures, drawn in bfloat16" in capsys.readouterr().out
+    assert len(values[""]) == 6
+    assert values[""] != values["bfloat16"]
+    assert main([*command, "--out", str(tmp_path / "record.json"), "--dtype", "bfloat16"]) == 2
+    assert "dtype was float32, now bfloat16" in capsys.readouterr().err

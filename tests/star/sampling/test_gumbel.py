@@ -1,0 +1,63 @@
+"""The Gumbel noise behind a picture: it leads to the picture's codes, it is Gumbel noise, and arcs keep it that."""
+
+import torch
+
+from star.generators.protocol import SampleOptions
+from star.sampling.gumbel import GumbelRng, between, posterior, to_gumbel, to_normal
+from star.sampling.sampler import SampleRng
+
+OPTIONS = SampleOptions(temperature=0.8, top_p=0.9)
+
+
+def drawn(seed: int, length: int = 400, vocabulary: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits after top-p, and codes that the seed draws from them."""
+    logits = 2 * torch.randn(1, length, vocabulary, generator=torch.Generator().manual_seed(seed))
+    rng = SampleRng([seed], OPTIONS)
+    kept = rng.keep(logits)
+    return kept, rng.pick(kept, 0)
+
+
+def test_the_noise_leads_to_the_very_codes() -> None:
+    for seed in range(20):
+        kept_1lV, codes_1l = drawn(seed)
+        noise_lV = posterior(kept_1lV[0], codes_1l[0], seed, 0)
+        assert noise_lV.isfinite().all()
+        rng = GumbelRng([seed], OPTIONS, [noise_lV])
+        assert torch.equal(rng.pick(kept_1lV, 0), codes_1l)
+
+
+def test_over_many_pictures_it_is_gumbel_noise() -> None:
+    pieces = [posterior(*(part[0] for part in drawn(seed)), seed, 0) for seed in range(20)]
+    noise = torch.cat(pieces).flatten()
+    assert abs(float(noise.mean()) - 0.5772) < 0.01
+    assert abs(float(noise.var()) - 1.6449) < 0.02
+    ranks = (-(-noise).exp()).exp()  # uniform if it is Gumbel
+    places = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    assert torch.allclose(ranks.quantile(places), places, atol=0.005)
+    of_drawn = torch.cat(  # the codes that were drawn have had more luck than others
+        [p.gather(1, drawn(seed)[1][0][:, None]) for seed, p in enumerate(pieces)]
+    )
+    assert float(of_drawn.mean()) > 1.0
+
+
+def test_normal_scores_are_the_same_ranks_and_come_back() -> None:
+    gumbel = torch.linspace(-3.5, 25, 400, dtype=torch.float64)
+    score = to_normal(gumbel)
+    assert torch.allclose(to_gumbel(score), gumbel, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(torch.special.ndtr(score), (-(-gumbel).exp()).exp(), atol=1e-9)
+
+
+def test_half_way_it_is_gumbel_noise_again_and_at_the_ends_the_ends() -> None:
+    noises = [[posterior(*(part[0] for part in drawn(seed)), seed, 0)] for seed in (1, 2)]
+    for t, end in ((0.0, noises[0]), (1.0, noises[1])):
+        assert torch.allclose(between(*noises, t)[0], end[0], atol=1e-5)
+    middle = between(*noises, 0.5)[0]
+    assert abs(float(middle.mean()) - 0.5772) < 0.05
+    assert abs(float(middle.var()) - 1.6449) < 0.1
+    assert float((middle - noises[0][0]).abs().mean()) > 0.3
+
+
+def test_the_likeliest_codes_need_no_noise() -> None:
+    greedy = SampleOptions(top_k=1)
+    logits = torch.randn(1, 5, 9)
+    assert torch.equal(GumbelRng([3], greedy).pick(logits, 0), logits.argmax(dim=-1))
