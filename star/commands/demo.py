@@ -4,6 +4,7 @@ import argparse
 
 from star.commands.options import within
 from star.data.errors import InputError
+from star.generators import placement
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -23,7 +24,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--queue", type=int, default=10, metavar="N", help="requests that may wait (default: %(default)s)"
     )
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    placement.add_options(parser)
     parser.set_defaults(work=work)
 
 
@@ -36,13 +37,12 @@ def work(args: argparse.Namespace) -> int:
 
     from star.demo.server import application, prepare, serve
     from star.generators import registry
-    from star.generators.devices import usable
 
     models = args.models or [name for name, entry in registry.entries().items() if entry.weights.folder()]
     if not models:
         raise InputError("no models ship with this installation, expected --models with some: name them")
     with TemporaryDirectory(prefix="star-demo-") as folder:
         prepare(Path(folder))
-        app = application(models, Path(folder), limit=args.queue, device=usable(args.device))
+        app = application(models, Path(folder), limit=args.queue, device=args.device, dtype=args.dtype)
         serve(app, args.host, args.port)
     return 0

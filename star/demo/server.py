@@ -37,7 +37,9 @@ def prepare(folder: Path) -> None:
         ) from error
 
 
-def application(models: list[str], folder: Path, *, limit: int = 10, device: str = "cpu") -> "FastAPI":
+def application(
+    models: list[str], folder: Path, *, limit: int = 10, device: str | None = None, dtype: str = "auto"
+) -> "FastAPI":
     """The page as an ASGI application. folder: for pictures, as it was prepared. limit: see page.page."""
     import gradio
     from fastapi import FastAPI
@@ -45,7 +47,7 @@ def application(models: list[str], folder: Path, *, limit: int = 10, device: str
     from star.demo.page import CSS, THEME, page
     from star.demo.studio import Studio
 
-    studio = Studio(models, folder / "pictures", device)
+    studio = Studio(models, folder / "pictures", device, dtype)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(OwnOnly)
     return gradio.mount_gradio_app(

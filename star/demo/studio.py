@@ -24,7 +24,7 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.images import pixels_to_pil, read_png, save_png
 from star.generator import StarGenerator
-from star.generators import registry
+from star.generators import placement
 from star.generators.config import to_dict
 from star.pictures.names import slug
 from star.pictures.record import Record
@@ -74,10 +74,16 @@ class Frame:
 class Studio:
     """Models and pictures of one page. Draws one picture at a time, whoever asks."""
 
-    def __init__(self, models: Sequence[str], folder: Path, device: str = "cpu") -> None:
-        """models: what may be drawn with. folder: for the pictures. Raises InputError for a model that is not there."""
-        self.folder, self.device = folder, device
+    def __init__(
+        self, models: Sequence[str], folder: Path, device: str | None = "cpu", dtype: str = placement.AUTO
+    ) -> None:
+        """models: what may be drawn with. folder: for the pictures. device, dtype: as placement.placed has them.
+
+        Raises InputError for a model or a device that is not there.
+        """
+        self.folder = folder
         self.sources = {model: Source.find(model) for model in models}
+        self.places = {model: placement.placed(device, dtype, model) for model in models}
         self._pipes: dict[str, Pipeline] = {}
         self._made: deque[str] = deque()
         self._loading, self._drawing, self._keeping = Lock(), Lock(), Lock()
@@ -148,8 +154,7 @@ class Studio:
         source = self._known(model)
         with self._loading:
             if model not in self._pipes:
-                generator = registry.build(source.model, device=self.device)
-                self._pipes[model] = Pipeline(generator, source.recommended, source.model)
+                self._pipes[model] = Pipeline(source.load(self.places[model]), source.recommended, source.model)
             return self._pipes[model]
 
     # ---- the parts
@@ -208,7 +213,7 @@ class Studio:
                     options=to_dict(drawn.options),
                     digest=source.digest,
                     version=__version__,
-                    device=self.device,
+                    **self.places[source.model].told(),
                     made_by=made_by,
                     more=more,
                 ),
