@@ -96,8 +96,11 @@ class _Page:
         self.status = gr.Markdown("", elem_id="status")
         self.download = gr.DownloadButton("Download, with all that made it", interactive=False, elem_id="download")
         with gr.Tab("Gallery"):
+            gr.Markdown("What was drawn here; choose one to vary it, paint over it or download it.")
             self.gallery = gr.Gallery(
-                label="What was drawn here; choose one to vary it, paint over it or download it",
+                label="Gallery",
+                show_label=False,
+                buttons=[],
                 columns=6,
                 height=260,
                 object_fit="contain",
@@ -126,6 +129,8 @@ class _Page:
         self.vary_button = gr.Button("Vary", elem_id="vary", interactive=bool(varying))
         self.variations = gr.Gallery(
             label="Variations",
+            show_label=False,
+            buttons=["fullscreen"],
             columns=4,
             height=260,
             object_fit="contain",
@@ -149,7 +154,13 @@ class _Page:
         )
         self.inpaint_button = gr.Button("Draw anew", elem_id="inpaint", interactive=bool(self.events.varying))
         self.inpainted = gr.Image(
-            label="Result", format="png", interactive=False, height=280, elem_classes="drawn", elem_id="inpainted"
+            label="Result",
+            format="png",
+            interactive=False,
+            height=280,
+            buttons=["download", "fullscreen"],
+            elem_classes="drawn",
+            elem_id="inpainted",
         )
 
     def _connect(self, blocks: gr.Blocks) -> None:

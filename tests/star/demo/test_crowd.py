@@ -11,6 +11,7 @@ from PIL import Image
 from star.pipeline import Pipeline
 from tests.star.demo.serving import MODELS, Refused, Served, needs_gradio, serving
 
+pytestmark = pytest.mark.slow
 LIMIT, CROWD = 3, 12
 
 

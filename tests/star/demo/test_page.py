@@ -1,4 +1,7 @@
-"""The page in a browser without a window: drawn, watched, compared, varied, painted over, reloaded, brought back."""
+"""The page in a browser without a window: drawn, watched, compared, varied, painted over, reloaded, brought back.
+
+Slow: `.venv/bin/python -m pytest -m slow tests/star/demo`, with the extra demo-test and a Chromium installed.
+"""
 
 import re
 import shutil
@@ -14,6 +17,7 @@ from star.pictures.record import Record
 from star.pipeline import Pipeline
 from tests.star.demo.serving import Served, needs_gradio, serving
 
+pytestmark = pytest.mark.slow
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 120_000  # milliseconds
 
@@ -28,7 +32,7 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 def tab(served: Served) -> Iterator[Any]:
     """A tab at the page; at its end nothing was asked of another host and nothing was complained of."""
-    api = pytest.importorskip("playwright.sync_api", reason="the page is driven by playwright, of the extra dev-demo")
+    api = pytest.importorskip("playwright.sync_api", reason="the page is driven by playwright, of the extra demo-test")
     browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     with api.sync_playwright() as playwright:
         try:
