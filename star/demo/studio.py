@@ -12,10 +12,12 @@ import secrets
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any
 
 from PIL import Image
@@ -86,7 +88,8 @@ class Studio:
         self.places = {model: placement.placed(device, dtype, model) for model in models}
         self._pipes: dict[str, Pipeline] = {}
         self._made: deque[str] = deque()
-        self._loading, self._drawing, self._keeping = Lock(), Lock(), Lock()
+        self._loading, self._keeping = Lock(), Lock()
+        self._worker = ThreadPoolExecutor(1)  # one thread draws everything: one picture at a time, memory that stays
         folder.mkdir(parents=True, exist_ok=True)
 
     # ---- what the page asks for
@@ -109,18 +112,16 @@ class Studio:
             raise InputError(f"{count} variations were asked for, expected 1 to {MOST_VARIATIONS}: correct it")
         wish, source, path = wish.checked(), self._known(model), self.path(key)
         options = self._options(model, wish)
-        with self._drawing:
-            drawn = self.pipe(model).vary(
-                path, wish.prompt, keep=keep, num_images=count, seed=wish.seed, **options, output_type="np"
-            )
+        vary = partial(self.pipe(model).vary, keep=keep, num_images=count, seed=wish.seed, output_type="np")
+        drawn = self._worker.submit(vary, path, wish.prompt, **options).result()
         return self._keep(source, drawn, "vary", {"picture": path.name, "keep": keep})
 
     def inpaint(self, key: str, model: str, wish: Wish, mask: Image.Image) -> str:
         """The key of a picture in which what the mask covers (white) is drawn anew, see Pipeline.inpaint."""
         wish, source, path = wish.checked(), self._known(model), self.path(key)
         options = self._options(model, wish)
-        with self._drawing:
-            drawn = self.pipe(model).inpaint(path, mask, wish.prompt, seed=wish.seed, **options, output_type="np")
+        inpaint = partial(self.pipe(model).inpaint, seed=wish.seed, output_type="np")
+        drawn = self._worker.submit(inpaint, path, mask, wish.prompt, **options).result()
         return self._keep(source, drawn, "inpaint", {"picture": path.name})[0]
 
     def take(self, path: str | Path) -> tuple[str, Record]:
@@ -186,12 +187,11 @@ class Studio:
         def draw() -> None:
             watch = {"callback_on_scale": lambda k, image: seen.put((k, image))} if scales > 1 else {}
             try:
-                with self._drawing:
-                    seen.put(pipe(prompt, seed=wish.seed, output_type="np", **watch, **options))
+                seen.put(pipe(prompt, seed=wish.seed, output_type="np", **watch, **options))
             except BaseException as error:
                 seen.put(error)
 
-        Thread(target=draw, daemon=True).start()  # ends with its picture, whether or not somebody still looks
+        self._worker.submit(draw)  # ends with its picture, whether or not somebody still looks
         while isinstance(found := seen.get(), tuple):
             yield Frame(model=source.model, image=found[1], scale=found[0] + 1, scales=scales)
         if isinstance(found, BaseException):
