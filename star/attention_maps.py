@@ -22,7 +22,8 @@ from star.data.errors import InputError
 from star.data.text import TextFeatures
 from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
-from star.model.attention import CrossAttention, project
+from star.model.attention import CrossAttention
+from star.model.linear import dense
 from star.sampling.sampler import SampleRng
 
 
@@ -93,7 +94,7 @@ def attention(generator: StarGenerator, prompt: str, *, seed: int, options: Samp
 
 def weights_of(module: CrossAttention, x_BlC: Tensor, keys_BNTd: Tensor, mask_B11T: Tensor) -> Tensor:
     """The attention weights (B, N, l, T), float32, of a layer for what it is given; see CrossAttention.forward."""
-    queries_BNld = module.split(project(module.query, x_BlC, module.query_bias))
+    queries_BNld = module.split(dense(module.query, x_BlC, module.query_bias))
     scores_BNlT = module.shape_queries(queries_BNld, None).float() @ keys_BNTd.float().transpose(-2, -1) * module.scale
     return (scores_BNlT + mask_B11T.float()).softmax(dim=-1)
 

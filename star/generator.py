@@ -6,7 +6,6 @@ B pictures, H W pixels.
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from star.brought_along import WORDINGS, read_expansion, read_text_encoder
 from star.clip.wordings import Expansion
 from star.convert.names import REFINER
 from star.data.errors import InputError
@@ -32,7 +32,6 @@ from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 FAMILY = "star"
-WORDINGS = "wordings.json"
 logger = logging.getLogger(__name__)
 
 
@@ -170,18 +169,9 @@ class StarGenerator(NextScaleGenerator):
         schedule = self.schedule_for(options)
         if not prompts:
             return torch.empty(0, 3, *self.size_of(options.size), dtype=torch.uint8)
-        dtype = self.transformer.head.weight.dtype
-        text = self.text_encoder.encode([self.expanded(prompt, options) for prompt in prompts]).to(self.device, dtype)
-        if negative_prompts is not None and len(negative_prompts) != len(prompts):
-            raise InputError(
-                f"{len(prompts)} prompts came with {len(negative_prompts)} negative prompts, expected as many: give "
-                'each its own, "" for none'
-            )
-        if negative_prompts is not None and options.guidance_scale == 1:
-            raise InputError(
-                "a negative prompt needs guidance, which is off: raise guidance_scale above 1, or leave it out"
-            )
-        null_text = self.text_encoder.encode(negative_prompts or [""]).to(self.device, dtype)
+        text, null_text = self.conditions(prompts, options)
+        if negative_prompts is not None:
+            null_text = self._negative(prompts, negative_prompts, options)
         _, latent_BEhw = draw_codes(
             self.transformer,
             self.tokenizer.quantizer,
@@ -222,6 +212,23 @@ class StarGenerator(NextScaleGenerator):
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
 
+    def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[TextFeatures, TextFeatures]:
+        """Of the prompts, and of the empty one, in the transformer's type and on its device."""
+        return self._encode([self.expanded(prompt, options) for prompt in prompts]), self._encode([""])
+
+    def _negative(self, prompts: Sequence[str], negative: Sequence[str], options: SampleOptions) -> TextFeatures:
+        if len(negative) != len(prompts):
+            raise InputError(
+                f"{len(prompts)} prompts came with {len(negative)} negative prompts, expected as many: give each its "
+                'own, "" for none'
+            )
+        if options.guidance_scale == 1:
+            raise InputError("a negative prompt needs guidance, which is off: raise guidance_scale, or leave it out")
+        return self._encode(negative)
+
+    def _encode(self, prompts: Sequence[str]) -> TextFeatures:
+        return self.text_encoder.encode(prompts).to(self.device, self.transformer.head.weight.dtype)
+
     @classmethod
     def from_directory(
         cls, path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
@@ -233,7 +240,7 @@ class StarGenerator(NextScaleGenerator):
         directory = ModelDirectory.read(path, FAMILY)
         tokenizer = MultiScaleTokenizer.from_directory(directory.resolve("tokenizer"), device=device)
         directory.check_reference("tokenizer", tokenizer.digest)
-        text_encoder = _text_encoder(directory, device, dtype)
+        text_encoder = read_text_encoder(directory, device, dtype)
         directory.check_reference("text_encoder", text_encoder.digest)
         config = from_dict(StarConfig, directory.config)
         directory.check_fits(lambda: NextScaleTransformer(config.transformer), others=[REFINER])
@@ -252,13 +259,13 @@ class StarGenerator(NextScaleGenerator):
         load_into(transformer, tensors, path, dtype)
         return cls(
             transformer.to(device),
-            tokenizer,
+            tokenizer.draw_in(dtype or torch.float32),
             text_encoder,
             cross_attention=config.cross_attention,
             unguided_last=config.unguided_last,
             refiner=refiner,
             aspects=config.aspects,
-            expansion=_expansion(directory, config.wordings),
+            expansion=read_expansion(directory, config.wordings),
         )
 
     def save_pretrained(
@@ -323,22 +330,3 @@ class StarGenerator(NextScaleGenerator):
 
     def _save_tokenizer(self, path: Path) -> None:
         self.tokenizer.save(path, card="# The tokenizer of the STAR generator in the folder above\n")
-
-
-def _expansion(directory: ModelDirectory, digest: str) -> Expansion | None:
-    if not digest:
-        return None
-    expansion = Expansion.read(directory.path / WORDINGS)
-    if expansion.digest != digest:
-        raise InputError(f"{directory.path / WORDINGS} is not the one that the model came with: get the model again")
-    return expansion
-
-
-def _text_encoder(directory: ModelDirectory, device: str | torch.device, dtype: torch.dtype | None) -> TextEncoder:
-    place = directory.resolve("text_encoder")
-    try:
-        return TextEncoder.from_pretrained(place, device=device, dtype=dtype)
-    except InputError as error:
-        where = Path(os.path.normpath(directory.path / directory.references["text_encoder"].location))
-        reason = str(error).removesuffix(".")
-        raise InputError(f"{reason}; {directory.path} looks for it at {where} before it asks the hub") from error

@@ -143,7 +143,7 @@ class Motions:
         if not isinstance(self.generator, GanGenerator):
             raise InputError(
                 f"{what} was asked of {self.name or 'a model'} that is no style-based GAN: load one, such as "
-                "styleformer-emoji"
+                "stylegan-t-emoji"
             )
         return self.generator
 

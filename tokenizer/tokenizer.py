@@ -10,6 +10,7 @@ B batch, E code width, V codebook, H W pixels, h w latent grid, l tokens of one 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,7 @@ class MultiScaleTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.aligned_to: AlignedTo | None = None
+        self.decoder_dtype: torch.dtype | None = None  # once `draw_in` was called
         width = config.quantizer.code_width
         self.encoder = Encoder(config.autoencoder)
         self.quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
@@ -116,8 +118,20 @@ class MultiScaleTokenizer(nn.Module):
 
     def latent_to_image(self, latent_BEhw: Tensor, clamp: bool = True) -> Tensor:
         """Decodes a (partial) sum of scales to an image (B, 3, H, W) float32, clamped to [-1, 1] if asked."""
-        image_B3HW = self.decoder(self.post_quant_conv(latent_BEhw)).float()
+        hidden_BEhw = self.post_quant_conv(latent_BEhw)
+        if self.decoder_dtype is not None:
+            hidden_BEhw = hidden_BEhw.to(self.decoder_dtype)
+        image_B3HW = self.decoder(hidden_BEhw).float()
         return image_B3HW.clamp(-1, 1) if clamp else image_B3HW
+
+    def draw_in(self, dtype: torch.dtype) -> Self:
+        """Prepares the decoder for drawing: in a type, and with channels last, by which convolutions are fastest.
+
+        Encoder and quantizer, which decide what codes mean, stay in float32. Returns itself.
+        """
+        self.decoder_dtype = dtype
+        self.decoder.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
 
     @torch.no_grad()
     def latent_to_pixels(self, latent_BEhw: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def summary(comparison: Comparison) -> Table:
         "from the best, because one of the two lies inside the other's interval. The arrow points to better. Where a "
         "figure has no interval (one picture, fewer than 20 resamples, values all alike), its row is not ranked."
         + "".join(f" † {name} {why}: no independent measure of these." for name, why in _seen(comparison).items())
-        + "".join(f" {said}." for said in _notes(comparison)),
+        + "".join(f" {said[:1].upper()}{said[1:]}." for said in _notes(comparison)),
         head=("metric", *(entry.label for entry in comparison.entries)),
         rows=(
             (Cell(text="pictures scored"), *(_count(entry) for entry in comparison.entries)),

@@ -22,7 +22,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "how much of the styles' variance each explains. With --direction, the picture moved by STRENGTH along that "
         "one alone; a strength of 0 is the picture itself.",
     )
-    parser.set_defaults(model="styleformer-emoji")
+    parser.set_defaults(model="stylegan-t-emoji")
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="")
     parser.add_argument(
         "--method",

@@ -19,7 +19,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "A row for each coarse seed, a column for each fine one: style slots before SLOT come from the first, the "
         "others from the second. The first row and column show the pictures that are mixed.",
     )
-    parser.set_defaults(model="styleformer-emoji")
+    parser.set_defaults(model="stylegan-t-emoji")
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="")
     parser.add_argument("--fine-prompt", metavar="PROMPT", help="of the fine layers, where it is another one")
     parser.add_argument("--coarse", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="(default: 0 1 2)")

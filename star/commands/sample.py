@@ -55,7 +55,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="of STAR: what the pictures are led away from")
     add_options(parser)
-    parser.add_argument("--out", default="pictures", metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument(
+        "--out", default="pictures", metavar="DIR", help="or a .png for one picture (default: %(default)s)"
+    )
     parser.add_argument(
         "--skip-existing", action="store_true", help="draw what of the list is not in DIR yet, or not whole"
     )
@@ -83,6 +85,8 @@ def work(args: argparse.Namespace) -> int:
         _check_digest(like, source, args)
     named = bool(args.list or args.skip_existing or share.world > 1)
     tasks = job.plan(_requests(args, source.conditioning), base, chosen(args), place, named=named)
+    if _is_file(args.out):
+        tasks = _one(tasks, args.out)
     paths = _draw(args, source, tasks, share, place)
     if like is not None and len(tasks) == 1 and like.same_picture(tasks[0].record):
         return _compare(args.like, paths[0], like)
@@ -100,8 +104,9 @@ def _draw(
     parts = job.batches(tasks, args.batch)[share.rank :: share.world]
     own = {id(task) for part in parts for task in part}
     tasks = [task for task in tasks if id(task) in own]
-    folder, wanted = Path(args.out), tasks
-    if tasks and tasks[0].name:
+    named = _is_file(args.out)  # by the user, who wants it replaced
+    folder, wanted = Path(args.out).parent if named else Path(args.out), tasks
+    if tasks and tasks[0].name and not named:
         wanted = job.missing(tasks, folder)
         if len(wanted) < len(tasks) and not args.skip_existing:
             raise InputError(
@@ -153,7 +158,18 @@ def _check(args: argparse.Namespace) -> None:
     if args.like is not None and args.list is not None:
         raise InputError(f"--like and --prompts {args.list} were both given, expected one of them: leave one out")
     notice_file_names(args.prompts)
-    check_writable(args.out)
+    check_writable(Path(args.out).parent if _is_file(args.out) else args.out)
+
+
+def _is_file(out: str) -> bool:
+    return Path(out).suffix.lower() == ".png" and not Path(out).is_dir()
+
+
+def _one(tasks: "Sequence[Task]", out: str) -> "list[Task]":
+    """The only task, to be written to the file. Raises InputError if there are several."""
+    if len(tasks) != 1:
+        raise InputError(f"--out is {out} for {len(tasks)} pictures, expected a folder: give one")
+    return [replace(tasks[0], name=Path(out).name)]
 
 
 def _requests(args: argparse.Namespace, conditioning: str) -> "list[Request]":

@@ -20,7 +20,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("picture", metavar="PICTURE")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT")
     parser.add_argument(
-        "--keep", nargs="+", metavar="GRID", help="scales that stay, up to this grid, as 4x4, or their number as 3"
+        "--keep",
+        nargs="+",
+        metavar="GRID",
+        help="scales that stay, up to this grid, as 4x4, or their number as 3; all: a row for each",
     )
     parser.add_argument(
         "--strength", type=float, help="the same as a share: 0 keeps all, 1 none (default: half of the scales)"
@@ -43,7 +46,8 @@ def work(args: argparse.Namespace) -> int:
     opened = pictures.open_pipeline(args)
     schedule = opened.pipe._next_scale("vary").tokenizer.schedule
     frames = []
-    keeps = args.keep or [None]
+    grids = [f"{size}x{size}" for size in schedule.sizes]
+    keeps = grids if args.keep == ["all"] else args.keep or [None]
     for keep in keeps:
         scales_of(schedule, keep, args.strength)  # all are looked at before the first is drawn
     for keep in keeps:

@@ -21,6 +21,7 @@ from star.generators.config import check_ranges
 from star.model.attention import KeyValueCache
 from star.model.attention_backends import ScaleCausality, additive
 from star.model.block import Block, draw_paths
+from star.model.linear import dense
 from star.model.losses import token_losses, tokens_at_once
 from star.model.rope import Rotation
 from star.model.state import DrawingState, TextKeys
@@ -219,9 +220,8 @@ class NextScaleTransformer(nn.Module):
     ) -> DrawingState:
         """Everything that depends on the prompts alone, and empty caches for all L tokens. released: see TextKeys."""
         condition_BC, start_BlC = self.encode_condition(text)
-        config, tables = self.config, self.tables.of(schedule)
+        config, tables, dtype = self.config, self.tables.of(schedule), self._compute_dtype()
         shape = (len(start_BlC), config.heads, tables.schedule.length, config.head_width)
-        dtype = self._compute_dtype()
         caches = [KeyValueCache.empty(shape, dtype, start_BlC.device) for _ in self.blocks]
         return DrawingState(start_BlC, condition_BC, self.encode_text(text, released=released), caches, tables)
 
@@ -236,7 +236,7 @@ class NextScaleTransformer(nn.Module):
         if input_BlE is None:
             x_BlC = state.start_BlC
         else:  # the latent is float32 whatever the network computes in
-            x_BlC = self.input_projection(input_BlE.to(self.input_projection.weight.dtype))
+            x_BlC = dense(self.input_projection, input_BlE.to(self.input_projection.weight.dtype))
         x_BlC = self.embed(x_BlC, span, tables)
         return self.run_blocks(x_BlC, tables.rotation(span), state.condition_BC, state.text, caches=state.caches)
 
@@ -276,7 +276,7 @@ class NextScaleTransformer(nn.Module):
         rotation: Rotation | None,
         condition_BC: Tensor | None,
         text: TextKeys | None,
-        mask: ScaleCausality | None = None,
+        mask: ScaleCausality | Tensor | None = None,
         caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
         """All blocks. rotation: of these tokens. mask: of training, caches: of drawing."""
@@ -307,7 +307,7 @@ class NextScaleTransformer(nn.Module):
             if self.head_modulation is not None and condition_BC is not None:
                 scale, shift = self.head_modulation(F.silu(condition_BC)).unflatten(-1, (2, 1, -1)).unbind(1)
                 hidden_BlC = hidden_BlC * (1 + scale) + shift
-            return self.head(hidden_BlC).float()
+            return dense(self.head, hidden_BlC).float()
 
     def losses(
         self, hidden_BlC: Tensor, condition_BC: Tensor | None, codes_Bl: Tensor, label_smoothing: float = 0.0

@@ -79,7 +79,8 @@ def _write_gif(frames: Sequence[Image.Image], path: Path, seconds: float) -> Non
 def _write_mp4(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
     """H.264; sides that are odd get a row or column of white."""
     ffmpeg = _ffmpeg()
-    size = tuple(side + side % 2 for side in frames[0].size)
+    width, height = frames[0].size
+    size = (width + width % 2, height + height % 2)
     writer = ffmpeg.write_frames(str(path), size, fps=1 / seconds, macro_block_size=1, quality=8)
     writer.send(None)
     for i, frame in enumerate(frames):

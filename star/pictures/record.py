@@ -122,7 +122,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
     try:
         with Image.open(path) as picture:
-            return {name: str(value) for name, value in picture.info.items() if isinstance(value, str)}
+            return {str(name): str(value) for name, value in picture.info.items() if isinstance(value, str)}
     except OSError as error:  # also what Pillow cannot identify
         reason = error.strerror or "it is no picture"
         raise InputError(f"{path} cannot be read ({reason}): give the path of a PNG") from error

@@ -178,7 +178,8 @@ class Validation:
         sum_SK1 = self.measured.sums(network, self.run)
         if len(sum_SK1) > 1:
             names = ("{}x{}".format(*schedule.grid) for schedule in self.measured.shapes)
-            self.of_shapes = {name: means(sum_K1) for name, sum_K1 in zip(names, sum_SK1, strict=True)}
+            found = zip(names, sum_SK1, strict=True)
+            self.of_shapes = {name: means(sum_K1) for name, sum_K1 in found if float(sum_K1[-1])}
         return means(sum_SK1.sum(dim=0))
 
     def write(self, path: Path, losses_K: Tensor, step: int) -> None:

@@ -81,8 +81,8 @@ def test_a_rectangle_of_pixels_becomes_codes_and_pixels_again(aspect: str) -> No
     torch.testing.assert_close(quantizer.decode(pyramid.codes, schedule=schedule), pyramid.latents[-1])
     assert tokenizer.decode(pyramid.codes, schedule=schedule).shape == image_B3HW.shape
     running, inputs = quantizer.empty_latent(2, schedule), []
-    for k, codes in enumerate(pyramid.codes):
-        running, following = quantizer.accumulate(running, codes, k)
+    for k, codes_Bl in enumerate(pyramid.codes):
+        running, following = quantizer.accumulate(running, codes_Bl, k)
         inputs.append(following)
     assert torch.equal(
         torch.cat([i for i in inputs if i is not None], 1), quantizer.teacher_input(pyramid.codes, schedule)

@@ -174,7 +174,7 @@ def test_a_record_made_before_a_metric_shows_a_dash_and_notes_name_their_models(
     comparison = gather(paths)
     line = next(line for line in markdown(comparison).splitlines() if line.startswith("| subject named right"))
     assert line == "| subject named right ↑ (judge-emoji) | – | 0.250 (0.125 to 0.375) | – |"
-    said = "subject named right by judge-emoji: left out: the &lt;benchmark&gt; names no subjects (noted)."
+    said = "Subject named right by judge-emoji: left out: the &lt;benchmark&gt; names no subjects (noted)."
     assert said in markdown(comparison)
     assert said in html(comparison)
     everyone = gather(save(tmp_path / "all", replace(noted, notes={name: note})))

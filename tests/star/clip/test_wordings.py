@@ -106,7 +106,7 @@ def test_gathered_names_come_from_every_source(tmp_path: Path) -> None:
         ("an automobile, flat emoji style",),
         ("a red heart, noto emoji style",),
     ]
-    infos = [
+    infos: list[dict[str, Any]] = [
         {"subject": "automobile", "style": "noto", "codepoints": "1F697", "tags": ["vehicle"]},
         {"subject": "automobile", "style": "flat", "codepoints": "1F697", "tags": ["vehicle"]},
         {"subject": "red heart", "style": "noto", "codepoints": "2764", "category": "symbols"},

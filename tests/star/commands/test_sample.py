@@ -176,7 +176,7 @@ def test_another_picture_than_the_one_it_says_is_told(tmp_path: Path, capsys: py
 
         info = PngInfo()
         for name, value in picture.info.items():
-            info.add_itxt(name, value)
+            info.add_itxt(str(name), value)
         picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "turned.png", pnginfo=info)
         picture.save(tmp_path / "bare.png")
     capsys.readouterr()
@@ -220,6 +220,17 @@ def test_mistakes_are_told_before_a_model_is_loaded(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "pictures").exists()
+
+
+def test_one_picture_into_a_file_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "new" / "dog.png"
+    for seed in (1, 2):
+        assert run("sample", "a dog", *MODEL, "--seed", seed, "--out", out) == 0
+        assert capsys.readouterr().out == f"{out}\n"
+    assert os.listdir(tmp_path / "new") == ["dog.png"]  # replaced
+    assert torch.equal(read_png(out), build("star-test").generate(["a dog"], seeds=[2])[0])
+    assert run("sample", "a dog", *MODEL, "--count", 2, "--out", out) == 2
+    assert "for 2 pictures, expected a folder" in capsys.readouterr().err
 
 
 def test_a_hundred_pictures_make_a_square_grid(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -56,6 +56,11 @@ def test_variations_are_a_row_for_each_level(picture: str, capsys: pytest.Captur
     assert "was made by `star vary`" in capsys.readouterr().err
 
 
+def test_all_levels_are_a_row_each(picture: str) -> None:
+    assert run("vary", picture, *STAR, "--keep", "all", "--out", "all.png") == 0
+    assert [len(row) for row in cells("all.png")] == [1, 1, 1, 1]
+
+
 def test_without_a_name_nothing_is_written_over(picture: str, capsys: pytest.CaptureFixture) -> None:
     for name in ("variation.png", "variation-2.png"):
         assert run("vary", picture, "a cat", *STAR, "--strength", 0.5) == 0

@@ -334,7 +334,10 @@ def test_tables_of_rectangles_follow_the_network_and_serve_training() -> None:
     model, wide = network("star"), SCHEDULE.of_aspect("3:2")
     with torch.inference_mode():
         tables = model.tables.of(wide)
+    assert tables.cos_LP is not None
     assert not tables.cos_LP.is_inference()
     assert model.tables.of(wide) is tables
-    assert model.half().tables.of(wide).cos_LP.dtype == torch.float32
+    halved = model.half().tables.of(wide).cos_LP
+    assert halved is not None
+    assert halved.dtype == torch.float32
     assert "tables" not in " ".join(model.state_dict())

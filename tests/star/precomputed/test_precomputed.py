@@ -296,8 +296,8 @@ def test_captions_alone_are_small_and_bytes_are_the_same_again(house: Path, tmp_
         features = house / "codes" / path.name.removesuffix(".gz")
         assert path.stat().st_size < features.stat().st_size / 8
     assert make(house, tmp_path / "one", text="captions").kept == 4
-    with pytest.raises(InputError, match="text 'features', expected 'captions'"):
-        make(house, tmp_path / "two")
+    with pytest.raises(InputError, match="text 'captions', expected 'features'"):
+        make(house, tmp_path / "two", text="features")
 
 
 def test_each_caption_is_encoded_once(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,9 +307,12 @@ def test_each_caption_is_encoded_once(house: Path, monkeypatch: pytest.MonkeyPat
     assert encoding is not None
     encoder, seen = tiny_text_encoder(0, max_tokens=64), []
     encode_text = encoder.encode
-    monkeypatch.setattr(
-        encoder, "encode", lambda prompts, **more: (seen.extend(prompts), encode_text(prompts, **more))[1]
-    )
+
+    def counted(prompts: list[str], **more: Any) -> Any:
+        seen.extend(prompts)
+        return encode_text(prompts, **more)
+
+    monkeypatch.setattr(encoder, "encode", counted)
     inputs = EncodedShards(encoding, torch.device("cpu"), encoder)
     pipeline = Pipeline(DataConfig(shards=tuple(shards)), batch_size=6, reader=EncodedReader(encoding.config))
     for batch in islice(pipeline.batches(), 12):

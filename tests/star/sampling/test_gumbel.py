@@ -17,6 +17,12 @@ def drawn(seed: int, length: int = 400, vocabulary: int = 30) -> tuple[torch.Ten
     return kept, rng.pick(kept, 0)
 
 
+def noise_of(seed: int) -> torch.Tensor:
+    """Behind what the seed draws."""
+    kept_1lV, codes_1l = drawn(seed)
+    return posterior(kept_1lV[0], codes_1l[0], seed, 0)
+
+
 def test_the_noise_leads_to_the_very_codes() -> None:
     for seed in range(20):
         kept_1lV, codes_1l = drawn(seed)
@@ -27,7 +33,7 @@ def test_the_noise_leads_to_the_very_codes() -> None:
 
 
 def test_over_many_pictures_it_is_gumbel_noise() -> None:
-    pieces = [posterior(*(part[0] for part in drawn(seed)), seed, 0) for seed in range(20)]
+    pieces = [noise_of(seed) for seed in range(20)]
     noise = torch.cat(pieces).flatten()
     assert abs(float(noise.mean()) - 0.5772) < 0.01
     assert abs(float(noise.var()) - 1.6449) < 0.02
@@ -48,13 +54,13 @@ def test_normal_scores_are_the_same_ranks_and_come_back() -> None:
 
 
 def test_half_way_it_is_gumbel_noise_again_and_at_the_ends_the_ends() -> None:
-    noises = [[posterior(*(part[0] for part in drawn(seed)), seed, 0)] for seed in (1, 2)]
-    for t, end in ((0.0, noises[0]), (1.0, noises[1])):
-        assert torch.allclose(between(*noises, t)[0], end[0], atol=1e-5)
-    middle = between(*noises, 0.5)[0]
+    start, end = [noise_of(1)], [noise_of(2)]
+    for t, wanted in ((0.0, start), (1.0, end)):
+        assert torch.allclose(between(start, end, t)[0], wanted[0], atol=1e-5)
+    middle = between(start, end, 0.5)[0]
     assert abs(float(middle.mean()) - 0.5772) < 0.05
     assert abs(float(middle.var()) - 1.6449) < 0.1
-    assert float((middle - noises[0][0]).abs().mean()) > 0.3
+    assert float((middle - start[0]).abs().mean()) > 0.3
 
 
 def test_the_likeliest_codes_need_no_noise() -> None:

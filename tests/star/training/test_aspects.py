@@ -72,7 +72,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, numbers in (("train-0", range(24)), ("train-1", range(24, 48)), ("test-0", range(48, 56))):
         (root / "data").mkdir(exist_ok=True)
         write_shard(root / "data" / f"{name}.tar", samples(numbers))
-    networks = {"tokenizer": root / "tokenizer", "text_encoder": root / "text"}
+    networks: dict[str, Any] = {"tokenizer": root / "tokenizer", "text_encoder": root / "text"}
     encode([str(root / "data")], root / "codes", aspects=ASPECTS, **networks)
     encode([str(root / "data")], root / "latents", aspects=ASPECTS, latents=True, **networks)
     return root
