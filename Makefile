@@ -19,7 +19,7 @@ TOKENIZER_MINUTES ?= 4
 STAR_MINUTES ?= 9
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help sample train-emoji train-emoji-128 install install-dev test check mutate format clean
+.PHONY: help docs models sample train-emoji train-emoji-128 install install-dev test check mutate format clean
 
 help:
 	@echo 'make sample PROMPT="..."   draw a picture (sets everything up first)'
@@ -30,6 +30,8 @@ help:
 	@echo 'make train-emoji           star-emoji anew on one GPU, by the clock (DATA=, RUNS=, STAR_MINUTES=, PRESET=)'
 	@echo 'make train-emoji-128       text encoder, tokenizer and STAR at 128 px, one after the other (*_MINUTES=)'
 	@echo 'make format                format and fix the code'
+	@echo 'make docs                  the documentation as a site, in build/site'
+	@echo 'make models                docs/models.md anew, from the registry'
 
 # What Python compiled is kept, or every call would compile transformers anew.
 sample: $(VENV)/installed
@@ -71,6 +73,13 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# A warning is an error (mkdocs.yml).
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+models: $(VENV)/installed
+	$(BIN)/star list --markdown > docs/models.md
+
 clean:
 	rm -rf $(VENV)
 
@@ -89,4 +98,10 @@ $(VENV)/installed-dev: $(SOURCES) | $(VENV)/bin/python
 	@echo "installing into $(VENV), once (about a minute)"
 	$(TORCH)
 	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: $(SOURCES) | $(VENV)/bin/python
+	@echo "installing into $(VENV), once (about a minute)"
+	$(TORCH)
+	$(PIP) -e '.[docs]'
 	@touch $@ $(VENV)/installed

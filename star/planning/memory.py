@@ -20,6 +20,7 @@ B batch, L tokens that take part, T text tokens, C model width, N heads, d = C /
 """
 
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 
@@ -57,6 +58,7 @@ class Parameters:
     matrices: int
 
     @classmethod
+    @cache
     def of(cls, config: TransformerConfig) -> "Parameters":
         """Counted on a network without memory."""
         with torch.device("meta"):
