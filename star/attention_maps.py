@@ -22,7 +22,8 @@ from star.data.errors import InputError
 from star.data.text import TextFeatures
 from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
-from star.model.attention import CrossAttention, project
+from star.model.attention import CrossAttention
+from star.model.linear import dense
 from star.sampling.sampler import SampleRng
 
 
@@ -62,10 +63,11 @@ def growth(generator: StarGenerator, text: TextFeatures, *, seed: int, options: 
     """What is known of the picture of an encoded prompt after each of K scales, (3, H, W) uint8; last, the whole."""
     codes: list[Tensor] = []
     pixels: list[Tensor] = []
+    schedule = generator.schedule_for(options)
 
     def watch(k: int, _logits: Tensor, codes_Bl: Tensor) -> None:
         codes.append(codes_Bl)
-        latent_BEhw = generator.tokenizer.quantizer.decode(codes, k + 1)
+        latent_BEhw = generator.tokenizer.quantizer.decode(codes, k + 1, schedule)
         pixels.append(generator.tokenizer.latent_to_pixels(latent_BEhw)[0])
 
     generator.draw_one(text, SampleRng([seed], options), watch=watch)
@@ -74,7 +76,8 @@ def growth(generator: StarGenerator, text: TextFeatures, *, seed: int, options: 
 
 @torch.inference_mode()
 def attention(generator: StarGenerator, prompt: str, *, seed: int, options: SampleOptions) -> AttentionMaps:
-    """Draws the picture of a prompt and seed, and tells what it read."""
+    """Draws the picture of a prompt and seed, and tells what it read: the caption where the prompt was expanded."""
+    prompt = generator.expanded(prompt, options)
     text = generator.text_encoder.encode([prompt])
     with _recorded(generator.transformer) as passes:
         pixels = growth(generator, text, seed=seed, options=options)
@@ -85,13 +88,13 @@ def attention(generator: StarGenerator, prompt: str, *, seed: int, options: Samp
     ids = generator.text_encoder.tokenize([prompt])[0][0, : int(text.mask_BT.sum())].tolist()
     written = {number: token for token, number in generator.text_encoder.tokenizer.get_vocab().items()}
     tokens = [written[number] for number in ids]
-    grids = [(side, side) for side in generator.tokenizer.schedule.sizes]
+    grids = list(generator.schedule_for(options).grids)
     return AttentionMaps(prompt, tokens, weights, grids, pixels, _spans(generator, prompt, ids))
 
 
 def weights_of(module: CrossAttention, x_BlC: Tensor, keys_BNTd: Tensor, mask_B11T: Tensor) -> Tensor:
     """The attention weights (B, N, l, T), float32, of a layer for what it is given; see CrossAttention.forward."""
-    queries_BNld = module.split(project(module.query, x_BlC, module.query_bias))
+    queries_BNld = module.split(dense(module.query, x_BlC, module.query_bias))
     scores_BNlT = module.shape_queries(queries_BNld, None).float() @ keys_BNTd.float().transpose(-2, -1) * module.scale
     return (scores_BNlT + mask_B11T.float()).softmax(dim=-1)
 

@@ -74,12 +74,16 @@ class VarGenerator(NextScaleGenerator):
         check_request(self, prompts, seeds)
         if not prompts:
             return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
-        labels_B = torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)
-        none_1 = torch.tensor([self.transformer.config.classes], device=self.device)
+        labels_B, none_1 = self.conditions(prompts, options)
         _, latent_BEhw = draw_codes(
             self.transformer, self.tokenizer.quantizer, labels_B, none_1, seeds=seeds, options=options
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
+
+    def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[Tensor, Tensor]:
+        """Labels of the prompts, and that of none."""
+        labels_B = torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)
+        return labels_B, torch.tensor([self.transformer.config.classes], device=self.device)
 
     @classmethod
     def from_directory(
@@ -97,7 +101,7 @@ class VarGenerator(NextScaleGenerator):
         with unfilled():
             transformer = NextScaleTransformer(config.transformer)
         load_into(transformer, directory.tensors(), path, dtype)
-        return cls(transformer.to(device), tokenizer)
+        return cls(transformer.to(device), tokenizer.draw_in(dtype or torch.float32))
 
     def save_pretrained(self, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
         """Writes a model directory that draws the same pictures, the tokenizer inside. about: licence and the like."""

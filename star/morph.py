@@ -80,7 +80,7 @@ class _End:
     def draw(cls, star: StarGenerator, stop: Stop, options: SampleOptions) -> "_End":
         prompt, seed = stop
         rng, last = SampleRng([seed], options), max(star.tokenizer.schedule.count - 1, 1)
-        text, noise = star.text_encoder.encode([prompt]), []
+        text, noise = star.text_encoder.encode([star.expanded(prompt, options)]), []
 
         def watch(k: int, logits_BlV: Tensor, codes_Bl: Tensor) -> None:
             kept_BlV = rng.keep(logits_BlV, k / last)

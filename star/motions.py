@@ -62,7 +62,7 @@ class Motions:
         from star.attention_maps import growth
 
         star, chosen = self._next_scale("grow"), self._options(guidance_scale, options)
-        text = star.text_encoder.encode([prompt])
+        text = star.text_encoder.encode([star.expanded(prompt, chosen)])
         return [pixels_to_pil(pixels_3HW) for pixels_3HW in growth(star, text, seed=seed, options=chosen)]
 
     def attention(

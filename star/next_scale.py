@@ -1,12 +1,19 @@
 """What the generators of text and of classes share: a next-scale transformer and a tokenizer that fit each other."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from star.model.transformer import NextScaleTransformer
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
+if TYPE_CHECKING:
+    from star.baseline import BaselineGenerator
 
-class NextScaleGenerator:
+
+class NextScaleGenerator(ABC):
     """A transformer and its tokenizer; where they compute and what size of picture they draw."""
 
     transformer: NextScaleTransformer
@@ -21,3 +28,13 @@ class NextScaleGenerator:
     def device(self) -> torch.device:
         """Where the transformer computes."""
         return self.transformer.head.weight.device
+
+    @abstractmethod
+    def conditions(self, prompts: Sequence[str]) -> tuple[Any, Any]:
+        """What the transformer is conditioned on: of the prompts, and of the one row that draws without."""
+
+    def baseline(self) -> "BaselineGenerator":
+        """The same networks, drawn with as the released code does: what speed is measured against. Takes them over."""
+        from star.baseline import BaselineGenerator
+
+        return BaselineGenerator(self)

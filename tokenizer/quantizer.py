@@ -95,17 +95,18 @@ class Quantizer(nn.Module):
             phi.reset_parameters()  # type: ignore[operator]
 
     def encode(self, latent_BEhw: Tensor, codes: Sequence[Tensor | None] = ()) -> Pyramid:
-        """Quantises a latent on the finest grid scale by scale (Alg. 1).
+        """Quantises a latent on the finest grid scale by scale (Alg. 1); one that is no square on rectangles.
 
         `codes` may prescribe the codes (B, l) of some scales; later scales then describe what those leave over.
         Raises ValueError on a latent of another width or grid.
         """
-        grid = self.schedule.finest
-        if latent_BEhw.shape[1:] != (self.config.code_width, grid, grid):
+        if latent_BEhw.ndim != 4 or latent_BEhw.shape[1] != self.config.code_width:
+            grid = self.schedule.finest
             raise ValueError(
                 f"latent of shape {tuple(latent_BEhw.shape)} given, expected "
                 f"(B, {self.config.code_width}, {grid}, {grid}); check the resolution against the scales"
             )
+        schedule = self.schedule_of(latent_BEhw)
         residual = latent_BEhw.float()
         total = torch.zeros_like(residual)
         pyramid = Pyramid([], [], [])
@@ -113,7 +114,7 @@ class Quantizer(nn.Module):
             target_BlE = self._down(residual, k)
             given = codes[k] if k < len(codes) else None
             codes_Bl = self.nearest(target_BlE) if given is None else given
-            step = self.expand(codes_Bl, k)
+            step = self.expand(codes_Bl, k, schedule)
             total = total + step
             residual = residual - step
             pyramid.codes.append(codes_Bl)
@@ -139,9 +140,16 @@ class Quantizer(nn.Module):
             found.append(distance.argmin(dim=1))
         return torch.cat(found).view(vectors_BlE.shape[:-1])
 
-    def expand(self, codes_Bl: Tensor, k: int) -> Tensor:
-        """What the codes of scale k add to the latent: look up, bring to the finest grid, smooth. (B, E, h, w)."""
-        return self._smooth(self.codebook(codes_Bl).float(), k)
+    def schedule_of(self, latent_BEhw: Tensor) -> ScaleSchedule:
+        """The grids of a latent's shape. Raises InputError, a ValueError, if there are none."""
+        return self.schedule.at(*latent_BEhw.shape[-2:])
+
+    def expand(self, codes_Bl: Tensor, k: int, schedule: ScaleSchedule | None = None) -> Tensor:
+        """What the codes of scale k add to the latent: look up, bring to the finest grid, smooth. (B, E, h, w).
+
+        schedule: here and below, of the picture; squares if None.
+        """
+        return self._smooth(self.codebook(codes_Bl).float(), k, schedule or self.schedule)
 
     def accumulate(self, latent_BEhw: Tensor, codes_Bl: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
         """Adds scale k to the running latent and prepares the input of scale k+1 (Alg. 2).
@@ -150,17 +158,18 @@ class Quantizer(nn.Module):
         Returns the new latent and the next scale's input (B, l, E), None after the last. Raises ValueError if l is not
         the schedule's.
         """
-        if codes_Bl.shape[1] != self.schedule.lengths[k]:
-            raise ValueError(f"{codes_Bl.shape[1]} codes given for scale {k}, which holds {self.schedule.lengths[k]}")
-        latent_BEhw = latent_BEhw + self.expand(codes_Bl, k)
+        schedule = self.schedule_of(latent_BEhw)
+        if codes_Bl.shape[1] != schedule.lengths[k]:
+            raise ValueError(f"{codes_Bl.shape[1]} codes given for scale {k}, which holds {schedule.lengths[k]}")
+        latent_BEhw = latent_BEhw + self.expand(codes_Bl, k, schedule)
         return latent_BEhw, self._down(latent_BEhw, k + 1) if k + 1 < self.schedule.count else None
 
-    def teacher_input(self, codes: Sequence[Tensor]) -> Tensor:
+    def teacher_input(self, codes: Sequence[Tensor], schedule: ScaleSchedule | None = None) -> Tensor:
         """The inputs of scales 1..K-1 given the true codes of all scales: (B, L - l0, E) float32.
 
         Codes may end after some scale, and the inputs then end there, too.
         """
-        latent_BEhw = self.empty_latent(codes[0].shape[0])
+        latent_BEhw = self.empty_latent(codes[0].shape[0], schedule)
         inputs = []
         for k in range(len(codes) - 1):
             latent_BEhw, next_BlE = self.accumulate(latent_BEhw, codes[k], k)
@@ -169,31 +178,31 @@ class Quantizer(nn.Module):
             return latent_BEhw.new_zeros(codes[0].shape[0], 0, self.config.code_width)
         return torch.cat([i for i in inputs if i is not None], dim=1)
 
-    def decode(self, codes: Sequence[Tensor], scales: int | None = None) -> Tensor:
+    def decode(
+        self, codes: Sequence[Tensor], scales: int | None = None, schedule: ScaleSchedule | None = None
+    ) -> Tensor:
         """The latent (B, E, h, w) that the codes of the first `scales` scales (all by default) describe."""
-        latent_BEhw = self.empty_latent(codes[0].shape[0])
+        latent_BEhw = self.empty_latent(codes[0].shape[0], schedule)
         for k in range(self.schedule.count if scales is None else scales):
-            latent_BEhw = latent_BEhw + self.expand(codes[k], k)
+            latent_BEhw = latent_BEhw + self.expand(codes[k], k, schedule)
         return latent_BEhw
 
-    def empty_latent(self, batch: int) -> Tensor:
+    def empty_latent(self, batch: int, schedule: ScaleSchedule | None = None) -> Tensor:
         """Zeros (B, E, h, w): the latent before the first scale."""
-        grid = self.schedule.finest
-        return self.codebook.weight.new_zeros((batch, self.config.code_width, grid, grid), dtype=torch.float32)
+        shape = (batch, self.config.code_width, *(schedule or self.schedule).grid)
+        return self.codebook.weight.new_zeros(shape, dtype=torch.float32)
 
     def _down(self, latent_BEhw: Tensor, k: int) -> Tensor:
         """The latent averaged to the grid of scale k, as vectors (B, l, E)."""
-        size = self.schedule.sizes[k]
-        if size != self.schedule.finest or k != self.schedule.count - 1:
-            latent_BEhw = F.interpolate(latent_BEhw, size=(size, size), mode="area")
+        if k != self.schedule.count - 1:
+            latent_BEhw = F.interpolate(latent_BEhw, size=self.schedule_of(latent_BEhw).grids[k], mode="area")
         return latent_BEhw.flatten(2).transpose(1, 2)
 
-    def _smooth(self, vectors_BlE: Tensor, k: int) -> Tensor:
+    def _smooth(self, vectors_BlE: Tensor, k: int, schedule: ScaleSchedule) -> Tensor:
         """Vectors (B, l, E) of scale k brought to the finest grid and through phi_k: (B, E, h, w)."""
         B, _, E = vectors_BlE.shape
-        size, grid = self.schedule.sizes[k], self.schedule.finest
-        coarse = vectors_BlE.transpose(1, 2).reshape(B, E, size, size)
-        fine = coarse if k == self.schedule.count - 1 else F.interpolate(coarse, size=(grid, grid), mode="bicubic")
+        coarse = vectors_BlE.transpose(1, 2).reshape(B, E, *schedule.grids[k])
+        fine = coarse if k == schedule.count - 1 else F.interpolate(coarse, size=schedule.grid, mode="bicubic")
         phi = self.phis[phi_index(k, self.schedule.count, self.config.phi_count)]
         ratio = abs(self.config.phi_ratio)
         return fine * (1 - ratio) + phi(fine) * ratio

@@ -10,17 +10,19 @@ B batch, E code width, V codebook, H W pixels, h w latent grid, l tokens of one 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from star.data.errors import InputError
 from star.data.images import image_to_pixels
 from star.data.unfilled import unfilled
 from star.generators.config import from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, digest, load_into, write
 from star.tokenizer.autoencoder import AutoencoderConfig, Decoder, DetailConfig, Encoder
 from star.tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
-from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.scales import MOST_ASPECT, ScaleSchedule
 
 FAMILY = "multi-scale-tokenizer"
 
@@ -51,6 +53,10 @@ class TokenizerConfig:
         """Side of the square pictures, in pixels."""
         return self.quantizer.schedule.finest * self.autoencoder.downsampling
 
+    def schedule_of(self, H: int, W: int) -> ScaleSchedule:
+        """The scales of a picture of H x W pixels. Raises InputError for a size that cannot be written in codes."""
+        return schedule_of(self.quantizer.schedule, self.autoencoder.downsampling, H, W)
+
     def at(self, sizes: tuple[int, ...]) -> "TokenizerConfig":
         """The same networks on another pyramid, which shared phi convolutions allow: another resolution."""
         return replace(self, quantizer=replace(self.quantizer, sizes=sizes))
@@ -72,6 +78,7 @@ class MultiScaleTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.aligned_to: AlignedTo | None = None
+        self.decoder_dtype: torch.dtype | None = None  # once `draw_in` was called
         width = config.quantizer.code_width
         self.encoder = Encoder(config.autoencoder)
         self.quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
@@ -100,18 +107,31 @@ class MultiScaleTokenizer(nn.Module):
         return self.config.resolution
 
     def image_to_latent(self, image_B3HW: Tensor) -> Tensor:
-        """The latent before quantisation, float32 (B, E, h, w). Raises ValueError on a picture of another size."""
-        if image_B3HW.shape[1:] != (3, self.resolution, self.resolution):
+        """The latent before quantisation, float32 (B, E, h, w). Raises ValueError on a picture of a size not drawn."""
+        if image_B3HW.ndim != 4 or image_B3HW.shape[1] != 3:
             raise ValueError(
                 f"image of shape {tuple(image_B3HW.shape)} given, expected (B, 3, {self.resolution}, "
                 f"{self.resolution}); resize it first"
             )
+        self.config.schedule_of(*image_B3HW.shape[2:])
         return self.quant_conv(self.encoder(image_B3HW)).float()
 
     def latent_to_image(self, latent_BEhw: Tensor, clamp: bool = True) -> Tensor:
         """Decodes a (partial) sum of scales to an image (B, 3, H, W) float32, clamped to [-1, 1] if asked."""
-        image_B3HW = self.decoder(self.post_quant_conv(latent_BEhw)).float()
+        hidden_BEhw = self.post_quant_conv(latent_BEhw)
+        if self.decoder_dtype is not None:
+            hidden_BEhw = hidden_BEhw.to(self.decoder_dtype)
+        image_B3HW = self.decoder(hidden_BEhw).float()
         return image_B3HW.clamp(-1, 1) if clamp else image_B3HW
+
+    def draw_in(self, dtype: torch.dtype) -> Self:
+        """Prepares the decoder for drawing: in a type, and with channels last, by which convolutions are fastest.
+
+        Encoder and quantizer, which decide what codes mean, stay in float32. Returns itself.
+        """
+        self.decoder_dtype = dtype
+        self.decoder.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
 
     @torch.no_grad()
     def latent_to_pixels(self, latent_BEhw: Tensor) -> Tensor:
@@ -130,9 +150,14 @@ class MultiScaleTokenizer(nn.Module):
         return self.quantizer.encode(self.image_to_latent(image_B3HW))
 
     @torch.no_grad()
-    def decode(self, codes: Sequence[Tensor], scales: int | None = None) -> Tensor:
-        """The image (B, 3, H, W) that the codes of the first `scales` scales (all by default) describe."""
-        return self.latent_to_image(self.quantizer.decode(codes, scales))
+    def decode(
+        self, codes: Sequence[Tensor], scales: int | None = None, schedule: ScaleSchedule | None = None
+    ) -> Tensor:
+        """The image (B, 3, H, W) that the codes of the first `scales` scales (all by default) describe.
+
+        schedule: of a picture that is no square.
+        """
+        return self.latent_to_image(self.quantizer.decode(codes, scales, schedule))
 
     @property
     def digest(self) -> str:
@@ -173,6 +198,26 @@ class MultiScaleTokenizer(nn.Module):
         if "anchored" in directory.about:
             tokenizer.aligned_to = from_dict(AlignedTo, directory.about["anchored"], f"{path} about.anchored")
         return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def schedule_of(schedule: ScaleSchedule, downsampling: int, H: int, W: int) -> ScaleSchedule:
+    """The grids of a picture of H x W pixels, of which `downsampling` along a side make a cell.
+
+    Raises InputError for a size that is no whole number of cells, or that the schedule does not reach.
+    """
+    side = schedule.finest * downsampling
+    if H % downsampling or W % downsampling:
+        raise InputError(
+            f"{H} x {W} pixels were given, expected {side} x {side}, or multiples of {downsampling} of about as many "
+            "pixels in all: resize the picture, or choose another size"
+        )
+    try:
+        return schedule.at(H // downsampling, W // downsampling)
+    except InputError as error:
+        raise InputError(
+            f"{H} x {W} pixels were given, expected {side} x {side}, or a rectangle up to {MOST_ASPECT}:1 of half to "
+            "twice as many: choose another size"
+        ) from error
 
 
 def codes_digest(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:

@@ -98,9 +98,10 @@ def _mjhq(folder: Path) -> Iterator[Entry]:
         )
     joined = set(meta.joined)
     claimed = {(fault.category, fault.id) for fault in meta.faults}
-    for id, prompt, category in meta.entries:
+    for id, prompt, category, subject, style in meta.entries:
         claimed.add((category, id))
-        entry = Entry(f"{category}/{id}", id, b"", captions_in(prompt), {"category": category})
+        said = {name: value for name, value in (("subject", subject), ("style", style)) if value}
+        entry = Entry(f"{category}/{id}", id, b"", captions_in(prompt), {"category": category, **said})
         if id in joined:
             entry.notes.append(("line breaks replaced", "line breaks in its prompt became spaces"))
         try:

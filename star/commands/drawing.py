@@ -15,6 +15,8 @@ OPTIONS = (
     "temperature_decay",
     "cross_attention",
     "refine",
+    "size",
+    "expand_prompt",
 )
 LARGEST_SEED = 2**63 - 1  # as star.generators.protocol has it; not imported from there, since help must be instant
 DEFAULT_MODEL = "star-emoji"
@@ -44,6 +46,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-refine", dest="refine", action="store_const", const=False, help="leave a checkpoint's refiner unused"
+    )
+    parser.add_argument("--size", metavar="HxW", help="of STAR: pixels as 56x84, or an aspect width:height as 3:2")
+    parser.add_argument(
+        "--expand-prompt",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="of STAR with wordings: draw the caption that a prompt means (star-emoji does), or the prompt as it is",
     )
     refuse_old_options(parser)
 

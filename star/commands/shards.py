@@ -1,8 +1,11 @@
-"""`star data pack | check | synthetic`: captioned pictures to shards, and what is wrong with shards."""
+"""`star data pack | check | synthetic`: captioned pictures to shards, and what is wrong with shards.
+
+The other actions of `star data` have modules of their own.
+"""
 
 import argparse
 
-from star.commands import bench, encode
+from star.commands import bench, benchmark, encode, wordings
 from star.commands.pipes import add_allow_pipe, minding_pipes
 
 # As star.data.packing.sources and star.data.packing.pack have them; not imported from there, since help must be
@@ -12,7 +15,7 @@ FORMATS = ("keep", "png", "webp", "jpg")
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("data", help="pack, check, encode and time shards, make synthetic ones")
+    parser = commands.add_parser("data", help="pack, check, encode and time shards, make synthetic ones and benchmarks")
     actions = parser.add_subparsers(metavar="ACTION", title="actions", required=True)
 
     pack = actions.add_parser(
@@ -63,7 +66,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     synthetic.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     synthetic.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
     synthetic.set_defaults(work=synthetic_work)
-    for command in (encode, bench):
+    for command in (encode, benchmark, wordings, bench):
         command.add(actions)
 
 

@@ -7,12 +7,13 @@ buffer of zeros that the released checkpoints carry along.
 """
 
 import math
+from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.model.attention_backends import BACKENDS, ScaleCausality, attend
+from star.model.linear import dense
 from star.model.rope import Rotation, rotate, rotate_to_unit
 
 MAX_LOG_SCALE = math.log(100.0)
@@ -25,7 +26,7 @@ class KeyValueCache:
         self.keys_BNLd, self.values_BNLd, self.length = keys_BNLd, values_BNLd, length
 
     @classmethod
-    def empty(cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> "KeyValueCache":
+    def empty(cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Self:
         """Room for (B, N, L, d)."""
         return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
 
@@ -68,7 +69,7 @@ class _Heads(nn.Module):
 
     def merge(self, x_BNld: Tensor) -> Tensor:
         """(B, N, l, d) -> (B, l, C), through the output projection."""
-        return self.output(x_BNld.transpose(1, 2).flatten(2))
+        return dense(self.output, x_BNld.transpose(1, 2).flatten(2))
 
     def shape_queries(self, queries: Tensor, rotation: Rotation | None) -> Tensor:
         """Rotation, normalisation and temperature; computed in float32, returned in the type given."""
@@ -82,11 +83,6 @@ class _Heads(nn.Module):
         if self.log_scale is None:
             return keys if rotation is None else rotate(keys, rotation).to(keys.dtype)
         return rotate_to_unit(keys, rotation).to(keys.dtype)
-
-
-def project(layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer without bias of its own, plus one; a layer that an adapter stands around computes by itself."""
-    return F.linear(x, layer.weight, bias) if type(layer) is nn.Linear else layer(x) + bias
 
 
 class SelfAttention(_Heads):
@@ -108,7 +104,7 @@ class SelfAttention(_Heads):
         mask: which keys a token attends to, all if None; a Tensor is additive, (l, L).
         """
         bias = torch.cat((self.query_bias, self.key_bias, self.value_bias))
-        fused = project(self.query_key_value, x_BlC, bias)
+        fused = dense(self.query_key_value, x_BlC, bias)
         queries, keys, values = (self.split(part) for part in fused.chunk(3, dim=-1))  # each (B, N, l, d)
         queries, keys = self.shape_queries(queries, rotation), self.shape_keys(keys, rotation)
         if cache is not None:
@@ -128,13 +124,13 @@ class CrossAttention(_Heads):
 
     def encode_text(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, N, T, d) of the text."""
-        fused = project(self.key_value, tokens_BTD, torch.cat((self.key_bias, self.value_bias)))
+        fused = dense(self.key_value, tokens_BTD, torch.cat((self.key_bias, self.value_bias)))
         keys, values = (self.split(part) for part in fused.chunk(2, dim=-1))
         return self.shape_keys(keys, None), values
 
     def forward(self, x_BlC: Tensor, keys_BNTd: Tensor, values_BNTd: Tensor, mask_B11T: Tensor) -> Tensor:
         """(B, l, C) -> (B, l, C)."""
-        queries = self.split(project(self.query, x_BlC, self.query_bias))
+        queries = self.split(dense(self.query, x_BlC, self.query_bias))
         return self.merge(
             attend(self.shape_queries(queries, None), keys_BNTd, values_BNTd, mask_B11T, self.scale, self.backend)
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from star.model.attention import CrossAttention, KeyValueCache, SelfAttention
 from star.model.attention_backends import ScaleCausality
+from star.model.linear import dense
 from star.model.rope import Rotation
 from star.model.state import BlockText
 
@@ -26,7 +27,7 @@ class Mlp(nn.Module):
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x_BlC: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BlC), approximate="tanh"))
+        return dense(self.down, dense(self.up, x_BlC, activation="gelu"))
 
 
 class AdaLN(NamedTuple):

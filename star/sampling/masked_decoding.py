@@ -15,6 +15,7 @@ from star.data.text import TextFeatures
 from star.model.refiner import Refiner
 from star.sampling.sampler import SampleRng, guide
 from star.tokenizer.quantizer import Quantizer
+from star.tokenizer.scales import ScaleSchedule
 
 
 def unmask_counts(length: int, steps: int) -> tuple[int, ...]:
@@ -50,8 +51,11 @@ class PartialScale:
 class MaskedDecoder:
     """Draws the scales that its refiner has a plan for."""
 
-    def __init__(self, refiner: Refiner, quantizer: Quantizer) -> None:
-        self.refiner, self.quantizer = refiner, quantizer
+    schedule: ScaleSchedule | None = None
+
+    def __init__(self, refiner: Refiner, quantizer: Quantizer, schedule: ScaleSchedule | None = None) -> None:
+        """schedule: the grids of the pictures; squares if None."""
+        self.refiner, self.quantizer, self.schedule = refiner, quantizer, schedule
 
     def covers(self, k: int) -> bool:
         """Whether scale k is revealed step by step."""
@@ -86,7 +90,7 @@ class MaskedDecoder:
         complete before its last step, which then changes nothing. Whether it is would have to be asked of the device,
         and so waited for, in every step.
         """
-        plan = self.refiner.config.plan(k)
+        plan, schedule = self.refiner.config.plan(k), self.schedule or self.refiner.schedule
         assert plan is not None
         if not isinstance(rows, TextFeatures):
             raise ValueError("the refiner is conditioned on text: give TextFeatures, not class labels")
@@ -103,7 +107,8 @@ class MaskedDecoder:
                     known_BlE.repeat(cfg_rows, 1, 1),
                     canvas.known_Bl.repeat(cfg_rows, 1),
                     hidden_RlC,
-                    self.refiner.schedule.slices[k],
+                    schedule.slices[k],
+                    schedule=schedule,
                 )
                 logits_BlV = guide(logits_RlV, guidance) if cfg_rows == 2 else logits_RlV
             kept_BlV = rng.keep(logits_BlV, k / max(self.refiner.schedule.count - 1, 1))

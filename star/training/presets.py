@@ -221,3 +221,13 @@ PRESETS: dict[str, TrainConfig] = {
         sample_prompts=("a red circle",),
     ),
 }
+
+# Pictures of several shapes, each batch of one, from the weights of squares; the tokenizer is convolutions, which take
+# any shape as they are. Widths and heights as Infinity (Han et al. 2024) has them, up to 2:1.
+ASPECTS = ("1:1", "5:4", "4:5", "4:3", "3:4", "3:2", "2:3", "7:4", "4:7", "2:1", "1:2")
+PRESETS |= {
+    "emoji-aspect": replace(
+        PRESETS["emoji"], init_from="star-emoji", aspects=ASPECTS, lr=5e-4, lr_hold=0.0, precompute=False
+    ),
+    "test-aspect": replace(PRESETS["test"], aspects=("1:1", "3:2", "1:2"), precompute=False, code_noise=0.0),
+}

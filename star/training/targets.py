@@ -16,10 +16,12 @@ from star.tokenizer.scales import ScaleSchedule
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """teacher_input_BlE: (B, L - l_0, E) float32. codes_BL: the right answers, int64. L may end after some scales."""
+    """teacher_input_BlE: (B, L - l_0, E) float32. codes_BL: the right answers, int64. L may end after some scales.
+    schedule: the grids of the batch's pictures, all scales."""
 
     teacher_input_BlE: Tensor
     codes_BL: Tensor
+    schedule: ScaleSchedule
 
 
 @torch.no_grad()
@@ -34,18 +36,18 @@ def make_targets(
     neighbours: a replacement is one of so many codes nearest to the right one; 0 is any code.
     scales: the targets ends after so many, all if None.
     """
-    schedule = quantizer.schedule
+    schedule = quantizer.schedule_of(latent_BEhw)
     count = len(latent_BEhw)
     if not noise:
-        return targets_of_codes(quantizer, quantizer.encode(latent_BEhw).codes, scales)
+        return targets_of_codes(quantizer, quantizer.encode(latent_BEhw).codes, scales, schedule)
     rate_B1 = torch.rand(count, 1, device=latent_BEhw.device) * noise
-    total_BEhw = quantizer.empty_latent(count)
+    total_BEhw = quantizer.empty_latent(count, schedule)
     inputs, answers = [], []
     near_Vn = _nearest_codes(quantizer, neighbours) if neighbours else None
-    for k, (size, length) in enumerate(zip(schedule.sizes, schedule.lengths, strict=True)):
+    for k, (grid, length) in enumerate(zip(schedule.grids, schedule.lengths, strict=True)):
         rest_BEhw = latent_BEhw - total_BEhw
         if k < schedule.count - 1:
-            rest_BEhw = F.interpolate(rest_BEhw, size=(size, size), mode="area")
+            rest_BEhw = F.interpolate(rest_BEhw, size=grid, mode="area")
         right_Bl = quantizer.nearest(rest_BEhw.flatten(2).transpose(1, 2))
         answers.append(right_Bl)
         if k + 1 == (scales or schedule.count):
@@ -56,13 +58,19 @@ def make_targets(
         inputs.append(input_BlE)
     known = [i for i in inputs if i is not None]
     empty_BlE = latent_BEhw.new_zeros(count, 0, latent_BEhw.shape[1])
-    return Targets(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1))
+    return Targets(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1), schedule)
 
 
-def targets_of_codes(quantizer: Quantizer, codes: Sequence[Tensor], scales: int | None = None) -> Targets:
-    """The targets of codes (B, l) that are known, of the first `scales` scales; of all if None."""
+def targets_of_codes(
+    quantizer: Quantizer, codes: Sequence[Tensor], scales: int | None = None, schedule: ScaleSchedule | None = None
+) -> Targets:
+    """The targets of codes (B, l) that are known, of the first `scales` scales; of all if None.
+
+    schedule: their grids; squares if None.
+    """
     codes = codes[:scales]
-    return Targets(quantizer.teacher_input(codes), torch.cat(list(codes), dim=1))
+    teacher_input_BlE = quantizer.teacher_input(codes, schedule)
+    return Targets(teacher_input_BlE, torch.cat(list(codes), dim=1), schedule or quantizer.schedule)
 
 
 def _nearest_codes(quantizer: Quantizer, count: int) -> Tensor:

@@ -1,0 +1,67 @@
+"""A next-scale generator drawn with as the released code does: slower, same pictures (star/sampling/baseline.py).
+
+`star bench MODEL --against baseline` measures against it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from star.data.images import image_to_pixels
+from star.generators.protocol import Conditioning, SampleOptions, check_request
+from star.sampling.baseline import baseline_codes
+
+if TYPE_CHECKING:
+    from star.next_scale import NextScaleGenerator
+
+
+class BaselineGenerator:
+    """Text encoder, transformer and tokenizer of a generator, which it takes over and turns to float32."""
+
+    conditioning: Conditioning
+
+    def __init__(self, generator: "NextScaleGenerator") -> None:
+        self.generator: Any = generator
+        self.transformer, self.tokenizer = generator.transformer.float(), generator.tokenizer
+        self.tokenizer.draw_in(torch.float32)
+        self.tokenizer.decoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.conditioning, self.text_encoder = self.generator.conditioning, getattr(generator, "text_encoder", None)
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.generator.resolution
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return self.generator.device
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions = SampleOptions()
+    ) -> Tensor:
+        """pixels_B3HW, uint8; a refiner is left unused. On a CPU picture by picture, as the fast way."""
+        check_request(self, prompts, seeds)
+        if not prompts:
+            return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
+        mode = options.cross_attention or getattr(self.generator, "cross_attention", "per-sample")
+        text, null_text = self.generator.conditions(prompts, options)
+        size = 1 if self.device.type == "cpu" else len(prompts)
+        pictures = []
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            _, latent_BEhw = baseline_codes(
+                self.transformer,
+                self.tokenizer.quantizer,
+                text[part],
+                null_text,
+                seeds=seeds[part],
+                options=options,
+                released=mode == "released",
+                unguided_last=getattr(self.generator, "unguided_last", 0),
+            )
+            pictures.append(image_to_pixels(self.tokenizer.latent_to_image(latent_BEhw)).cpu())
+        return torch.cat(pictures)

@@ -1,0 +1,50 @@
+"""Linear layers, on a CPU by the kernels that are fastest there while pictures are drawn.
+
+torch multiplies float32 matrices on x86 by MKL, which leaves the widest units of some processors unused. oneDNN, which
+comes with torch, too, and does its bfloat16 anyway, uses them, and applies the GELU of an MLP on the way. Only in
+inference mode: training keeps the kernels that its losses are known by. Sums round differently in the last bit.
+"""
+
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["none", "gelu"]
+TYPES = (torch.float32, torch.bfloat16)
+
+
+def dense(layer: nn.Module, x: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> Tensor:
+    """A linear layer, whose own bias may be replaced, and tanh-GELU behind it if asked for: (..., C) -> (..., C').
+
+    A layer that an adapter stands around computes by itself.
+    """
+    plain = type(layer) is nn.Linear
+    if plain and by_onednn(x):
+        own = layer.bias if bias is None else bias
+        return onednn()(x, layer.weight, own, activation, [], "tanh" if activation == "gelu" else "")
+    if bias is None:
+        y = layer(x)
+    else:
+        y = F.linear(x, layer.weight, bias) if plain else layer(x) + bias
+    return F.gelu(y, approximate="tanh") if activation == "gelu" else y
+
+
+def by_onednn(x: Tensor) -> bool:
+    """Whether a product is oneDNN's: of a picture that is drawn on a CPU, outside of autocast and of compilers."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch.is_inference_mode_enabled()
+        and x.device.type == "cpu"
+        and x.dtype in TYPES
+        and not torch.is_autocast_enabled("cpu")
+        and onednn() is not None
+    )
+
+
+@cache
+def onednn() -> Any:
+    """torch's call of oneDNN's linear layer with something behind it; None where this torch has none."""
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
