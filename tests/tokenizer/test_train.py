@@ -43,12 +43,12 @@ def test_ten_steps_equal_five_a_stop_and_five(shards: Path, tmp_path: Path, monk
     real = module.reconstruction_loss
     calls = 0
 
-    def dies_in_step_eight(*arguments: object) -> Tensor:
+    def dies_in_step_eight(*arguments: object, **named: object) -> Tensor:
         nonlocal calls
         calls += 1
         if calls > 7:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "reconstruction_loss", dies_in_step_eight)
     with pytest.raises(KeyboardInterrupt):
@@ -184,13 +184,14 @@ def test_detail_needs_patches_that_halve() -> None:
         replace(PRESETS["var-256"].network, detail=DetailConfig())
 
 
-def test_jittered_pictures_are_the_same_moved_mirrored_and_recoloured() -> None:
+def test_jittered_pictures_are_the_same_moved_and_mirrored() -> None:
     torch.manual_seed(0)
     image = torch.rand(16, 3, 16, 16) * 2 - 1
     out = jittered(image)
     assert out.shape == image.shape
     for before, after in zip(image, out, strict=True):
-        assert set(after.unique().tolist()) <= set(before.unique().tolist())
+        for channel in range(3):
+            assert set(after[channel].unique().tolist()) <= set(before[channel].unique().tolist())
     ramp = torch.arange(16.0).expand(16, 3, 16, 16)
     across = jittered(ramp)[:, 0, 0].diff(dim=1)
     assert across.abs().max() == 1
@@ -199,6 +200,4 @@ def test_jittered_pictures_are_the_same_moved_mirrored_and_recoloured() -> None:
     assert (across == 0).any()
     flat = torch.full((8, 3, 16, 16), 0.25)
     flat[:, 1] = -0.5
-    recoloured = jittered(flat)
-    assert (recoloured == 0.25).sum() == (flat == 0.25).sum()  # edges go on outwards, channels change places only
-    assert len({tuple(picture[:, 0, 0].tolist()) for picture in recoloured}) > 1
+    assert torch.equal(jittered(flat), flat)  # edges go on outwards
