@@ -60,9 +60,9 @@ def work(args: argparse.Namespace) -> int:
     from star.generators.config import to_dict
     from star.generators.placement import placed
 
+    places = {model: placed(args.device, args.dtype, model).told() for model in args.models}
     for model in args.models:
         registry.recommended(model)  # a missing model is reported before the others are measured
-    places = {model: placed(args.device, args.dtype, model).told() for model in args.models}
     measured: dict[str, tuple[Speed, ...]] = {}
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each model in a fresh process
         for model in args.models:
