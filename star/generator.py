@@ -313,6 +313,15 @@ class StarGenerator(NextScaleGenerator):
         )
 
     @classmethod
+    def untrained(cls, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Self:
+        """A network of a released shape with random weights, for timing; see star.untrained."""
+        from star.untrained import untrained
+
+        made = untrained(name, device, dtype)
+        assert isinstance(made, cls)
+        return made
+
+    @classmethod
     def for_test(cls) -> Self:
         """A network of fewer than a million parameters with fixed random weights, for the contract suite."""
         from star.data.tiny import tiny_text_encoder
