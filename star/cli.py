@@ -17,6 +17,7 @@ from star.commands import (
     attend,
     catalogue,
     convert,
+    demo,
     directions,
     finetune,
     grow,
@@ -40,6 +41,7 @@ from star.generators.training.signals import interruptible, told
 DESCRIPTION = "Pictures from prompts: draw, train, and prepare data."
 COMMANDS = (
     sample,
+    demo,
     vary,
     inpaint,
     morph,

@@ -128,7 +128,7 @@ def test_long_prompt_is_truncated_with_a_warning(
         (["paint"], "invalid choice: 'paint'"),
         (["train", "star"], "no preset was given, expected --preset with one of .*emoji"),
         (["train", "star", "--preset", "emjoi", "--data", "x"], "no preset 'emjoi' of star, expected one of .*emoji"),
-        (["train", "clip", "--preset", "test"], "no shards were given"),
+        (["train", "clip", "--preset", "test"], "no data were given"),
         (["train", "tokenizer", "--preset", "test", "--data", "nowhere/"], "nowhere"),
         (["data", "check", "nowhere/"], "nowhere"),
         (["data", "synthetic", "out", "--count", "-1"], "-1"),

@@ -18,6 +18,7 @@ from star.tokenizer.losses import FeatureDistance
 from star.tokenizer.metrics import measure, psnr_B
 from star.tokenizer.presets import PRESETS
 from star.tokenizer.tokenizer import MultiScaleTokenizer
+from star.tokenizer.tokens import CodeUsage
 from star.tokenizer.train import _initial, jittered, train
 
 
@@ -98,6 +99,7 @@ def test_the_stored_model_scores_what_its_record_says(shards: Path, tmp_path: Pa
     assert scores.pictures == record["pictures"] == 6
     assert scores.psnr == pytest.approx(record["psnr"], abs=1e-4)
     assert scores.psnr_at_cut[-1] == scores.psnr
+    assert isinstance(scores.usage, CodeUsage)
     assert scores.usage.distinct == record["usage"]["distinct"]
     assert "PSNR" in (directory / "README.md").read_text()
 
