@@ -19,7 +19,7 @@ TOKENIZER_MINUTES ?= 4
 STAR_MINUTES ?= 9
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help docs models sample train-emoji train-emoji-128 install install-dev test check mutate format clean
+.PHONY: help docs models sample pictures train-emoji train-emoji-128 install install-dev test check mutate format clean
 
 help:
 	@echo 'make sample PROMPT="..."   draw a picture (sets everything up first)'
@@ -29,6 +29,7 @@ help:
 	@echo 'make install               the package and its dependencies in $(VENV)'
 	@echo 'make train-emoji           star-emoji anew on one GPU, by the clock (DATA=, RUNS=, STAR_MINUTES=, PRESET=)'
 	@echo 'make train-emoji-128       text encoder, tokenizer and STAR at 128 px, one after the other (*_MINUTES=)'
+	@echo 'make pictures              the pictures of docs/working-with-pictures.md anew, by the commands on that page'
 	@echo 'make format                format and fix the code'
 	@echo 'make docs                  the documentation as a site, in build/site'
 	@echo 'make models                docs/models.md anew, from the registry'
@@ -36,6 +37,9 @@ help:
 # What Python compiled is kept, or every call would compile transformers anew.
 sample: $(VENV)/installed
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/star sample "$(PROMPT)" --out "$(OUT)"
+
+pictures: $(VENV)/installed
+	sed -n '/--out docs/s/^    star /star /p' docs/working-with-pictures.md | PATH="$(abspath $(BIN)):$$PATH" sh -ex
 
 # What ships, trained anew on the tokenizer and text encoder that ship: a run whose schedule ends by the clock; --resume
 # goes on where one was stopped.

@@ -27,6 +27,7 @@ AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16")
 LARGE = 100_000_000  # numbers of the transformer
 GAINS = ("star", "var")  # families that bfloat16 makes faster on a CPU
+UNTRAINED = "untrained:"  # before the shape of a large next-scale model, see star.untrained
 UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is ARM's name
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -86,6 +87,8 @@ def gains(model: str) -> bool:
     from star.generators import registry
     from star.generators.pretrained import ModelDirectory
 
+    if model.startswith(UNTRAINED):
+        return True
     directory = ModelDirectory.read(registry.locate(model))
     return directory.family in GAINS and sum(map(math.prod, directory.shapes().values())) >= LARGE
 

@@ -45,10 +45,10 @@ class VarGenerator(NextScaleGenerator):
         config = transformer.config
         if config.conditioning != "class":
             raise ValueError("a VarGenerator needs a transformer with conditioning='class'")
-        own = (config.sizes, config.vocabulary, config.code_width)
-        other = (tokenizer.schedule.sizes, tokenizer.vocabulary, tokenizer.code_width)
+        own = (config.sizes, config.vocabulary, config.code_width, config.bits)
+        other = (tokenizer.schedule.sizes, tokenizer.vocabulary, tokenizer.code_width, tokenizer.bits)
         if own != other:
-            raise ValueError(f"the transformer's scales, vocabulary and code width are {own}, the tokenizer's {other}")
+            raise ValueError(f"the transformer's scales, vocabulary, code width and bits are {own}, not {other}")
         self.transformer, self.tokenizer = transformer.eval(), tokenizer.eval()
 
     def label(self, prompt: str) -> int:

@@ -48,7 +48,7 @@ def to_pixels(picture: Image.Image | Tensor | str | Path, size: tuple[int, int] 
 
 
 def encode_picture(generator: StarGenerator, pixels_3HW: Tensor, size: tuple[int, int] | None = None) -> list[Tensor]:
-    """Codes of every scale of one picture, brought to `size` (H, W) or to the model's: K tensors (1, l) int64.
+    """Tokens of every scale of one picture, brought to `size` (H, W) or to the model's: K tensors (1, l, ...).
 
     Raises InputError for a size that the model cannot draw.
     """
@@ -81,8 +81,8 @@ def scales_of(schedule: ScaleSchedule, keep: int | str | None, strength: float |
 
 def given_coarse(codes: Sequence[Tensor], schedule: ScaleSchedule, count: int, pictures: int) -> GivenCodes:
     """The first `count` scales stay, for so many pictures."""
-    rows = [code.expand(pictures, -1) for code in codes]
-    return GivenCodes(rows, [torch.full(row.shape, k < count) for k, row in enumerate(rows)])
+    known = [torch.full((pictures, length), k < count) for k, length in enumerate(schedule.lengths)]
+    return GivenCodes([code.expand(pictures, *code.shape[1:]) for code in codes], known)
 
 
 def given_outside(codes: Sequence[Tensor], schedule: ScaleSchedule, covered_HW: Tensor, pictures: int) -> GivenCodes:
@@ -96,7 +96,7 @@ def given_outside(codes: Sequence[Tensor], schedule: ScaleSchedule, covered_HW: 
         share_hw = F.adaptive_avg_pool2d(covered_HW.float()[None, None], grid)[0, 0]
         drawn_hw = share_hw > 0 if k == schedule.count - 1 else share_hw >= 0.5
         known.append(~drawn_hw.flatten().expand(pictures, -1))
-    return GivenCodes([code.expand(pictures, -1) for code in codes], known)
+    return GivenCodes([code.expand(pictures, *code.shape[1:]) for code in codes], known)
 
 
 def paste(drawn_B3HW: Tensor, pixels_3HW: Tensor, covered_HW: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ class StarGenerator(NextScaleGenerator):
         pairs = (
             ("scales", config.sizes, tokenizer.schedule.sizes),
             ("vocabulary", config.vocabulary, tokenizer.vocabulary),
+            ("bits of a token", config.bits, tokenizer.bits),
             ("code width", config.code_width, tokenizer.code_width),
             ("text width", config.text_width, text_encoder.width),
         )
@@ -310,6 +311,15 @@ class StarGenerator(NextScaleGenerator):
             parts=parts,
             dtype=dtype,
         )
+
+    @classmethod
+    def untrained(cls, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Self:
+        """A network of a released shape with random weights, for timing; see star.untrained."""
+        from star.untrained import untrained
+
+        made = untrained(name, device, dtype)
+        assert isinstance(made, cls)
+        return made
 
     @classmethod
     def for_test(cls) -> Self:

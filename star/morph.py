@@ -39,6 +39,11 @@ def morph(generator: Generator, stops: Sequence[Stop], options: SampleOptions, f
             "prompts, or two seeds"
         )
     if isinstance(generator, StarGenerator):
+        if generator.transformer.config.bits:
+            raise InputError(
+                "a morph was asked of a model whose tokens are bits, expected one of codes, between whose noise there "
+                "is a way: load another model"
+            )
         return _through(generator, stops, options, frames)
     if isinstance(generator, GanGenerator):
         return editing.morph(generator, stops, options, frames)

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from star.model.transformer import NextScaleTransformer
+from star.planning.flops import work
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 if TYPE_CHECKING:
@@ -38,3 +40,9 @@ class NextScaleGenerator(ABC):
         from star.baseline import BaselineGenerator
 
         return BaselineGenerator(self)
+
+    def flops(self, *, guided: bool) -> int:
+        """Of the transformer's matrix products for one picture; guided: with an unconditional row beside."""
+        config, text_tokens = self.transformer.config, getattr(getattr(self, "text_encoder", None), "max_tokens", 0)
+        counted = work(replace(config, attention="scalewise"), config.schedule.lengths, text_tokens)
+        return counted.forward * (2 if guided else 1)

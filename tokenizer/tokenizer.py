@@ -1,6 +1,6 @@
 """The multi-scale tokenizer: image -> K grids of codes -> image.
 
-B batch, E code width, V codebook, H W pixels, h w latent grid, l tokens of one scale, K scales, 3 RGB.
+B batch, E code width, V codebook, D bits, H W pixels, h w latent grid, l tokens of one scale, K scales, 3 RGB.
 
     tokenizer = MultiScaleTokenizer.from_directory("star/weights/tokenizer-emoji")
     codes = tokenizer.encode(image_B3HW)          # K tensors (B, l)
@@ -21,8 +21,11 @@ from star.data.unfilled import unfilled
 from star.generators.config import from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, digest, load_into, write
 from star.tokenizer.autoencoder import AutoencoderConfig, Decoder, DetailConfig, Encoder
-from star.tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
+from star.tokenizer.bitwise import BitwiseConfig
+from star.tokenizer.quantizer import MultiScaleQuantizer, Pyramid, QuantizerConfig
+from star.tokenizer.quantizers import make_quantizer
 from star.tokenizer.scales import MOST_ASPECT, ScaleSchedule
+from star.tokenizer.tokens import TokenKind
 
 FAMILY = "multi-scale-tokenizer"
 
@@ -33,7 +36,7 @@ class TokenizerConfig:
     side of the quantizer that the released weights have; detail is what the decoder has beyond the autoencoder's."""
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig | BitwiseConfig = field(default_factory=QuantizerConfig)  # told apart by their fields
     quant_conv: bool = True
     detail: DetailConfig | None = None
 
@@ -82,7 +85,7 @@ class MultiScaleTokenizer(nn.Module):
         width = config.quantizer.code_width
         self.encoder = Encoder(config.autoencoder)
         self.quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
-        self.quantizer = Quantizer(config.quantizer)
+        self.quantizer: MultiScaleQuantizer = make_quantizer(config.quantizer)
         self.post_quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
         self.decoder = Decoder(config.autoencoder, config.detail)
 
@@ -93,8 +96,18 @@ class MultiScaleTokenizer(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """V, the size of the codebook."""
+        """V, the size of the codebook; 2 where a token is a row of bits."""
         return self.config.quantizer.vocabulary
+
+    @property
+    def bits(self) -> int:
+        """D of a token that is a row of bits, 0 of a code."""
+        return self.config.quantizer.bits
+
+    @property
+    def tokens(self) -> TokenKind:
+        """What a token is."""
+        return self.config.quantizer.tokens
 
     @property
     def code_width(self) -> int:
@@ -141,7 +154,7 @@ class MultiScaleTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, image_B3HW: Tensor) -> list[Tensor]:
-        """Codes of every scale: K tensors int64 (B, l), row-major."""
+        """Tokens of every scale, row-major: K tensors int64 (B, l) of codes, uint8 (B, l, D) of bits."""
         return self.pyramid(image_B3HW).codes
 
     @torch.no_grad()

@@ -5,14 +5,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from star.data.disk import check_writable, write_text
 from star.data.errors import InputError
-from star.generators.placement import add_options, dtype_of
+from star.generators.placement import UNTRAINED, add_options, dtype_of
 
 if TYPE_CHECKING:
     from star.eval.run.record import Speed
+    from star.eval.run.versus import Contender, Versus
     from star.generators.protocol import SampleOptions
 
 PROMPTS = (
@@ -25,6 +26,7 @@ PROMPTS = (
     "a snow-capped mountain, emojitwo style",
     "a green dragon, fluent flat emoji style",
 )
+SETTINGS = ("float32", "bfloat16", "baseline")  # as star.eval.run.versus has them
 HEAD = ("model", "batch", "total", "text", "generator", "decoder", "peak MiB", "device", "type")
 
 
@@ -36,11 +38,20 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "medians over repetitions, after one warm-up call at each batch size, with the device synchronised at every "
         "reading. Each model runs in a process of its own, so that no peak counts the memory of another.",
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="name, folder or hub id")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="name, folder or hub id, or untrained:d16-256 for random weights"
+    )
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="sizes (default: 1 8)")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)")
     add_options(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="of a CPU (default: what torch takes)")
+    parser.add_argument(
+        "--against",
+        metavar="B",
+        help="draw with each MODEL and with B in turn, in one process, and tell the ratio: a setting of the model "
+        f"({', '.join(SETTINGS)}), or another model; either may be written MODEL@SETTING",
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="the growth over batch size and resolution")
     parser.add_argument("--out", metavar="FILE", help="JSON file for the figures")
     parser.set_defaults(work=work)
 
@@ -54,6 +65,8 @@ def work(args: argparse.Namespace) -> int:
         )
     if args.out:
         check_writable(Path(args.out).parent)
+    if args.against:
+        return _against(args)
     from multiprocessing import get_context
 
     from star.generators import registry
@@ -61,16 +74,23 @@ def work(args: argparse.Namespace) -> int:
     from star.generators.placement import placed
 
     for model in args.models:
-        registry.recommended(model)  # a missing model is reported before the others are measured
+        if not model.startswith(UNTRAINED):
+            registry.recommended(model)  # a missing model is reported before the others are measured
     places = {model: placed(args.device, args.dtype, model).told() for model in args.models}
     measured: dict[str, tuple[Speed, ...]] = {}
+    resolutions: dict[str, tuple[int, int]] = {}
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each model in a fresh process
         for model in args.models:
             place = places[model]
             request = (tuple(args.batch), args.repetitions, place["device"], place["dtype"], args.threads)
-            measured[model] = pool.apply(measure, (model, *request))
+            resolutions[model], measured[model] = pool.apply(measure_with_resolution, (model, *request))
     rows = [HEAD, *(_row(model, speed) for model, speeds in measured.items() for speed in speeds)]
     print("\n".join(_aligned(rows)))
+    if args.plot:
+        from star.eval.report.growth import write_growth
+
+        write_growth(measured, resolutions, args.plot)
+        print(args.plot)
     if args.out:
         figures = {model: to_dict(speeds) for model, speeds in measured.items()}
         write_text(Path(args.out), json.dumps(figures, indent=1) + "\n")
@@ -78,7 +98,66 @@ def work(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(
+def _against(args: argparse.Namespace) -> int:
+    """Each model and its rival in turn, in this process."""
+    import torch
+
+    from star.eval.run.versus import alternate, contender, copy_ceiling, matmul_ceiling, rival
+    from star.generators.config import to_dict
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    found = []
+    for model in args.models:
+        first = contender(model, args.device, args.dtype)
+        second = contender(rival(model, args.against), args.device, args.dtype)
+        prompts = prompts_for(first.generator.conditioning)
+        for batch in args.batch:
+            versus = alternate(first, second, prompts, batch=batch, repetitions=args.repetitions)
+            found.append(to_dict(versus) | {"ratios": versus.ratios})
+            print("\n".join(lines(versus)))
+        for one in (first, second):
+            ceiling = matmul_ceiling(one.device, one.dtype)
+            print(f"{one.dtype} products: {ceiling / 1e9:,.0f} GFLOP/s at best{share_of(one, versus, ceiling)}")
+        print(f"copies: {copy_ceiling(first.device) / 1e9:,.1f} GB/s read and written")
+    if args.out:
+        write_text(Path(args.out), json.dumps(found, indent=1) + "\n")
+        print(args.out)
+    return 0
+
+
+def lines(versus: "Versus") -> list[str]:
+    """What people read of two contenders."""
+    low, high = min(versus.ratios), max(versus.ratios)
+    told = [f"batch {versus.batch} on {versus.device}, {len(versus.ratios)} of each in turn"]
+    for side in (versus.first, versus.second):
+        scales = ", ".join(f"{1000 * seconds:.1f}" for seconds in side.scales)
+        told.append(f"  {side.name} ({side.dtype}): {1000 * side.median:,.1f} ms a picture")
+        told += [f"    transformer by scale, ms: {scales}"] if scales else []
+    return [*told, f"  ratio {versus.ratio:.2f} ({low:.2f} to {high:.2f})"]
+
+
+def share_of(one: "Contender", versus: "Versus", ceiling: float) -> str:
+    """How much of the ceiling the transformer's blocks reach, where its arithmetic is known."""
+    generator: Any = getattr(one.generator, "generator", one.generator)  # a baseline stands around its generator
+    side = versus.first if one.name == versus.first.name else versus.second
+    if not hasattr(generator, "flops") or not side.scales:
+        return ""
+    guided = one.options.guidance_scale != 1
+    return f", of which {one.name} reaches {generator.flops(guided=guided) / sum(side.scales) / ceiling:.0%}"
+
+
+def prompts_for(conditioning: str) -> tuple[str, ...]:
+    """What is drawn to be timed."""
+    return {"text": PROMPTS, "class": tuple(map(str, range(5))), "none": ("",)}[conditioning]
+
+
+def measure(*request: Any) -> "tuple[Speed, ...]":
+    """Speeds alone, of a `measure_with_resolution`."""
+    return measure_with_resolution(*request)[1]
+
+
+def measure_with_resolution(
     model: str,
     batch: tuple[int, ...],
     repetitions: int,
@@ -86,24 +165,25 @@ def measure(
     dtype: str,
     threads: int | None,
     options: "SampleOptions | None" = None,
-) -> "tuple[Speed, ...]":
+) -> "tuple[tuple[int, int], tuple[Speed, ...]]":
     """Builds a model and measures it; what the process of a model runs. options: those it recommends if not given."""
     import logging
 
     import torch
 
     from star.eval.run.latency import measure_speed
+    from star.eval.run.versus import load
     from star.generators import registry
+    from star.generators.protocol import SampleOptions
 
     logging.disable(logging.WARNING)  # that a prompt was cut is no news here, and telling it takes time
     if threads is not None:
         torch.set_num_threads(threads)
-    generator = registry.build(model, device=device, dtype=dtype_of(dtype))
-    prompts = {"text": PROMPTS, "class": [str(index) for index in range(5)], "none": [""]}[generator.conditioning]
-    options = options or registry.recommended(model)
-    return tuple(
-        replace(speed, dtype=dtype) for speed in measure_speed(generator, prompts, batch, repetitions, options=options)
-    )
+    generator = load(model, device, dtype_of(dtype))
+    if options is None:
+        options = SampleOptions() if model.startswith(UNTRAINED) else registry.recommended(model)
+    speeds = measure_speed(generator, prompts_for(generator.conditioning), batch, repetitions, options=options)
+    return generator.resolution, tuple(replace(speed, dtype=dtype) for speed in speeds)
 
 
 def _row(model: str, speed: "Speed") -> tuple[str, ...]:

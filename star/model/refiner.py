@@ -83,7 +83,7 @@ class Refiner(nn.Module):
         self.merge = nn.Linear(2 * width, width)
         plain = replace(transformer, cross_attention=False)
         self.blocks = nn.ModuleList(Block(plain) for _ in range(config.depth))
-        self.head = nn.Linear(width, transformer.vocabulary)
+        self.head = nn.Linear(width, transformer.tokens.outputs)
         self.tables = tables_of(transformer)
         self.init_weights()
 

@@ -1,14 +1,14 @@
 """The next-scale transformer: from the scales drawn so far to the codes of the next one.
 
-B batch, T text tokens, D text width, L tokens of all scales, l of one scale, C model width, N heads, V codebook,
-E code width, K number of scales, k scale index.
+B batch, T text tokens, D text width, L tokens of all scales, l of one scale, C model width, N heads, V numbers of the
+head for a token: codes, or bits; E code width, K number of scales, k scale index.
 One network covers STAR (text; rotary positions; cross-attention in every block) and the class-conditional VAR
 (AdaLN, own or shared; absolute positions). It is handed embeddings and returns logits; it never sees the tokenizer.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -17,16 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from star.generators.config import check_ranges
+from star.generators.config import UNLESS_DEFAULT, check_choices, check_ranges
 from star.model.attention import KeyValueCache
 from star.model.attention_backends import ScaleCausality, additive
 from star.model.block import Block, draw_paths
+from star.model.heads import head_of
 from star.model.linear import dense
-from star.model.losses import token_losses, tokens_at_once
+from star.model.losses import tokens_at_once
 from star.model.rope import Rotation
 from star.model.state import DrawingState, TextKeys
 from star.model.tables import PyramidTables, tables_of
 from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.tokens import Bits, Codes, TokenKind
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
@@ -57,10 +59,9 @@ class TransformerConfig:
     dropout: float = 0.0  # on what every branch adds; ours, for small data
     drop_path: float = 0.0  # of the last block, rising linearly from 0 (Huang et al. 2016); not on cross-attention
     attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see star/model/attention_backends.py
-    checkpointing: bool = (
-        False  # training keeps each block's input alone and computes the rest twice (Chen et al. 2016)
-    )
+    checkpointing: bool = False  # only blocks' inputs are kept, the rest is computed twice (Chen et al. 2016)
     head_float32: bool = True  # False lets autocast lower the precision of the last matrix product
+    bits: int = field(default=0, metadata=UNLESS_DEFAULT)  # D of a token that is a row of bits; 0: it is a code
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -78,16 +79,10 @@ class TransformerConfig:
             norm_eps=(0, 1),
             dropout=(0, 1),
             drop_path=(0, 1),
+            bits=(0, 2**12),
         )
         ScaleSchedule(self.sizes)  # refuses sizes that are none
-        choices = {
-            "conditioning": ("text", "class"),
-            "modulation": ("none", "adaln", "shared-adaln"),
-            "positions": ("rope", "absolute"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(allowed)}")
+        check_choices(self, "conditioning", "modulation", "positions")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; change either")
         if self.positions == "rope" and self.head_width % 4:
@@ -107,6 +102,11 @@ class TransformerConfig:
         """The pyramid of token grids."""
         return ScaleSchedule(self.sizes)
 
+    @property
+    def tokens(self) -> TokenKind:
+        """What a token is."""
+        return Bits(self.bits) if self.bits else Codes(self.vocabulary)
+
 
 class NextScaleTransformer(nn.Module):
     """Predicts every token of a scale at once from the coarser scales and the prompt. Tian et al. 2024, §3."""
@@ -114,6 +114,7 @@ class NextScaleTransformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config, self.schedule = config, config.schedule
+        self.token_head = head_of(config.tokens)
         width, first = config.width, self.schedule.lengths[0]
         if config.conditioning == "text":
             self.text_projection = nn.Linear(config.text_width, width)
@@ -128,7 +129,7 @@ class NextScaleTransformer(nn.Module):
         self.shared_modulation = nn.Linear(width, 6 * width) if config.modulation == "shared-adaln" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width) if config.modulation != "none" else None
-        self.head = nn.Linear(width, config.vocabulary)
+        self.head = nn.Linear(width, config.tokens.outputs)
         self.tables = tables_of(config)
         self._causality: dict[tuple[tuple[int, ...], torch.dtype, torch.device], ScaleCausality] = {}
         self.init_weights()
@@ -180,10 +181,9 @@ class NextScaleTransformer(nn.Module):
 
         teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives; L may end after any scale. text:
         TextFeatures, or class labels (B,) int64 for conditioning "class". kept_L: the tokens that take part, see
-        star.training.targets.draw_kept; all if None. Returns float32 (B, L, V), with as many L as take part; where
-        codes_BL, the right answers of these, are given, the cross-entropy of every token in nats instead, float32
-        (B, L), without ever holding all logits. schedule: the grids of the pictures; squares if None. Raises
-        ValueError for an input of other scales.
+        star.training.targets.draw_kept; all if None. schedule: the grids of the pictures; squares if None. Returns
+        float32 (B, L, V), with as many L as take part; where codes_BL, their right answers, are given, the nats (per
+        bit) of every token (B, L), without ever holding all logits. Raises ValueError for an input of other scales.
         """
         hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, kept_L, schedule)
         if codes_BL is None:
@@ -312,12 +312,12 @@ class NextScaleTransformer(nn.Module):
     def losses(
         self, hidden_BlC: Tensor, condition_BC: Tensor | None, codes_Bl: Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Nats of every token, float32 (B, l): some tokens' logits at a time, made again in the backward pass."""
+        """Nats of every token, or per bit, (B, l): some tokens' logits at a time, made again in the backward pass."""
 
         def part(hidden: Tensor, codes: Tensor) -> Tensor:
-            return token_losses(self.logits(hidden, condition_BC), codes, label_smoothing)
+            return self.token_head.losses(self.logits(hidden, condition_BC), codes, label_smoothing)
 
-        length = max(1, tokens_at_once(self.config.vocabulary) // max(1, len(codes_Bl)))
+        length = max(1, tokens_at_once(self.config.tokens.outputs) // max(1, len(codes_Bl)))
         if codes_Bl.shape[1] <= length:
             return part(hidden_BlC, codes_Bl)
         pairs = zip(hidden_BlC.split(length, dim=1), codes_Bl.split(length, dim=1), strict=True)

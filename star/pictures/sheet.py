@@ -33,15 +33,25 @@ def columns_of(pictures: int, each: int = 1) -> int:
 
 
 def sheet(pictures: "Sequence[Tensor]", columns: int) -> "Tensor":
-    """pixels_3HW of pictures (3, H, W) in rows of so many; smaller where the sheet would be wider than `WIDEST`."""
+    """pixels_3HW of pictures (3, H, W) in rows of so many; smaller where the sheet would be wider than `WIDEST`.
+
+    Where they differ in size, each cell is as large as the largest, and what is smaller is in the middle of white.
+    """
     import torch
 
-    from star.data.images import grid, pil_to_pixels, pixels_to_pil, resize
+    from star.data.images import WHITE, grid, pil_to_pixels, pixels_to_pil, resize
 
     rows = -(-len(pictures) // columns)
-    height, width = pictures[0].shape[1:]
-    scale = WIDEST / max(rows * height, columns * width)
-    if scale < 1:
-        size = (max(1, int(scale * height)), max(1, int(scale * width)))
-        pictures = [pil_to_pixels(resize(pixels_to_pil(picture), size)) for picture in pictures]
-    return grid(torch.stack(list(pictures)), columns)
+    height, width = (max(int(picture.shape[axis]) for picture in pictures) for axis in (1, 2))
+    scale = min(1.0, WIDEST / max(rows * height, columns * width))
+    cell_3HW = torch.full((3, max(1, int(scale * height)), max(1, int(scale * width))), WHITE, dtype=torch.uint8)
+    cells = []
+    for pixels_3HW in pictures:
+        if scale < 1:
+            size = (max(1, int(scale * pixels_3HW.shape[1])), max(1, int(scale * pixels_3HW.shape[2])))
+            pixels_3HW = pil_to_pixels(resize(pixels_to_pil(pixels_3HW), size))
+        _, h, w = pixels_3HW.shape
+        top, left = (cell_3HW.shape[1] - h) // 2, (cell_3HW.shape[2] - w) // 2
+        cells.append(cell_3HW.clone())
+        cells[-1][:, top : top + h, left : left + w] = pixels_3HW
+    return grid(torch.stack(cells), columns)

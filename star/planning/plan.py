@@ -63,6 +63,7 @@ class Shapes:
     vocabulary: int = 4096
     code_width: int = 32
     text_width: int = 1024
+    bits: int = 0
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
     @classmethod
@@ -77,6 +78,7 @@ class Shapes:
             sizes=tokenizer.quantizer.sizes,
             vocabulary=tokenizer.quantizer.vocabulary,
             code_width=tokenizer.quantizer.code_width,
+            bits=tokenizer.quantizer.bits,
             autoencoder=tokenizer.autoencoder,
             text_width=TextEncoder.from_pretrained(place_of(config.text_encoder)).width,
         )
@@ -194,7 +196,11 @@ def shape_of(
 ) -> tuple[TransformerConfig, tuple[int, ...], dict[tuple[int, ...], float]]:
     """The network, the lengths of its scales in the largest steps, and those of all kinds of steps with their share."""
     network = config.fresh_network(
-        sizes=shapes.sizes, vocabulary=shapes.vocabulary, code_width=shapes.code_width, text_width=shapes.text_width
+        sizes=shapes.sizes,
+        vocabulary=shapes.vocabulary,
+        code_width=shapes.code_width,
+        text_width=shapes.text_width,
+        bits=shapes.bits,
     )
     shares: dict[tuple[int, ...], float] = {}
     for part, share in config.curriculum(network.schedule).shares().items():

@@ -94,7 +94,6 @@ class EncodedReader:
         """Raises ValueError for tensors that would not fit beside those of other samples, or that name no codes."""
         config = self.config
         shapes = {
-            "codes_L": (schedule.length,),
             "text_TD": (config.max_tokens, config.text_width),
             "pooled_D": (config.text_width,),
         }
@@ -103,9 +102,7 @@ class EncodedReader:
                 continue
             if tuple(found[name].shape) != shape:
                 raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, expected {shape}")
-        codes_L = found["codes_L"]
-        if codes_L.is_floating_point() or codes_L.min() < 0 or codes_L.max() >= config.quantizer.vocabulary:
-            raise ValueError(f"codes_L holds no codes of a vocabulary of {config.quantizer.vocabulary}")
+        config.quantizer.tokens.check(found["codes_L"], schedule.length)
 
 
 class EncodedShards:
@@ -126,7 +123,8 @@ class EncodedShards:
         if noise:
             latent_BEhw = batch.extra["latent_Ehw"].to(self.device)
             return make_targets(quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
-        codes_BL, schedule = batch.extra["codes_L"].to(self.device, torch.int64), self.tokenizer.schedule
+        codes_BL = self.tokenizer.tokens.restore(batch.extra["codes_L"].to(self.device))
+        schedule = self.tokenizer.schedule
         if self.encoding.config.aspects:
             schedule = schedule.at(*batch.image_B3HW.shape[2:])
         return targets_of_codes(quantizer, schedule.split(codes_BL), scales, schedule)

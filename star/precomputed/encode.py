@@ -132,7 +132,7 @@ class _Writer:
     def __init__(self, encoder: Encoder, encoding: Encoding) -> None:
         self.encoder, self.encoding = encoder, encoding
         self.cut = 0
-        self.code_dtype = torch.int16 if encoder.tokenizer.vocabulary <= 2**15 else torch.int32
+        self.tokens = encoder.tokenizer.tokens
 
     def samples(self, batches: Iterator[Batch]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
         """Key and members of every sample."""
@@ -142,7 +142,7 @@ class _Writer:
             known = kept.of(words, self._text if self.encoding.config.text == "features" else self._only_measured)
             latent_BEhw = self.encoder.latents(batch)
             codes_BL = torch.cat(self.encoder.tokenizer.quantizer.encode(latent_BEhw).codes, dim=1)
-            codes_BL, latent_BEhw = codes_BL.to("cpu", self.code_dtype), latent_BEhw.cpu().contiguous()
+            codes_BL, latent_BEhw = self.tokens.store(codes_BL).cpu(), latent_BEhw.cpu().contiguous()
             mark = {"encoding": self.encoding.config.mark}
             if self.encoding.config.aspects:
                 mark["grid"] = "{}x{}".format(*latent_BEhw.shape[2:])

@@ -4,7 +4,7 @@ That is all a training needs of the tokenizer and of the text encoder, so that i
 the quantizer, and the features of the empty prompt. (Where captions were kept in place of features, the text encoder is
 loaded after all.) A sample of such a shard is its caption record (`.json`) and
 
-    .safetensors     codes_L             integers, the codes of all scales
+    .safetensors     codes_L             integers, the codes of all scales; of tokens that are bits (L, bytes)
                      latent_Ehw          float32, before quantisation; only where asked for; of another shape than
                                          the square, the metadata say which ("grid": "14x21", h x w)
                      tokens_nD           the states of all its captions, one after the other, without padding,
@@ -34,9 +34,12 @@ from star.data.shards.remote import is_url, open_stream
 from star.data.text import TextEncoder, TextFeatures
 from star.generators.config import differences, from_dict, to_dict
 from star.generators.pretrained import load_into
-from star.tokenizer.quantizer import Quantizer, QuantizerConfig
+from star.tokenizer.bitwise import BitwiseConfig
+from star.tokenizer.quantizer import MultiScaleQuantizer, QuantizerConfig
+from star.tokenizer.quantizers import make_quantizer
 from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokenizer import MultiScaleTokenizer
+from star.tokenizer.tokens import TokenKind
 
 NAME, INDEX = "encoding.safetensors", "index.json"
 HEADER_BYTES = 1 << 20  # of a safetensors file; ours have less than a thousand
@@ -50,7 +53,7 @@ class EncodingConfig:
 
     tokenizer: str  # digest
     text_encoder: str  # digest
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig | BitwiseConfig = field(default_factory=QuantizerConfig)
     resolution: int = 64  # pixels
     crop: Crop = "center"
     max_tokens: int = 77
@@ -73,7 +76,7 @@ class EncodingConfig:
 class QuantizerOnly:
     """What a training needs of a tokenizer whose codes it is given."""
 
-    quantizer: Quantizer
+    quantizer: MultiScaleQuantizer
     resolution: int
     digest: str
 
@@ -89,6 +92,14 @@ class QuantizerOnly:
     def code_width(self) -> int:
         return self.quantizer.config.code_width
 
+    @property
+    def bits(self) -> int:
+        return self.quantizer.config.bits
+
+    @property
+    def tokens(self) -> TokenKind:
+        return self.quantizer.tokens
+
 
 @dataclass(frozen=True, slots=True)
 class TextOnly:
@@ -102,7 +113,7 @@ class TextOnly:
 class Encoding:
     """An encoding that was read, or is about to be written."""
 
-    def __init__(self, config: EncodingConfig, quantizer: Quantizer, null_text: TextFeatures) -> None:
+    def __init__(self, config: EncodingConfig, quantizer: MultiScaleQuantizer, null_text: TextFeatures) -> None:
         """null_text: of one empty prompt."""
         self.config = config
         self.null_text = null_text
@@ -157,7 +168,7 @@ class Encoding:
             null = TextFeatures(tensors.pop("null.tokens"), tensors.pop("null.mask"), tensors.pop("null.pooled"))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{where} does not describe encoded shards ({error}): encode the pictures anew") from error
-        quantizer = Quantizer(config.quantizer).eval().requires_grad_(False)
+        quantizer = make_quantizer(config.quantizer).eval().requires_grad_(False)
         load_into(quantizer, {name.removeprefix("quantizer."): value for name, value in tensors.items()}, where)
         return cls(config, quantizer, null)
 

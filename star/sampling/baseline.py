@@ -16,7 +16,7 @@ from star.model.attention import KeyValueCache
 from star.model.state import DrawingState
 from star.model.transformer import NextScaleTransformer
 from star.sampling.sampler import SampleRng, guidance_at, guide, join, temperature_at
-from star.tokenizer.quantizer import Quantizer
+from star.tokenizer.quantizer import MultiScaleQuantizer
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
@@ -41,7 +41,7 @@ class ConcatenatedCache(KeyValueCache):
 @torch.no_grad()
 def baseline_codes(
     transformer: NextScaleTransformer,
-    quantizer: Quantizer,
+    quantizer: MultiScaleQuantizer,
     text: "TextFeatures | Tensor",
     null_text: "TextFeatures | Tensor",
     *,
@@ -50,7 +50,12 @@ def baseline_codes(
     released: bool = False,
     unguided_last: int = 0,
 ) -> tuple[list[Tensor], Tensor]:
-    """Codes of all scales, K tensors (B, l) int64, and the latent (B, E, h, w); see sampler.draw_codes."""
+    """Codes of all scales, K tensors (B, l) int64, and the latent (B, E, h, w); see sampler.draw_codes.
+
+    Raises ValueError for a network whose tokens are bits.
+    """
+    if transformer.config.bits:
+        raise ValueError("the baseline draws codes, not bits: compare a model with a codebook")
     schedule, count, rng = transformer.schedule, len(seeds), SampleRng(seeds, options)
     guided = options.guidance_scale != 1
     state = _begin(transformer, join(text, null_text) if guided else text, released=guided and released)
@@ -72,7 +77,7 @@ def baseline_codes(
 
 
 def full_sort_filter(logits_BlV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """What sampler.filter_logits does, by a stable sort of all logits and of their places."""
+    """What heads.filter_logits does, by a stable sort of all logits and of their places."""
     if 0 < top_k < logits_BlV.shape[-1]:
         smallest = logits_BlV.topk(top_k, dim=-1).values[..., -1:]
         logits_BlV = logits_BlV.masked_fill(logits_BlV < smallest, float("-inf"))

@@ -124,16 +124,22 @@ class TrainConfig(FeedConfig):
     def network(self, frozen: FrozenNetworks) -> TransformerConfig:
         """The transformer that fits the frozen networks."""
         tokenizer = frozen.tokenizer
+        if tokenizer.bits and self.noise_neighbours:
+            raise InputError(
+                f"noise_neighbours is {self.noise_neighbours}, expected 0 with a tokenizer of bits, any of which "
+                "may be flipped: set --noise_neighbours=0"
+            )
         fresh = self.fresh_network(
             sizes=tokenizer.schedule.sizes,
             vocabulary=tokenizer.vocabulary,
             code_width=tokenizer.code_width,
             text_width=frozen.text_encoder.width,
+            bits=tokenizer.bits,
         )
         return continued(self.init_from, fresh) if self.init_from else fresh
 
     def fresh_network(
-        self, *, sizes: tuple[int, ...], vocabulary: int, code_width: int, text_width: int
+        self, *, sizes: tuple[int, ...], vocabulary: int, code_width: int, text_width: int, bits: int = 0
     ) -> TransformerConfig:
         """The transformer for networks of these shapes, wherever its weights start."""
         return TransformerConfig(
@@ -150,4 +156,5 @@ class TrainConfig(FeedConfig):
             attention=self.attention,
             checkpointing=self.checkpointing,
             head_float32=self.head_float32,
+            bits=bits,
         )

@@ -77,6 +77,8 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         for part, share in curriculum.shares().items()
     )
     run.throughput.flops_per_image = done.forward + done.backward  # what is computed a second time is no use
+    if network.bits:
+        run.say(f"a token is {network.bits} bits: all losses are nats per bit")
     batches = feed.batches(run, pipeline)
     weights = TokenWeights(config.scale_power, run.device)
     if config.compile:
@@ -282,7 +284,8 @@ def card(config: TrainConfig, run: Run, validation: Validation) -> str:
     return (
         "# A STAR generator\n\n"
         f"Trained for {run.step} steps of {run.config.batch_size} pictures.\n\n"
-        f"Nats per token on {validation.pictures} held-out pictures, and what code frequencies alone would cost:\n\n"
+        f"Nats per {validation.tokens.unit} on {validation.pictures} held-out pictures, and what "
+        "code frequencies alone would cost:\n\n"
         f"| side | network | frequencies |\n|---|---|---|\n{table}\n"
         f"```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
     )

@@ -2,7 +2,7 @@
 
 Every process has a part of them, and all together compute each number, in portions that fit beside the training.
 
-N pictures of this process, B batch, L tokens of all scales, K number of scales, V codebook.
+N pictures of this process, B batch, L tokens of all scales, K number of scales.
 """
 
 import hashlib
@@ -21,8 +21,9 @@ from star.generators.training.run import Run
 from star.model.transformer import NextScaleTransformer
 from star.planning.memory import looked_at_once
 from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.tokens import TokenKind, zeros
 from star.training.inputs import TrainingInputs
-from star.training.targets import code_counts, per_scale, targets_of_codes, unigram_nats
+from star.training.targets import per_scale, targets_of_codes
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -39,7 +40,8 @@ class Measured:
         """batches: encoded once, each picture under its first caption. schedules: of all shapes that come; squares
         where none are given."""
         self.encoder, self.schedule = encoder, encoder.tokenizer.schedule
-        self.shapes = {schedule: _Shape(schedule, encoder.null_text) for schedule in schedules or (self.schedule,)}
+        kind, null_text = encoder.tokenizer.tokens, encoder.null_text
+        self.shapes = {schedule: _Shape(schedule, null_text, kind) for schedule in schedules or (self.schedule,)}
         for batch in batches:
             targets = encoder.targets(batch)
             self.shapes[targets.schedule].add(
@@ -55,7 +57,7 @@ class Measured:
 
     @torch.no_grad()
     def sums(self, network: NextScaleTransformer, run: Run, *, alone: bool = False) -> Tensor:
-        """Sums over pictures of the mean nats per token of each scale, and their number: float64 (shapes, K + 1).
+        """Sums over pictures of mean nats per token or bit of each scale, and their number: float64 (shapes, K + 1).
 
         Every process must ask for it, since a network in pieces computes in all of them at once; alone: this process's
         pictures only, for a network that is whole.
@@ -86,9 +88,9 @@ class Measured:
 class _Shape:
     """The pictures of one shape."""
 
-    def __init__(self, schedule: ScaleSchedule, null_text: TextFeatures) -> None:
-        self.schedule, self.null_text = schedule, null_text
-        self._codes = [torch.zeros(0, schedule.length, dtype=torch.int64)]
+    def __init__(self, schedule: ScaleSchedule, null_text: TextFeatures, tokens: TokenKind) -> None:
+        self.schedule, self.null_text, self.tokens = schedule, null_text, tokens
+        self._codes = [zeros(tokens, 0, schedule.length)]
         self._texts: list[TextFeatures] = []
 
     def add(self, codes_BL: Tensor, text: TextFeatures) -> None:
@@ -110,7 +112,7 @@ class _Shape:
         """Codes (B, L), words, and how many pictures count: none where others still have some, and one is made up."""
         codes_BL = self.codes_NL[span].to(device)
         if not len(codes_BL):
-            return torch.zeros(1, self.schedule.length, dtype=torch.int64, device=device), self.null_text, 0
+            return zeros(self.tokens, 1, self.schedule.length, device), self.null_text, 0
         if len(self._texts) > 1:
             self._texts = [TextFeatures.cat(self._texts)]
         return codes_BL, self._texts[0][torch.arange(len(self))[span]].to(device), len(codes_BL)
@@ -139,7 +141,7 @@ class Validation:
         self.measured = Measured(encoder.unprepared(), batches, schedules)
         self.of_shapes: dict[str, Tensor] = {}  # the latest losses (K,) of each shape, where there are several
         self.pictures = int(_sum(torch.tensor(len(self.measured)), run))
-        self.schedule, self.vocabulary = encoder.tokenizer.schedule, encoder.tokenizer.vocabulary
+        self.schedule, self.tokens = encoder.tokenizer.schedule, encoder.tokenizer.tokens
         self.unigram_K = torch.full((self.schedule.count,), float("nan"))
 
     def without_held_out(self, batch: Batch) -> Batch:
@@ -164,14 +166,13 @@ class Validation:
         """
         if not self.pictures:
             return
-        train_KV = torch.zeros(self.schedule.count, self.vocabulary, dtype=torch.int64)
+        shapes = self.measured.shapes.values()
+        held = torch.stack([self.tokens.counts(shape.schedule.split(shape.codes_NL)) for shape in shapes]).sum(dim=0)
+        train = torch.zeros_like(held)
         for batch in shared_out(every, self.run, lambda key: not is_held_out(key, self.share), most):
             targets = encoder.targets(batch)
-            train_KV += code_counts(targets.codes_BL.cpu(), targets.schedule.lengths, self.vocabulary)
-        held_KV = torch.zeros_like(train_KV)
-        for shape in self.measured.shapes.values():
-            held_KV += code_counts(shape.codes_NL, shape.schedule.lengths, self.vocabulary)
-        self.unigram_K = unigram_nats(_sum(train_KV, self.run), _sum(held_KV, self.run))
+            train += self.tokens.counts(targets.schedule.split(targets.codes_BL))
+        self.unigram_K = self.tokens.unigram_nats(_sum(train, self.run), _sum(held, self.run))
 
     def losses(self, network: NextScaleTransformer) -> Tensor:
         """Mean nats per token (K,) of the held-out pictures, see Measured; nan where there are none."""
@@ -187,6 +188,8 @@ class Validation:
         scales = zip(self.schedule.sizes, losses_K.tolist(), self.unigram_K.tolist(), strict=True)
         values = [{"size": size, "loss": round(loss, 4), "unigram": round(nats, 4)} for size, loss, nats in scales]
         found = {"step": step + 1, "pictures": self.pictures, "scales": values}
+        if self.tokens.unit != "token":
+            found["unit"] = self.tokens.unit
         if self.of_shapes:  # by the finest grid, h x w
             found["shapes"] = {
                 shape: [round(loss, 4) for loss in of_K.tolist()] for shape, of_K in self.of_shapes.items()

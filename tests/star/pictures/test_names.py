@@ -25,3 +25,14 @@ def test_a_sheet_is_about_square() -> None:
             assert max(rows / columns, columns / rows) <= 2.5 or count < 4
     large = [torch.zeros(3, 1000, 1000, dtype=torch.uint8)] * 25
     assert max(sheet(large, 5).shape) <= 4096 + 2 * 5
+
+
+def test_pictures_of_other_shapes_share_a_sheet() -> None:
+    import torch
+
+    wide, high = (torch.zeros(3, h, w, dtype=torch.uint8) for h, w in ((4, 8), (8, 4)))
+    both = sheet([wide, high], 2)
+    assert both.shape == (3, 8, 18)
+    assert (both[:, 2:6, :8] == 0).all()
+    assert (both[:, :, 12:16] == 0).all()
+    assert int((both == 0).sum()) == 2 * 3 * 32

@@ -1,0 +1,200 @@
+"""Two ways to draw the same prompts, in turn: A B A B ..., so that a machine whose speed drifts is fair to both.
+
+first, second = contender("star-emoji", place), contender("star-emoji@baseline", place)
+versus = alternate(first, second, ["a red apple"], batch=1, repetitions=5)
+versus.ratio  # how many times as long the second takes, median over pairs
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from star.data.errors import InputError
+from star.generators import registry
+from star.generators.placement import UNTRAINED, dtype_name, dtype_of, placed
+from star.generators.protocol import Generator, SampleOptions
+
+BASELINE = "baseline"
+SETTINGS = ("float32", "bfloat16", BASELINE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """A model in one setting, ready to draw."""
+
+    name: str
+    generator: Generator
+    options: SampleOptions
+    dtype: str
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """Seconds a picture of every repetition, and of each scale in the transformer (medians; none where it has none)."""
+
+    name: str
+    dtype: str
+    seconds: tuple[float, ...]
+    scales: tuple[float, ...] = ()
+
+    @property
+    def median(self) -> float:
+        """Seconds a picture."""
+        return median(self.seconds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Versus:
+    """What was measured in turn. batch: pictures at once."""
+
+    first: Side
+    second: Side
+    batch: int
+    device: str
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Time of the second over that of the first, pair by pair."""
+        return tuple(two / one for one, two in zip(self.first.seconds, self.second.seconds, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        """Median of `ratios`."""
+        return median(self.ratios)
+
+
+def split(name: str) -> tuple[str, str]:
+    """Model and setting of "model@setting"; the setting is "" where none is given."""
+    model, _, setting = name.rpartition("@")
+    return (model, setting) if model and setting in SETTINGS else (name, "")
+
+
+def rival(name: str, against: str) -> str:
+    """The second contender: a setting of the first model, or a model of its own."""
+    return f"{split(name)[0]}@{against}" if against in SETTINGS else against
+
+
+def contender(name: str, device: str | None, dtype: str) -> Contender:
+    """Loads "model" or "model@setting". dtype: where no setting says it. Raises InputError for what there is not."""
+    model, setting = split(name)
+    asked = {"": dtype, BASELINE: "float32"}.get(setting, setting)
+    place = placed(device, asked, model)
+    generator: Any = load(model, place.device, place.dtype)
+    if setting == BASELINE:
+        if not hasattr(generator, "baseline"):
+            raise InputError(f"{model} has no baseline, expected a next-scale model: give another setting")
+        generator = generator.baseline()
+    options = SampleOptions() if model.startswith(UNTRAINED) else registry.recommended(model)
+    return Contender(
+        name=name,
+        generator=generator,
+        options=options,
+        dtype=dtype_name(place.dtype),
+        device=torch.device(place.device),
+    )
+
+
+def load(model: str, device: str, dtype: torch.dtype) -> Generator:
+    """A model by name, folder or hub id, or "untrained:d16-256", see star.untrained."""
+    if model.startswith(UNTRAINED):
+        family: Any = registry.family("star")
+        generator: Generator = family.untrained(model.removeprefix(UNTRAINED), device, dtype)
+        return generator
+    return registry.build(model, device=device, dtype=dtype)
+
+
+def alternate(
+    first: Contender, second: Contender, prompts: Sequence[str], *, batch: int = 1, repetitions: int = 5
+) -> Versus:
+    """Both in turn, after one picture each that does not count."""
+    found: dict[int, list[float]] = {0: [], 1: []}
+    scales: dict[int, list[tuple[float, ...]]] = {0: [], 1: []}
+    for call in range(-1, repetitions):
+        chosen = [prompts[(max(call, 0) * batch + i) % len(prompts)] for i in range(batch)]
+        for side, one in enumerate((first, second)):
+            with scale_times(one) as spent:
+                start = now(one.device)
+                one.generator.generate(chosen, seeds=range(batch), options=one.options)
+                seconds = now(one.device) - start
+            if call >= 0:
+                found[side].append(seconds / batch)
+                scales[side].append(tuple(value / batch for _, value in sorted(spent.items())))
+    sides = [
+        Side(
+            name=one.name,
+            dtype=one.dtype,
+            seconds=tuple(found[side]),
+            scales=tuple(map(median, zip(*scales[side], strict=True))),
+        )
+        for side, one in enumerate((first, second))
+    ]
+    return Versus(first=sides[0], second=sides[1], batch=batch, device=str(first.device))
+
+
+@contextmanager
+def scale_times(one: Contender) -> Iterator[dict[int, float]]:
+    """Seconds in the blocks of a next-scale transformer by the end of each scale, for as long as the context lasts."""
+    spent: dict[int, float] = {}
+    transformer: Any = getattr(one.generator, "transformer", None)
+    if not hasattr(transformer, "run_blocks"):
+        yield spent
+        return
+    work = transformer.run_blocks
+
+    def timed(x: Any, span: slice, *args: Any, **named: Any) -> Any:
+        start = now(one.device)
+        result = work(x, span, *args, **named)
+        spent[span.stop] = spent.get(span.stop, 0.0) + now(one.device) - start
+        return result
+
+    transformer.run_blocks = timed  # of this object alone
+    try:
+        yield spent
+    finally:
+        del transformer.run_blocks
+
+
+def matmul_ceiling(device: torch.device, dtype: str, side: int = 1024, repetitions: int = 8) -> float:
+    """FLOP/s of a product of two square matrices by the kernel that drawing uses, the best of some."""
+    with torch.inference_mode():
+        layer = torch.nn.Linear(side, side, device=device, dtype=dtype_of(dtype))
+        x = torch.randn(side, side, device=device, dtype=dtype_of(dtype))
+        product: Any = torch.nn.functional.linear
+        if device.type == "cpu" and (fused := getattr(torch.ops.mkldnn, "_linear_pointwise", None)) is not None:
+
+            def product(x: Any, weight: Any, bias: Any) -> Any:
+                return fused(x, weight, bias, "none", [], "")
+
+        times = []
+        for _ in range(repetitions):
+            start = now(device)
+            product(x, layer.weight, layer.bias)
+            times.append(now(device) - start)
+    return 2 * side**3 / min(times)
+
+
+def copy_ceiling(device: torch.device, mebibytes: int = 256, repetitions: int = 5) -> float:
+    """Bytes per second that are read and written when memory is copied, the best of some."""
+    source = torch.zeros(mebibytes * 2**20, dtype=torch.uint8, device=device)
+    target, times = torch.empty_like(source), []
+    for _ in range(repetitions):
+        start = now(device)
+        target.copy_(source)
+        times.append(now(device) - start)
+    return 2 * source.numel() / min(times)
+
+
+def now(device: torch.device) -> float:
+    """The wall clock, when a GPU has done all it was asked; with one thread of a CPU, the time the process had it.
+
+    On a core of its own that is the same; on one that is shared, what others take of it does not count.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
