@@ -81,7 +81,7 @@ def scales_of(schedule: ScaleSchedule, keep: int | str | None, strength: float |
 
 def given_coarse(codes: Sequence[Tensor], schedule: ScaleSchedule, count: int, pictures: int) -> GivenCodes:
     """The first `count` scales stay, for so many pictures."""
-    known = [torch.full((pictures, length), k < count) for k, length in enumerate(schedule.lengths)]
+    known = [torch.full((pictures, code.shape[1]), k < count) for k, code in enumerate(codes)]
     return GivenCodes([code.expand(pictures, *code.shape[1:]) for code in codes], known)
 
 
