@@ -11,6 +11,7 @@ import gradio as gr
 from star.demo.events import CANVAS, Events, refusing, refusing_each
 from star.demo.studio import LONGEST_PROMPT, MOST_MODELS, MOST_VARIATIONS, Studio
 
+SESSIONS = 64  # whose state is kept: the gallery and the chosen picture; the browser remembers the rest
 TITLE = "STAR: text to image, scale by scale"
 FONTS = ["system-ui", "sans-serif"]
 THEME = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
@@ -25,6 +26,7 @@ def page(studio: Studio, limit: int = 10) -> gr.Blocks:
     """The page of a studio. limit: requests that may wait; whoever comes after them is told to try again."""
     with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(600, 3600)) as blocks:
         _Page(studio).build(blocks)
+    blocks.state_session_capacity = SESSIONS
     blocks.queue(max_size=limit, default_concurrency_limit=1)
     return blocks
 

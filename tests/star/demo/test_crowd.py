@@ -37,7 +37,7 @@ def test_each_is_answered_as_alone_or_politely_refused(served: Served) -> None:
     wanted = {seed: np.asarray(pipe("a red circle", seed=seed).images[0]) for seed in range(CROWD)}
     assert np.array_equal(answer(served, 0), wanted[0])
     levels, counts = [], []
-    for _ in range(4):
+    for _ in range(6):
         with ThreadPoolExecutor(CROWD) as pool:
             answers = list(pool.map(lambda seed: answer(served, seed), range(CROWD)))
         refused = [one for one in answers if isinstance(one, str)]
@@ -48,4 +48,4 @@ def test_each_is_answered_as_alone_or_politely_refused(served: Served) -> None:
         levels.append(served.memory)
     assert min(counts) >= LIMIT
     assert max(counts) < CROWD  # the limit is one
-    assert levels[-1] - levels[0] < 40 * 2**20
+    assert levels[-1] - levels[2] < 20 * 2**20, levels
