@@ -19,7 +19,7 @@ TOKENIZER_MINUTES ?= 4
 STAR_MINUTES ?= 9
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help sample train-emoji train-emoji-128 install install-dev test check mutate format clean
+.PHONY: help docs models sample pictures train-emoji train-emoji-128 install install-dev test check mutate format clean
 
 help:
 	@echo 'make sample PROMPT="..."   draw a picture (sets everything up first)'
@@ -29,11 +29,17 @@ help:
 	@echo 'make install               the package and its dependencies in $(VENV)'
 	@echo 'make train-emoji           star-emoji anew on one GPU, by the clock (DATA=, RUNS=, STAR_MINUTES=, PRESET=)'
 	@echo 'make train-emoji-128       text encoder, tokenizer and STAR at 128 px, one after the other (*_MINUTES=)'
+	@echo 'make pictures              the pictures of docs/working-with-pictures.md anew, by the commands on that page'
 	@echo 'make format                format and fix the code'
+	@echo 'make docs                  the documentation as a site, in build/site'
+	@echo 'make models                docs/models.md anew, from the registry'
 
 # What Python compiled is kept, or every call would compile transformers anew.
 sample: $(VENV)/installed
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/star sample "$(PROMPT)" --out "$(OUT)"
+
+pictures: $(VENV)/installed
+	sed -n '/--out docs/s/^    star /star /p' docs/working-with-pictures.md | PATH="$(abspath $(BIN)):$$PATH" sh -ex
 
 # What ships, trained anew on the tokenizer and text encoder that ship: a run whose schedule ends by the clock; --resume
 # goes on where one was stopped.
@@ -71,6 +77,13 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# A warning is an error (mkdocs.yml).
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+models: $(VENV)/installed
+	$(BIN)/star list --markdown > docs/models.md
+
 clean:
 	rm -rf $(VENV)
 
@@ -89,4 +102,10 @@ $(VENV)/installed-dev: $(SOURCES) | $(VENV)/bin/python
 	@echo "installing into $(VENV), once (about a minute)"
 	$(TORCH)
 	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: $(SOURCES) | $(VENV)/bin/python
+	@echo "installing into $(VENV), once (about a minute)"
+	$(TORCH)
+	$(PIP) -e '.[docs]'
 	@touch $@ $(VENV)/installed

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -40,7 +40,7 @@ def resize(picture: Image.Image, size: tuple[int, int], crop: Crop = "center") -
     if crop == "squash":
         return picture.resize((width, height), Image.Resampling.LANCZOS)
     if crop == "pad":
-        return ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color=(WHITE, WHITE, WHITE))
+        return _padded(picture, width, height)
     scale = max(width / picture.width, height / picture.height)
     cut_width, cut_height = min(width / scale, picture.width), min(height / scale, picture.height)
     left, top = (picture.width - cut_width) / 2, (picture.height - cut_height) / 2
@@ -69,6 +69,19 @@ def pixels_to_image(pixels: Tensor) -> Tensor:
     if pixels.dtype != torch.uint8:
         raise ValueError(f"pixels are {pixels.dtype}, expected torch.uint8")
     return pixels.to(torch.float32).div_(127.5).sub_(1)
+
+
+def _padded(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """As ImageOps.pad, which before Pillow 13 fails where a side would shrink to nothing."""
+    inside = [width, height]
+    if picture.width * height > picture.height * width:
+        inside[1] = max(1, round(picture.height / picture.width * width))
+    else:
+        inside[0] = max(1, round(picture.width / picture.height * height))
+    canvas = Image.new(picture.mode, (width, height), (WHITE, WHITE, WHITE))
+    place = (round((width - inside[0]) * 0.5), round((height - inside[1]) * 0.5))
+    canvas.paste(picture.resize((inside[0], inside[1]), Image.Resampling.LANCZOS), place)
+    return canvas
 
 
 def image_to_pixels(image: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The MJHQ-30k layout, read by one set of rules for packing and for benchmarks.
 
 meta_data.json is an object of id -> {"category", "prompt"}; the picture of an id is <category>/<id>.<ending> beside it
-(Li et al. 2024, Playground v2.5, section 3).
+(Li et al. 2024, Playground v2.5, section 3). An entry may also say "subject" and "style", texts which the published
+benchmark lacks and `star data benchmark` writes.
 """
 
 import json
@@ -32,11 +33,13 @@ BAD_TEXT = "entries whose text is not Unicode (half of a surrogate pair, or byte
 
 
 class MetaEntry(NamedTuple):
-    """One prompt; `category` and `id` name its picture."""
+    """One prompt; `category` and `id` name its picture. subject, style: "" where the entry does not say."""
 
     id: str
     prompt: str
     category: str
+    subject: str = ""
+    style: str = ""
 
 
 class MetaFault(NamedTuple):
@@ -60,28 +63,29 @@ def read_meta(path: Traversable) -> Meta:
     """Reads meta_data.json, a file of a folder or of a zip.
 
     An entry that is wrong costs only itself: without a category or a prompt, with an id or category that would lead
-    out of the folder, with text that no UTF-8 file can hold, or given twice (then its first meaning is reported). Line
-    breaks in prompts become spaces. At most 256 MiB are read and four million parts understood. Raises InputError if
-    the file cannot be read, is no JSON object, is nested too deep, passes these bounds, or holds nothing.
+    out of the folder, with text that no UTF-8 file can hold, or given twice (then its first meaning is reported). A
+    subject or style that is no text counts as none. Line breaks in prompts become spaces. At most 256 MiB are read and
+    four million parts understood. Raises InputError if the file cannot be read, is no JSON object, is nested too deep,
+    passes these bounds, or holds nothing.
     """
     pairs = _pairs(path, _read(path))
-    meanings_by_id: dict[str, list[tuple[str, str, str]]] = {}
+    meanings_by_id: dict[str, list[_Meaning]] = {}
     pairs.reverse()
     while pairs:  # what was read is let go as it is understood
         key, value = pairs.pop()
         meanings_by_id.setdefault(key, []).append(_fields_of(value))
     meta = Meta([], [], [])
     for key, meanings in meanings_by_id.items():
-        category, prompt, reason = meanings[0]
+        category, prompt, reason, subject, style = meanings[0]
         joined = " ".join(prompt.splitlines())
         if len(meanings) > 1:
             reason = TWICE
-        if reason := reason or _fault(key, category, joined):
+        if reason := reason or _fault(key, category, joined, subject, style):
             meta.faults.append(MetaFault(_encodable(key), reason, _encodable(category), _encodable(joined)))
             continue
         if joined != prompt:
             meta.joined.append(key)
-        meta.entries.append(MetaEntry(key, joined, category))
+        meta.entries.append(MetaEntry(key, joined, category, subject, style))
     return meta
 
 
@@ -150,26 +154,38 @@ def _pairs(path: Traversable, data: bytes) -> _Pairs:
     return pairs
 
 
-def _fields_of(entry: Any) -> tuple[str, str, str]:
-    """Category, prompt and "" of an entry; two times "" and the reason where it is not complete."""
+class _Meaning(NamedTuple):
+    """What an entry says; its reason is why it cannot be used, and "" if it can."""
+
+    category: str = ""
+    prompt: str = ""
+    reason: str = ""
+    subject: str = ""
+    style: str = ""
+
+
+def _fields_of(entry: Any) -> _Meaning:
     fields = dict(entry) if isinstance(entry, _Pairs) else {}
     if fields and sum(name in ("category", "prompt") for name, _ in entry) > 2:
-        return "", "", FIELD_TWICE
+        return _Meaning(reason=FIELD_TWICE)
     category, prompt = fields.get("category"), fields.get("prompt")
     if not (isinstance(category, str) and category and isinstance(prompt, str) and prompt.strip()):
-        return "", "", INCOMPLETE
-    return sys.intern(category), prompt, ""  # a few strings, not one for every entry
+        return _Meaning(reason=INCOMPLETE)
+    subject, style = (value if isinstance(value := fields.get(name), str) else "" for name in ("subject", "style"))
+    # a few strings, not one for every entry
+    return _Meaning(sys.intern(category), prompt, "", sys.intern(subject.strip()), sys.intern(style.strip()))
 
 
-def _fault(key: str, category: str, prompt: str) -> str:
-    if any(_encodable(text) != text for text in (key, category, prompt)):
+def _fault(key: str, category: str, *texts: str) -> str:
+    if any(_encodable(text) != text for text in (key, category, *texts)):
         return BAD_TEXT
-    if not _names_file(key):
+    if not names_file(key):
         return BAD_ID
-    return "" if _names_file(category) else BAD_CATEGORY
+    return "" if names_file(category) else BAD_CATEGORY
 
 
-def _names_file(name: str) -> bool:
+def names_file(name: str) -> bool:
+    """Whether a name can be that of a file or folder of the layout: not hidden, not too long, no way to elsewhere."""
     return FILE_NAME.fullmatch(name) is not None and len(name.encode()) <= MAX_NAME
 
 

@@ -1,4 +1,4 @@
-"""Frozen text encoders: prompts in, TextFeatures out, one code path for CLIP text towers and T5 encoders.
+"""Frozen text encoders: prompts in, TextFeatures out, one code path for every kind in `text_towers.py`.
 
 A CLIP is read without transformers, whose import takes longer than drawing a picture (star.data.clip_text).
 
@@ -25,13 +25,13 @@ from star.data.clip_text import ClipTextTower
 from star.data.clip_words import ClipWords
 from star.data.errors import InputError
 from star.data.pretrained import check_files, check_folder, check_size, folder_of, loading
+from star.data.text_towers import TOWERS, kinds, tower_of
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-TOWERS = ("clip", "clip_text_model", "t5")  # model types that are read
 # What a snapshot needs; pickled weights are left out on purpose: loading them can run code.
 HUB_FILES = (
     ["config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "spiece.model"]
@@ -47,7 +47,7 @@ class TextFeatures:
     """Encoded prompts.
 
     tokens_BTD: last hidden states, unprojected, zero where masked. mask_BT: bool, True for the prompt's own tokens
-    (BOS and EOS count). pooled_BD: the final state at EOS (CLIP) or the mean over the prompt's tokens (T5).
+    (BOS and EOS count). pooled_BD: one state for the prompt, as its kind pools (`text_towers.TextTower`).
     """
 
     tokens_BTD: Tensor
@@ -100,17 +100,17 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        tower: "ClipTextTower | CLIPTextModel | T5EncoderModel",
+        tower: "ClipTextTower | PreTrainedModel",
         tokenizer: "ClipWords | PreTrainedTokenizerBase",
         max_tokens: int | None = None,
     ) -> None:
-        """max_tokens: BOS and EOS included; if None, all positions of the tower (CLIP) or 120 (T5)."""
+        """max_tokens: BOS and EOS included; if None, all positions of the tower, or as many as its kind says."""
         super().__init__()
         self.tower: Any = tower.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.is_clip = tower.config.model_type != "t5"
-        limit = tower.config.max_position_embeddings if self.is_clip else None
-        self.max_tokens: int = max_tokens or limit or 120  # 120 is the length STAR's T5 ablation used
+        self.kind = tower_of(tower.config.model_type)
+        limit = self.kind.limit(tower.config)
+        self.max_tokens: int = max_tokens or limit or self.kind.max_tokens
         self.width: int = tower.config.hidden_size
         self._stored = {name: value.dtype for name, value in tower.state_dict().items()}
         self._check(limit)
@@ -128,7 +128,7 @@ class TextEncoder(nn.Module):
             )
         if self.tokenizer.pad_token_id is None:
             raise InputError("The tokenizer has no padding token; give one saved with its tower.")
-        if self.is_clip:
+        if self.kind.ends_at_eos:
             last = self._ids("")[-1]
             # 2 is what configurations before transformers 4.31 say; the tower then takes the highest id for EOS.
             expected = (
@@ -159,7 +159,7 @@ class TextEncoder(nn.Module):
             raise InputError(
                 f"{source} holds no text encoder: no config.json there, nor a text_encoder folder with one."
             )
-        kind = check_folder(tower_at, TOWERS)
+        kind = check_folder(tower_at, kinds())
         check_files(tokenizer_at)
         with loading(source, "a text encoder"):
             tower, tokenizer = _read_tower(tower_at, kind, source), _read_tokenizer(tokenizer_at)
@@ -185,7 +185,8 @@ class TextEncoder(nn.Module):
     def digest(self) -> str:
         """sha256 of the weights' values and of the tokenizer's behaviour; the same for every device and wider dtype.
 
-        Values count as float32, so a copy written in a wider type than the original is still the same encoder.
+        Of kinds that other packages bring, the name of the pooling function counts, too. Values count as float32, so a
+        copy written in a wider type than the original is still the same encoder.
         """
         total = hashlib.sha256()
         for name, value in sorted(self.tower.state_dict().items()):
@@ -197,6 +198,8 @@ class TextEncoder(nn.Module):
             token.replace("</w>", " ").replace("▁", " ") for token, _ in vocabulary
         )  # exercises every merge
         total.update(repr([vocabulary, *(self._ids(probe) for probe in (*PROBES, words))]).encode())
+        if self.tower.config.model_type not in TOWERS:
+            total.update(f"{self.kind.pool.__module__}.{self.kind.pool.__qualname__}".encode())
         return total.hexdigest()
 
     def _ids(self, prompt: str) -> list[int]:
@@ -259,11 +262,7 @@ class TextEncoder(nn.Module):
     def _forward(self, ids_BT: Tensor, mask_BT: Tensor) -> TextFeatures:
         output = self.tower(input_ids=ids_BT, attention_mask=mask_BT.long())
         tokens_BTD = output.last_hidden_state * mask_BT[..., None]
-        if self.is_clip:
-            pooled_BD = output.pooler_output
-        else:  # T5 has no token to pool at; STAR's ablation averaged padding too, we leave it out
-            pooled_BD = tokens_BTD.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
-        return TextFeatures(tokens_BTD, mask_BT, pooled_BD)
+        return TextFeatures(tokens_BTD, mask_BT, self.kind.pool(output, tokens_BTD, mask_BT))
 
 
 def _read_tower(folder: Path, kind: str, source: str | Path) -> Any:
@@ -273,7 +272,7 @@ def _read_tower(folder: Path, kind: str, source: str | Path) -> Any:
         return ClipTextTower.from_folder(folder, source)
     from star.data import transformers_text
 
-    return transformers_text.read_tower(folder, kind, source)
+    return transformers_text.read_tower(folder, tower_of(kind).load(), source)
 
 
 def _read_tokenizer(folder: Path) -> Any:

@@ -5,21 +5,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from star.data.errors import InputError
 from star.data.pretrained import SAFE, SAFE_MODEL, check_size
 
-TOWERS: dict[str, Any] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
 
+def read_tower(folder: Path, model: Any, source: str | Path) -> Any:
+    """The tower of a folder that was checked, its weights as stored; model: its class.
 
-def read_tower(folder: Path, kind: str, source: str | Path) -> Any:
-    """The tower of a folder that was checked, its weights as stored. Raises InputError where some are missing."""
+    Raises InputError where weights are missing.
+    """
     with quiet_transformers():
-        config = TOWERS[kind].config_class.from_pretrained(folder, **SAFE)
-        check_size(folder, lambda: TOWERS[kind](config))
-        tower, report = TOWERS[kind].from_pretrained(folder, dtype="auto", output_loading_info=True, **SAFE_MODEL)
+        config = model.config_class.from_pretrained(folder, **SAFE)
+        check_size(folder, lambda: model(config))
+        tower, report = model.from_pretrained(folder, dtype="auto", output_loading_info=True, **SAFE_MODEL)
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         raise InputError(f"{source} lacks weights of its text tower, {missing[0]} first of {len(missing)}.")

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 from PIL import Image, ImageChops
 
@@ -11,6 +12,20 @@ COSTLY_PIXELS = 2**25  # of 16- and 32-bit grey and of L*a*b*, which take severa
 SCANS, SCAN_PIXELS = 16, 2**30  # a progressive JPEG decodes all its pixels again for each scan; ten are usual
 TAIL = bytes(64)  # entropy-coded data do not end so, a file that was filled up with zeros does
 FILL = bytes(range(1, 255)) * 4
+SIGNATURE, TRAILER = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # how a whole PNG begins and ends (PNG 1.2, §3 and §4)
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a PNG is there from its first byte to its last."""
+    try:
+        if not path.is_file():  # a pipe would keep us waiting
+            return False
+        with path.open("rb") as file:
+            start = file.read(len(SIGNATURE))
+            file.seek(-len(TRAILER), 2)
+            return start == SIGNATURE and file.read() == TRAILER
+    except OSError:
+        return False
 
 
 def check_sane(picture: Image.Image, data: bytes) -> None:

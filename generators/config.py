@@ -15,13 +15,22 @@ from star.data.errors import InputError
 from star.data.files import shorten
 
 Config = TypeVar("Config")
+UNLESS_DEFAULT = {"unless_default": True}
 LONGEST = 64  # numbers in a row that a network's config holds: scales, levels, blocks that are tapped
 
 
 def to_dict(config: Any) -> Any:
-    """A dataclass, or any nesting of them, as dicts, lists and scalars that JSON can hold."""
+    """A dataclass, or any nesting of them, as dicts, lists and scalars that JSON can hold.
+
+    A field made by `field(default=..., metadata=UNLESS_DEFAULT)` is left out where it is as by default: one that came
+    later, so that what was written before, and its digests, stay as they are.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {
+            field.name: to_dict(getattr(config, field.name))
+            for field in dataclasses.fields(config)
+            if not (field.metadata.get("unless_default") and getattr(config, field.name) == field.default)
+        }
     if isinstance(config, Mapping):
         return {str(key): to_dict(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
@@ -89,6 +98,14 @@ def check_ranges(config: Any, **ranges: tuple[float, float]) -> None:
                 raise InputError(f"{name} is {shorten(_told(value))}, expected at most {most}: correct it")
 
 
+def check_choices(config: Any, *names: str) -> None:
+    """Raises ValueError unless each of these fields has one of the values that its Literal names."""
+    hints = get_type_hints(type(config))
+    for name in names:
+        if getattr(config, name) not in (allowed := get_args(hints[name])):
+            raise ValueError(f"{name} is '{getattr(config, name)}'; choose one of {', '.join(allowed)}")
+
+
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted name, old value, new value) of every leaf in which two plain configs differ; absent counts as None."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -112,6 +129,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 return _convert(argument, value, where)
             except InputError:
                 continue
+        if isinstance(value, Mapping) and len(meant := [kind for kind in arguments if _may_be(kind, value)]) == 1:
+            return from_dict(meant[0], value, where)  # for what it says
     elif origin is Literal:
         if value in arguments:
             return value
@@ -136,6 +155,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
     raise InputError(f"{where} is {shorten(_told(value))}, expected {expected}: correct it")
+
+
+def _may_be(kind: Any, value: Mapping[str, Any]) -> bool:
+    """Whether plain values have the names of a dataclass's fields."""
+    return dataclasses.is_dataclass(kind) and {field.name for field in dataclasses.fields(kind)} >= set(value)
 
 
 def _told(value: Any) -> str:

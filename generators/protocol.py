@@ -4,6 +4,7 @@ A picture belongs to (model, prompt, seed, options): not to the batch it was mad
 that holds to the bit; on a GPU kernels differ by batch size, so it holds within a tolerance that the family states.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ class SampleOptions:
     # has one.
     cross_attention: Literal["", "released", "per-sample"] = ""
     refine: bool = True
+    size: str = ""  # STAR: height x width in pixels as 56x84, or an aspect width:height as 3:2; "" is the model's own
+    # STAR with wordings.json: a prompt is drawn as the caption that it means, "a red car" as "an automobile, ... style"
+    expand_prompt: bool = False
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -55,6 +59,7 @@ class SampleOptions:
             ("truncation", 0 <= self.truncation <= 1, "a share from 0 to 1"),
             ("temperature", 1 / MOST_HEAT <= self.temperature <= MOST_HEAT, f"{1 / MOST_HEAT:g} to {MOST_HEAT:g}"),
             ("temperature_decay", 0 <= self.temperature_decay < 1, "a share from 0 to below 1"),
+            ("size", not self.size or bool(re.fullmatch(r"\d{1,5}(x|:)\d{1,5}", self.size, re.ASCII)), "56x84 or 3:2"),
             ("cross_attention", self.cross_attention in ("", "released", "per-sample"), "released or per-sample"),
         ):
             if not good:
@@ -110,7 +115,7 @@ class Family(Generator, Protocol):
         ...
 
 
-def check_options(generator: Generator, given: Collection[str]) -> None:
+def check_options(generator: Generator | type[Family], given: Collection[str]) -> None:
     """Refuses options (names of fields of SampleOptions) that a family has no use for, instead of recording them.
 
     What a family uses is its class attribute `heeds`; one of a third party without it is trusted. Raises InputError.

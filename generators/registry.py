@@ -199,6 +199,14 @@ class Registry:
         with described(path, "get the model directory again"):
             return self.family(ModelDirectory.read(path).family).from_directory(path, device=device, dtype=dtype)
 
+    def family_of(self, model: str | Path) -> "type[Family]":
+        """The class that a model is read by, before any of its weights are. Raises InputError if there is none."""
+        if family := self._test_family(str(model)):
+            return self.family(family)
+        from star.generators.pretrained import ModelDirectory
+
+        return self.family(ModelDirectory.read(self.locate(model)).family)
+
     def recommended(self, model: str | Path) -> "SampleOptions":
         """The options that a model's directory recommends (`about.options`), else the usual ones."""
         from star.generators.config import from_dict
@@ -209,6 +217,10 @@ class Registry:
             return SampleOptions()
         path = self.locate(model)
         return from_dict(SampleOptions, ModelDirectory.read(path).about.get("options", {}), f"{path} about.options")
+
+    def is_test(self, model: str | Path) -> bool:
+        """Whether it names the tiny network of a family, which is in no directory."""
+        return self._test_family(str(model)) is not None
 
     def _test_family(self, model: str) -> str | None:
         family = model.removesuffix("-test")
@@ -254,6 +266,7 @@ _shared = Registry(GROUP, catalogue="star.convert.published:entries")
 register_family, register = _shared.register_family, _shared.register
 entries, families, family, registration = _shared.entries, _shared.families, _shared.family, _shared.registration
 locate, build, recommended = _shared.locate, _shared.build, _shared.recommended
+family_of, is_test = _shared.family_of, _shared.is_test
 
 # Families that can be trained and converted as their Registration says. One that is copied or deleted: its line here.
 GANS = {

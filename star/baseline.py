@@ -48,7 +48,7 @@ class BaselineGenerator:
         if not prompts:
             return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
         mode = options.cross_attention or getattr(self.generator, "cross_attention", "per-sample")
-        text, null_text = self.generator.conditions(prompts)
+        text, null_text = self.generator.conditions(prompts, options)
         size = 1 if self.device.type == "cpu" else len(prompts)
         pictures = []
         for start in range(0, len(prompts), size):

@@ -45,10 +45,10 @@ class VarGenerator(NextScaleGenerator):
         config = transformer.config
         if config.conditioning != "class":
             raise ValueError("a VarGenerator needs a transformer with conditioning='class'")
-        own = (config.sizes, config.vocabulary, config.code_width)
-        other = (tokenizer.schedule.sizes, tokenizer.vocabulary, tokenizer.code_width)
+        own = (config.sizes, config.vocabulary, config.code_width, config.bits)
+        other = (tokenizer.schedule.sizes, tokenizer.vocabulary, tokenizer.code_width, tokenizer.bits)
         if own != other:
-            raise ValueError(f"the transformer's scales, vocabulary and code width are {own}, the tokenizer's {other}")
+            raise ValueError(f"the transformer's scales, vocabulary, code width and bits are {own}, not {other}")
         self.transformer, self.tokenizer = transformer.eval(), tokenizer.eval()
 
     def label(self, prompt: str) -> int:
@@ -74,13 +74,13 @@ class VarGenerator(NextScaleGenerator):
         check_request(self, prompts, seeds)
         if not prompts:
             return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
-        labels_B, none_1 = self.conditions(prompts)
+        labels_B, none_1 = self.conditions(prompts, options)
         _, latent_BEhw = draw_codes(
             self.transformer, self.tokenizer.quantizer, labels_B, none_1, seeds=seeds, options=options
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
 
-    def conditions(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[Tensor, Tensor]:
         """Labels of the prompts, and that of none."""
         labels_B = torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)
         return labels_B, torch.tensor([self.transformer.config.classes], device=self.device)

@@ -13,7 +13,24 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from star import terminal
-from star.commands import catalogue, convert, finetune, measure, plan, sample, shards, train
+from star.commands import (
+    attend,
+    catalogue,
+    convert,
+    demo,
+    directions,
+    finetune,
+    grow,
+    inpaint,
+    measure,
+    mix,
+    morph,
+    plan,
+    sample,
+    shards,
+    train,
+    vary,
+)
 from star.data.disk import refusal
 from star.data.errors import DivergenceError, InputError
 from star.eval.commands import bench as bench_command
@@ -24,6 +41,14 @@ from star.generators.training.signals import interruptible, told
 DESCRIPTION = "Pictures from prompts: draw, train, and prepare data."
 COMMANDS = (
     sample,
+    demo,
+    vary,
+    inpaint,
+    morph,
+    grow,
+    attend,
+    mix,
+    directions,
     catalogue,
     shards,
     train,

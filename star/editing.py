@@ -47,9 +47,12 @@ def to_pixels(picture: Image.Image | Tensor | str | Path, size: tuple[int, int] 
     return pil_to_pixels(resize(pixels_to_pil(pixels_3HW), size))
 
 
-def encode_picture(generator: StarGenerator, pixels_3HW: Tensor) -> list[Tensor]:
-    """Codes of every scale of one picture, brought to the model's size: K tensors (1, l) int64."""
-    pixels_3HW = to_pixels(pixels_3HW, generator.resolution)
+def encode_picture(generator: StarGenerator, pixels_3HW: Tensor, size: tuple[int, int] | None = None) -> list[Tensor]:
+    """Tokens of every scale of one picture, brought to `size` (H, W) or to the model's: K tensors (1, l, ...).
+
+    Raises InputError for a size that the model cannot draw.
+    """
+    pixels_3HW = to_pixels(pixels_3HW, size or generator.resolution)
     return generator.tokenizer.encode(pixels_to_image(pixels_3HW[None]).to(generator.device))
 
 
@@ -78,8 +81,8 @@ def scales_of(schedule: ScaleSchedule, keep: int | str | None, strength: float |
 
 def given_coarse(codes: Sequence[Tensor], schedule: ScaleSchedule, count: int, pictures: int) -> GivenCodes:
     """The first `count` scales stay, for so many pictures."""
-    rows = [code.expand(pictures, -1) for code in codes]
-    return GivenCodes(rows, [torch.full(row.shape, k < count) for k, row in enumerate(rows)])
+    rows = [code.expand(pictures, *code.shape[1:]) for code in codes]
+    return GivenCodes(rows, [torch.full(row.shape[:2], k < count) for k, row in enumerate(rows)])
 
 
 def given_outside(codes: Sequence[Tensor], schedule: ScaleSchedule, covered_HW: Tensor, pictures: int) -> GivenCodes:
@@ -89,11 +92,11 @@ def given_outside(codes: Sequence[Tensor], schedule: ScaleSchedule, covered_HW: 
     so the whole keeps its colours, and no old code reaches into what is drawn.
     """
     known = []
-    for k, size in enumerate(schedule.sizes):
-        share_hw = F.adaptive_avg_pool2d(covered_HW.float()[None, None], size)[0, 0]
+    for k, grid in enumerate(schedule.grids):
+        share_hw = F.adaptive_avg_pool2d(covered_HW.float()[None, None], grid)[0, 0]
         drawn_hw = share_hw > 0 if k == schedule.count - 1 else share_hw >= 0.5
         known.append(~drawn_hw.flatten().expand(pictures, -1))
-    return GivenCodes([code.expand(pictures, -1) for code in codes], known)
+    return GivenCodes([code.expand(pictures, *code.shape[1:]) for code in codes], known)
 
 
 def paste(drawn_B3HW: Tensor, pixels_3HW: Tensor, covered_HW: Tensor) -> Tensor:
@@ -101,15 +104,26 @@ def paste(drawn_B3HW: Tensor, pixels_3HW: Tensor, covered_HW: Tensor) -> Tensor:
     return torch.where(covered_HW, drawn_B3HW, pixels_3HW)
 
 
-def on_canvas(pixels_3HW: Tensor, size: tuple[int, int], margin: float) -> tuple[Tensor, Tensor]:
+def on_canvas(pixels_3HW: Tensor, size: tuple[int, int], margin: float | None) -> tuple[Tensor, Tensor]:
     """A picture in the middle of a white one of `size`, and the mask (H, W) of what is around it.
 
-    margin: share of the side that is left on each side. Raises InputError if it leaves nothing.
+    margin: share of the side that is left on each side; None: the picture keeps its shape, as large as it fits in.
+    Raises InputError if it leaves nothing.
     """
     H, W = size
+    if margin is None:
+        scale = min(H / pixels_3HW.shape[1], W / pixels_3HW.shape[2])
+        return _placed(
+            pixels_3HW, size, *((s - round(scale * p)) // 2 for s, p in zip(size, pixels_3HW.shape[1:], strict=True))
+        )
     if not 0 < margin < 0.5 or min(round(H * (1 - 2 * margin)), round(W * (1 - 2 * margin))) < 1:
         raise InputError(f"margin is {margin}, expected a share of the side above 0 and below 0.5: correct it")
-    top, left = round(H * margin), round(W * margin)
+    return _placed(pixels_3HW, size, round(H * margin), round(W * margin))
+
+
+def _placed(pixels_3HW: Tensor, size: tuple[int, int], top: int, left: int) -> tuple[Tensor, Tensor]:
+    """See on_canvas: the picture with so many rows above and below, and so many columns beside it."""
+    H, W = size
     small_3hw = to_pixels(pixels_3HW, (H - 2 * top, W - 2 * left))
     canvas_3HW = torch.full((3, H, W), WHITE, dtype=torch.uint8)
     canvas_3HW[:, top : H - top, left : W - left] = small_3hw

@@ -5,7 +5,7 @@ The directory holds the transformer; the tokenizer and the text encoder are eith
 B pictures, H W pixels.
 """
 
-import os
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from star.brought_along import WORDINGS, read_expansion, read_text_encoder
+from star.clip.wordings import Expansion
 from star.convert.names import REFINER
 from star.data.errors import InputError
 from star.data.text import TextEncoder, TextFeatures
@@ -25,23 +27,35 @@ from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.next_scale import NextScaleGenerator
 from star.sampling.masked_decoding import MaskedDecoder
-from star.sampling.sampler import CrossAttentionMode, GivenCodes, Watcher, draw_codes
+from star.sampling.sampler import CrossAttentionMode, GivenCodes, SampleRng, Watcher, draw_codes, draw_pass, join
+from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 FAMILY = "star"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StarConfig:
-    """What a model directory says about its generator; see sampler.draw_codes for the two in the middle."""
+    """What a model directory says about its generator; see sampler.draw_codes for the two in the middle.
+
+    aspects: as "3:2", width:height, of the pictures that it learnt from; empty: squares. wordings: sha256 of the file
+    wordings.json (star.clip.wordings); empty: there is none.
+    """
 
     transformer: TransformerConfig
     cross_attention: CrossAttentionMode = "per-sample"
     unguided_last: int = 0
     refiner: RefinerConfig | None = None
+    aspects: tuple[str, ...] = ()
+    wordings: str = ""
 
     def __post_init__(self) -> None:
         check_ranges(self, unguided_last=(0, LONGEST))
+        if len(self.aspects) > LONGEST:
+            raise ValueError(f"{len(self.aspects)} aspects are given, expected at most {LONGEST}; drop some")
+        for aspect in self.aspects:
+            self.transformer.schedule.of_aspect(aspect)
 
 
 class StarGenerator(NextScaleGenerator):
@@ -58,6 +72,8 @@ class StarGenerator(NextScaleGenerator):
             "temperature_decay",
             "cross_attention",
             "refine",
+            "size",
+            "expand_prompt",
         }
     )
 
@@ -70,8 +86,11 @@ class StarGenerator(NextScaleGenerator):
         cross_attention: CrossAttentionMode = "per-sample",
         unguided_last: int = 0,
         refiner: Refiner | None = None,
+        aspects: Sequence[str] = (),
+        expansion: Expansion | None = None,
     ) -> None:
         """cross_attention, unguided_last: see sampler.draw_codes. refiner: draws the scales that it has a plan for.
+        aspects: of the pictures that the transformer learnt from, see StarConfig. expansion: says prompts as captions.
 
         Raises ValueError where the networks do not fit.
         """
@@ -79,6 +98,7 @@ class StarGenerator(NextScaleGenerator):
         pairs = (
             ("scales", config.sizes, tokenizer.schedule.sizes),
             ("vocabulary", config.vocabulary, tokenizer.vocabulary),
+            ("bits of a token", config.bits, tokenizer.bits),
             ("code width", config.code_width, tokenizer.code_width),
             ("text width", config.text_width, text_encoder.width),
         )
@@ -91,6 +111,41 @@ class StarGenerator(NextScaleGenerator):
         self.cross_attention: CrossAttentionMode = cross_attention
         self.unguided_last = unguided_last
         self.refiner = None if refiner is None else refiner.eval()
+        self.aspects = tuple(aspects)
+        self.expansion = expansion
+        self._warned: set[ScaleSchedule] = set()
+
+    def expanded(self, prompt: str, options: SampleOptions) -> str:
+        """The prompt in the words that the text encoder gets: as typed, or with options.expand_prompt as a caption."""
+        return self.expansion.expand(prompt) if self.expansion is not None and options.expand_prompt else prompt
+
+    def size_of(self, size: str) -> tuple[int, int]:
+        """(H, W) in pixels of "56x84", of an aspect "3:2" (width:height) with about as many as the square, or of "".
+
+        Raises InputError for a size that cannot be drawn.
+        """
+        if not size:
+            return self.resolution
+        if "x" in size:
+            H, _, W = size.partition("x")
+            self.tokenizer.config.schedule_of(int(H), int(W))
+            return int(H), int(W)
+        h, w = self.tokenizer.schedule.of_aspect(size).grid
+        cell = self.tokenizer.config.autoencoder.downsampling
+        return h * cell, w * cell
+
+    def schedule_for(self, options: SampleOptions) -> ScaleSchedule:
+        """The grids of a picture of that size; a shape that the transformer never learnt from is told, once."""
+        H, W = self.size_of(options.size)
+        schedule = self.tokenizer.config.schedule_of(H, W)
+        sizes = [self.size_of(aspect) for aspect in self.aspects] or [self.resolution]
+        if (H, W) not in sizes and schedule not in self._warned:
+            learnt = ", ".join(f"{height} x {width}" for height, width in sizes)
+            logger.warning(
+                "%d x %d pixels are asked of a model trained on %s; it may not compose them well.", H, W, learnt
+            )
+            self._warned.add(schedule)
+        return schedule
 
     @torch.inference_mode()
     def generate(
@@ -112,20 +167,12 @@ class StarGenerator(NextScaleGenerator):
         uniform lies within rounding of a boundary.
         """
         check_request(self, prompts, seeds)
+        schedule = self.schedule_for(options)
         if not prompts:
-            return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
-        text, null_text = self.conditions(prompts)
-        if negative_prompts is not None and len(negative_prompts) != len(prompts):
-            raise InputError(
-                f"{len(prompts)} prompts came with {len(negative_prompts)} negative prompts, expected as many: give "
-                'each its own, "" for none'
-            )
-        if negative_prompts is not None and options.guidance_scale == 1:
-            raise InputError(
-                "a negative prompt needs guidance, which is off: raise guidance_scale above 1, or leave it out"
-            )
+            return torch.empty(0, 3, *self.size_of(options.size), dtype=torch.uint8)
+        text, null_text = self.conditions(prompts, options)
         if negative_prompts is not None:
-            null_text = self._encode(negative_prompts)
+            null_text = self._negative(prompts, negative_prompts, options)
         _, latent_BEhw = draw_codes(
             self.transformer,
             self.tokenizer.quantizer,
@@ -135,15 +182,50 @@ class StarGenerator(NextScaleGenerator):
             options=options,
             cross_attention=options.cross_attention or self.cross_attention,
             unguided_last=self.unguided_last,
-            stable=MaskedDecoder(self.refiner, self.tokenizer.quantizer) if self.refiner and options.refine else None,
+            stable=self._masked_decoder(options, schedule),
             given=given,
             watch=watch,
+            schedule=schedule,
         )
         return self.tokenizer.latent_to_pixels(latent_BEhw)
 
-    def conditions(self, prompts: Sequence[str]) -> tuple[TextFeatures, TextFeatures]:
+    @torch.inference_mode()
+    def draw_one(self, text: TextFeatures, rng: SampleRng, *, watch: Watcher | None = None) -> Tensor:
+        """pixels_13HW of encoded words (one row), which need not be any prompt's; rng: of one seed.
+
+        On a CPU the same as `generate` draws of a prompt with these features, to the bit.
+        """
+        rows = text.to(self.device, self.transformer.head.weight.dtype)
+        schedule = self.schedule_for(rng.options)
+        guided = rng.options.guidance_scale != 1
+        if guided:
+            rows = join(rows, self.text_encoder.encode([""]).to(self.device, rows.tokens_BTD.dtype))  # type: ignore[assignment]
+        _, latent_BEhw = draw_pass(
+            self.transformer,
+            self.tokenizer.quantizer,
+            rows,
+            rng,
+            released=guided and (rng.options.cross_attention or self.cross_attention) == "released",
+            unguided_last=self.unguided_last,
+            stable=self._masked_decoder(rng.options, schedule),
+            watch=watch,
+            schedule=schedule,
+        )
+        return self.tokenizer.latent_to_pixels(latent_BEhw)
+
+    def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[TextFeatures, TextFeatures]:
         """Of the prompts, and of the empty one, in the transformer's type and on its device."""
-        return self._encode(prompts), self._encode([""])
+        return self._encode([self.expanded(prompt, options) for prompt in prompts]), self._encode([""])
+
+    def _negative(self, prompts: Sequence[str], negative: Sequence[str], options: SampleOptions) -> TextFeatures:
+        if len(negative) != len(prompts):
+            raise InputError(
+                f"{len(prompts)} prompts came with {len(negative)} negative prompts, expected as many: give each its "
+                'own, "" for none'
+            )
+        if options.guidance_scale == 1:
+            raise InputError("a negative prompt needs guidance, which is off: raise guidance_scale, or leave it out")
+        return self._encode(negative)
 
     def _encode(self, prompts: Sequence[str]) -> TextFeatures:
         return self.text_encoder.encode(prompts).to(self.device, self.transformer.head.weight.dtype)
@@ -159,7 +241,7 @@ class StarGenerator(NextScaleGenerator):
         directory = ModelDirectory.read(path, FAMILY)
         tokenizer = MultiScaleTokenizer.from_directory(directory.resolve("tokenizer"), device=device)
         directory.check_reference("tokenizer", tokenizer.digest)
-        text_encoder = _text_encoder(directory, device, dtype)
+        text_encoder = read_text_encoder(directory, device, dtype)
         directory.check_reference("text_encoder", text_encoder.digest)
         config = from_dict(StarConfig, directory.config)
         directory.check_fits(lambda: NextScaleTransformer(config.transformer), others=[REFINER])
@@ -183,6 +265,8 @@ class StarGenerator(NextScaleGenerator):
             cross_attention=config.cross_attention,
             unguided_last=config.unguided_last,
             refiner=refiner,
+            aspects=config.aspects,
+            expansion=read_expansion(directory, config.wordings),
         )
 
     def save_pretrained(
@@ -204,6 +288,8 @@ class StarGenerator(NextScaleGenerator):
         writers = {"tokenizer": self._save_tokenizer, "text_encoder": self.text_encoder.save_pretrained}
         digests = {"tokenizer": self.tokenizer.digest, "text_encoder": self.text_encoder.digest}
         parts = {name: writer for name, writer in writers.items() if not references or name not in references}
+        if self.expansion is not None:
+            parts[WORDINGS] = self.expansion.save
         write(
             path,
             family=FAMILY,
@@ -213,6 +299,8 @@ class StarGenerator(NextScaleGenerator):
                     cross_attention=self.cross_attention,
                     unguided_last=self.unguided_last,
                     refiner=None if self.refiner is None else self.refiner.config,
+                    aspects=self.aspects,
+                    wordings="" if self.expansion is None else self.expansion.digest,
                 )
             ),
             tensors=self._tensors(),
@@ -241,19 +329,14 @@ class StarGenerator(NextScaleGenerator):
 
         return cls(tiny_transformer(), tiny_tokenizer(), tiny_text_encoder())
 
+    def _masked_decoder(self, options: SampleOptions, schedule: ScaleSchedule) -> MaskedDecoder | None:
+        if self.refiner is None or not options.refine:
+            return None
+        return MaskedDecoder(self.refiner, self.tokenizer.quantizer, schedule)
+
     def _tensors(self) -> dict[str, Tensor]:
         refiner = self.refiner.state_dict() if self.refiner else {}
         return self.transformer.state_dict() | {f"{REFINER}{name}": tensor for name, tensor in refiner.items()}
 
     def _save_tokenizer(self, path: Path) -> None:
         self.tokenizer.save(path, card="# The tokenizer of the STAR generator in the folder above\n")
-
-
-def _text_encoder(directory: ModelDirectory, device: str | torch.device, dtype: torch.dtype | None) -> TextEncoder:
-    place = directory.resolve("text_encoder")
-    try:
-        return TextEncoder.from_pretrained(place, device=device, dtype=dtype)
-    except InputError as error:
-        where = Path(os.path.normpath(directory.path / directory.references["text_encoder"].location))
-        reason = str(error).removesuffix(".")
-        raise InputError(f"{reason}; {directory.path} looks for it at {where} before it asks the hub") from error

@@ -11,30 +11,26 @@ picture (`vary`, `inpaint`, ...) says so where it is asked of another.
 B pictures, H W pixels, 3 RGB.
 """
 
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from star.calls import Callback, OutputType, as_output, check_count, negatives_of, seeds_of, watcher
 from star.data.errors import InputError
-from star.data.images import pixels_to_pil
 from star.editing import encode_picture, given_coarse, given_outside, on_canvas, paste, scales_of, to_pixels
 from star.generator import StarGenerator
 from star.generators import registry
-from star.generators.protocol import LARGEST_SEED, Generator, SampleOptions, check_options
+from star.generators.protocol import Generator, SampleOptions, check_options
 from star.generators.renamed import OPTIONS, now_called
+from star.motions import Motions
 from star.sampling.sampler import GivenCodes
 
-OutputType = Literal["pil", "pt", "np"]
-Callback = Callable[[int, Image.Image], None]
 Picture = Image.Image | Tensor | str | Path
 
 
@@ -52,7 +48,7 @@ class Drawn:
     options: SampleOptions
 
 
-class Pipeline:
+class Pipeline(Motions):
     """A generator with its recommended options."""
 
     def __init__(self, generator: Generator, options: SampleOptions | None = None, name: str = "") -> None:
@@ -131,24 +127,25 @@ class Pipeline:
         prompt: one or several; "" draws without a condition. negative_prompt: what pictures are led away from, one for
         all or one for each prompt. seed: of the first picture of each prompt, the next ones follow; or one for every
         picture. generator: draws the seed instead. guidance_scale: 1 is off, and what classifier-free guidance usually
-        is called by (s cond + (1 - s) uncond). callback_on_scale: gets the number of each scale and the picture so far,
-        picture after picture. options: any other field of SampleOptions that the model has a use for (temperature,
-        top_k, top_p, truncation, ...). Raises InputError for anything that this model cannot do.
+        is called by (s cond + (1 - s) uncond). height, width: in pixels; a STAR model draws rectangles, too, of about
+        as many pixels as its square; size="3:2" says it by the aspect. callback_on_scale: gets the
+        number of each scale and the picture so far, picture after picture. options: any other field of SampleOptions
+        that the model has a use for (temperature, top_k, top_p, truncation, ...). Raises InputError for anything that
+        this model cannot do.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(isinstance(one, str) for one in prompts):
             raise InputError(f"prompt is {prompt!r:.60}, expected a string or a list of strings: give at least one")
-        _check_count("num_images_per_prompt", num_images_per_prompt)
-        _check_count("batch_size", batch_size)
+        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_count("batch_size", batch_size)
         if output_type not in ("pil", "pt", "np"):
             raise InputError(f"output_type is {output_type!r}, expected pil, pt or np: choose one")
-        self._check_size(height, width)
-        chosen = self._options(guidance_scale, options)
-        seeds = _seeds(seed, generator, len(prompts), num_images_per_prompt)
+        chosen = self._options(guidance_scale, options, height, width)
+        seeds = seeds_of(seed, generator, len(prompts), num_images_per_prompt)
         repeated = [one for one in prompts for _ in range(num_images_per_prompt)]
-        negatives = _negatives(negative_prompt, len(prompts), num_images_per_prompt)
+        negatives = negatives_of(negative_prompt, len(prompts), num_images_per_prompt)
         pixels = self._draw(repeated, seeds, chosen, negatives, None, callback_on_scale, batch_size)
-        return Drawn(_as_output(pixels, output_type), pixels, repeated, seeds, chosen)
+        return Drawn(as_output(pixels, output_type), pixels, repeated, seeds, chosen)
 
     # ---- what next-scale models do with a picture
 
@@ -161,6 +158,8 @@ class Pipeline:
         strength: float | None = None,
         num_images: int = 1,
         seed: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
         output_type: OutputType = "pil",
         guidance_scale: float | None = None,
         **options: Any,
@@ -168,13 +167,14 @@ class Pipeline:
         """Variations: the codes of a picture's coarse scales stay, the finer ones are drawn anew from the prompt.
 
         keep: "4x4" keeps the scales up to that grid, 3 the first three. strength: the same as a share, 0 keeps all and
-        1 none (image to image); half of the scales where neither is given. Raises InputError for other families.
+        1 none (image to image); half of the scales where neither is given. height, width: as in a call; the picture is
+        cut to that shape. Raises InputError for other families.
         """
-        star = self._next_scale("vary")
-        codes = encode_picture(star, to_pixels(picture))
+        star, chosen = self._next_scale("vary"), self._options(guidance_scale, options, height, width)
+        codes = encode_picture(star, to_pixels(picture), star.size_of(chosen.size))
         count = scales_of(star.tokenizer.schedule, keep, strength)
         given = given_coarse(codes, star.tokenizer.schedule, count, num_images)
-        return self._with_given(given, prompt, num_images, seed, output_type, guidance_scale, options)
+        return self._with_given(given, prompt, num_images, seed, output_type, chosen)
 
     def inpaint(
         self,
@@ -184,6 +184,8 @@ class Pipeline:
         *,
         num_images: int = 1,
         seed: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
         output_type: OutputType = "pil",
         guidance_scale: float | None = None,
         **options: Any,
@@ -191,23 +193,40 @@ class Pipeline:
         """Draws what a mask covers (white, at least half of 255) anew from the prompt; pixels outside do not change.
 
         On every scale the codes of places that the mask covers to less than a half stay (on the finest: not at all).
+        height, width: as in a call; picture and mask are cut to that shape.
         """
-        star = self._next_scale("inpaint")
-        pixels_3HW = to_pixels(picture, star.resolution)
-        covered_HW = to_pixels(mask, star.resolution)[0] >= 128
+        star, chosen = self._next_scale("inpaint"), self._options(guidance_scale, options, height, width)
+        size = star.size_of(chosen.size)
+        pixels_3HW, covered_HW = to_pixels(picture, size), to_pixels(mask, size)[0] >= 128
         if not bool(covered_HW.any()):
             raise InputError("the mask covers nothing, expected white where the picture is to be drawn anew: mark it")
-        given = given_outside(encode_picture(star, pixels_3HW), star.tokenizer.schedule, covered_HW, num_images)
-        drawn = self._with_given(given, prompt, num_images, seed, output_type, guidance_scale, options)
+        codes, schedule = encode_picture(star, pixels_3HW, size), star.tokenizer.config.schedule_of(*size)
+        given = given_outside(codes, schedule, covered_HW, num_images)
+        drawn = self._with_given(given, prompt, num_images, seed, output_type, chosen)
         pasted = paste(drawn.pixels, pixels_3HW, covered_HW)
-        return replace(drawn, pixels=pasted, images=_as_output(pasted, output_type))
+        return replace(drawn, pixels=pasted, images=as_output(pasted, output_type))
 
-    def outpaint(self, picture: Picture, prompt: str = "", *, margin: float = 0.25, **options: Any) -> Drawn:
-        """Puts a picture into the middle, `margin` of the side from each edge, and draws what is around it."""
+    def outpaint(
+        self,
+        picture: Picture,
+        prompt: str = "",
+        *,
+        margin: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        **options: Any,
+    ) -> Drawn:
+        """Puts a picture into the middle, `margin` of the side from each edge, and draws what is around it.
+
+        On a canvas of another height or width, the picture is as large as fits in where no margin is given; on the
+        model's own, a margin is 0.25.
+        """
         star = self._next_scale("outpaint")
-        canvas_3HW, covered_HW = on_canvas(to_pixels(picture), star.resolution, margin)
+        size = star.size_of(self._options(None, {k: v for k, v in options.items() if k == "size"}, height, width).size)
+        margin = 0.25 if margin is None and size == star.resolution else margin
+        canvas_3HW, covered_HW = on_canvas(to_pixels(picture), size, margin)
         mask_3HW = covered_HW.to(torch.uint8).mul(255).expand(3, -1, -1)
-        return self.inpaint(canvas_3HW, mask_3HW, prompt, **options)
+        return self.inpaint(canvas_3HW, mask_3HW, prompt, height=height, width=width, **options)
 
     # ---- the parts
 
@@ -225,15 +244,20 @@ class Pipeline:
         count: int,
         seed: int | None,
         output_type: OutputType,
+        chosen: SampleOptions,
+    ) -> Drawn:
+        check_count("num_images", count)
+        seeds = seeds_of(seed, None, 1, count)
+        pixels = self._draw([prompt] * count, seeds, chosen, None, given, None, count)
+        return Drawn(as_output(pixels, output_type), pixels, [prompt] * count, seeds, chosen)
+
+    def _options(
+        self,
         guidance_scale: float | None,
         options: dict[str, Any],
-    ) -> Drawn:
-        _check_count("num_images", count)
-        chosen, seeds = self._options(guidance_scale, options), _seeds(seed, None, 1, count)
-        pixels = self._draw([prompt] * count, seeds, chosen, None, given, None, count)
-        return Drawn(_as_output(pixels, output_type), pixels, [prompt] * count, seeds, chosen)
-
-    def _options(self, guidance_scale: float | None, options: dict[str, Any]) -> SampleOptions:
+        height: int | None = None,
+        width: int | None = None,
+    ) -> SampleOptions:
         known = set(SampleOptions.__dataclass_fields__)
         if old := sorted(set(options) & set(OPTIONS)):
             raise InputError(now_called(old[0], options[old[0]]))
@@ -243,15 +267,22 @@ class Pipeline:
             )
         if guidance_scale is not None:
             options = options | {"guidance_scale": guidance_scale}
+        if height is not None or width is not None:
+            options = options | self._size(height, width, options)
         check_options(self.generator, options)
         return replace(self.options, **options)
 
-    def _check_size(self, height: int | None, width: int | None) -> None:
-        H, W = self.resolution
-        if (height or H, width or W) != (H, W):
-            raise InputError(
-                f"{height or H} x {width or W} pixels were asked for, this model draws {H} x {W}: leave it out"
-            )
+    def _size(self, height: int | None, width: int | None, options: dict[str, Any]) -> dict[str, str]:
+        """Height and width as the option that they are; none for a family that draws its own size alone."""
+        H, W = (height or self.resolution[0], width or self.resolution[1])
+        if "size" in options:
+            raise InputError(f"size {options['size']} and a height or width were both given: leave one out")
+        if isinstance(self.generator, StarGenerator):
+            return {"size": "" if self.resolution == (H, W) else f"{H}x{W}"}
+        if self.resolution != (H, W):
+            own = " x ".join(map(str, self.resolution))
+            raise InputError(f"{H} x {W} pixels were asked for, this model draws {own}: leave it out")
+        return {}
 
     def _draw(
         self,
@@ -281,61 +312,7 @@ class Pipeline:
                     options=options,
                     negative_prompts=None if negatives is None else negatives[part],
                     given=None if given is None else given.rows(part),
-                    watch=None if callback is None else _watcher(star, callback),
+                    watch=None if callback is None else watcher(star, callback, options),
                 )
             )
         return torch.cat(parts)
-
-
-def _watcher(star: StarGenerator, callback: Callback) -> Callable[[int, Tensor, Tensor], None]:
-    """Decodes what is known of a picture after each scale."""
-    codes: list[Tensor] = []
-
-    def watch(k: int, _logits: Tensor, codes_Bl: Tensor) -> None:
-        codes.append(codes_Bl)
-        latent_BEhw = star.tokenizer.quantizer.decode(codes, k + 1)
-        callback(k, pixels_to_pil(star.tokenizer.latent_to_pixels(latent_BEhw)[0]))
-
-    return watch
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value!r}, expected a whole number of at least 1: correct it")
-
-
-def _seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, prompts: int, each: int) -> list[int]:
-    """One for every picture."""
-    if seed is not None and generator is not None:
-        raise InputError("seed and generator were both given, expected one of them: leave one out")
-    if generator is not None:
-        first = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    elif seed is None:
-        first = secrets.randbelow(2**31)
-    elif isinstance(seed, int):
-        first = seed
-    else:
-        if len(seed) != prompts * each:
-            raise InputError(
-                f"{len(seed)} seeds were given for {prompts * each} pictures: give one for each, or one number"
-            )
-        return [int(one) for one in seed]
-    if not 0 <= first <= LARGEST_SEED - each:
-        raise InputError(f"seed is {first}, expected 0 to 2^63 - 1: choose another one")
-    return [first + i for _ in range(prompts) for i in range(each)]
-
-
-def _negatives(given: str | Sequence[str] | None, prompts: int, each: int) -> list[str] | None:
-    if given is None:
-        return None
-    some = [given] * prompts if isinstance(given, str) else list(given)
-    if len(some) != prompts:
-        raise InputError(f"{len(some)} negative prompts were given for {prompts} prompts: give one, or one for each")
-    return [one for one in some for _ in range(each)]
-
-
-def _as_output(pixels_B3HW: Tensor, kind: OutputType) -> "list[Image.Image] | Tensor | NDArray[np.float32]":
-    if kind == "pil":
-        return [pixels_to_pil(pixels_3HW) for pixels_3HW in pixels_B3HW]
-    image_B3HW = pixels_B3HW.float() / 255
-    return image_B3HW if kind == "pt" else image_B3HW.permute(0, 2, 3, 1).numpy()

@@ -4,15 +4,17 @@ import torch
 
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.tokenizer.autoencoder import AutoencoderConfig
-from star.tokenizer.quantizer import QuantizerConfig
+from star.tokenizer.bitwise import BitwiseConfig
+from star.tokenizer.quantizer import Quantizer, QuantizerConfig
 from star.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
 
 SIZES = (1, 2, 3, 4)
 VOCABULARY, CODE_WIDTH = 32, 4
 
 
-def tiny_tokenizer(seed: int = 0) -> MultiScaleTokenizer:
-    """8 x 8 pixels, 4 scales, 32 codes."""
+def tiny_tokenizer(seed: int = 0, *, bits: bool = False) -> MultiScaleTokenizer:
+    """8 x 8 pixels, 4 scales, 32 codes; or tokens of 4 bits."""
+    quantizer = QuantizerConfig(vocabulary=VOCABULARY, code_width=CODE_WIDTH, sizes=SIZES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = MultiScaleTokenizer(
@@ -25,11 +27,12 @@ def tiny_tokenizer(seed: int = 0) -> MultiScaleTokenizer:
                     code_width=CODE_WIDTH,
                     norm_groups=4,
                 ),
-                quantizer=QuantizerConfig(vocabulary=VOCABULARY, code_width=CODE_WIDTH, sizes=SIZES),
+                quantizer=BitwiseConfig(bits=CODE_WIDTH, sizes=SIZES) if bits else quantizer,
             )
         )
         with torch.no_grad():
-            tokenizer.quantizer.codebook.weight.normal_()
+            if isinstance(tokenizer.quantizer, Quantizer):
+                tokenizer.quantizer.codebook.weight.normal_()
     return tokenizer.eval().requires_grad_(False)
 
 

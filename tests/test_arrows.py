@@ -15,8 +15,8 @@ ARROWS: dict[str, set[str]] = {
     "star": {"data", "generators", "tokenizer"},
     "eval": {"data", "generators"},
 }
-# The command and the web page alone may use every room; nobody uses them.
-DOORS = {"star/cli.py", "star/demo.py"}
+# The command alone may use every room; nobody uses it.
+DOORS = {"star/cli.py"}
 # Folders of one GAN family: whoever deletes one breaks no other.
 FAMILIES = ("stylegan_t", "stylenat", "styleformer")
 # Never imported by the core: see the notes on packages in CONTRIBUTING, and guard optional ones on real import success.

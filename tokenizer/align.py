@@ -17,6 +17,7 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.loader.batch import Batch
 from star.data.tensor_cache import TensorCache
+from star.tokenizer.quantizer import Quantizer
 from star.tokenizer.tokenizer import AlignedTo, MultiScaleTokenizer, TokenizerConfig
 
 KEPT = 2**30  # bytes of latents
@@ -33,6 +34,10 @@ class AlignmentTeacher:
         self.tokenizer = MultiScaleTokenizer.from_directory(path, device=device)
         self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         old, new = self.tokenizer.config, network
+        if old.quantizer.bits or new.quantizer.bits:
+            raise InputError(
+                f"align_to {path} was given where a token is a row of bits, expected codebooks: leave align_to out"
+            )
         for what, mine, theirs in (
             ("codes", new.quantizer.vocabulary, old.quantizer.vocabulary),
             ("code width", new.quantizer.code_width, old.quantizer.code_width),
@@ -44,6 +49,7 @@ class AlignmentTeacher:
         self.device = device
         # On other devices a latent depends on the batch it was made in: kept, it would not be that of a resumed run.
         self._kept = TensorCache(KEPT) if keep and device.type == "cpu" else None
+        assert isinstance(self.tokenizer.quantizer, Quantizer)
         codebook = self.tokenizer.quantizer.codebook.weight
         scale = float(codebook.square().mean().sqrt().clamp_min(1e-8))
         self.mark = AlignedTo(digest=self.tokenizer.digest, scale=scale)
@@ -55,6 +61,8 @@ class AlignmentTeacher:
         if not fresh:
             return
         own, old = tokenizer.quantizer, self.tokenizer.quantizer
+        assert isinstance(own, Quantizer)
+        assert isinstance(old, Quantizer)
         own.codebook.weight.copy_(old.codebook.weight / self.mark.scale)
         if len(own.phis) == len(old.phis):
             own.phis.load_state_dict(old.phis.state_dict())

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from star.tokenizer.quantizer import Pyramid, Quantizer
+from star.tokenizer.tokens import Codes, CodeUsage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +67,7 @@ class CodebookTrainer(nn.Module):
         Otherwise the first batch alone decides what it becomes."""
         super().__init__()
         self.known = known
+        self.moves: list[nn.Module] = [quantizer.codebook] if config.rule == "ema" else []  # by the rule, no gradient
         V, E = quantizer.codebook.weight.shape
         self.config = config
         self.register_buffer("hits_KV", torch.zeros(quantizer.schedule.count, V))
@@ -95,7 +97,7 @@ class CodebookTrainer(nn.Module):
             sums_VE.index_add_(0, codes_Bl.flatten(), target_BlE.flatten(0, 1).float() * weight)
         cluster_size_V = (counts_KV * counts_KV.new_tensor(weights)[:, None]).sum(0)
         for statistic in (counts_KV, sums_VE, cluster_size_V):
-            _all_reduce(statistic)
+            all_reduce(statistic)
 
         begun, held = int(self.steps) > 0, self.known and int(self.steps) < self.config.hold
         first = not begun and not self.known
@@ -131,6 +133,14 @@ class CodebookTrainer(nn.Module):
             self._restart_codes(quantizer, dead, scale_of, pyramid.targets)
         return len(dead)
 
+    def usage(self) -> CodeUsage:
+        """Codes in use: those chosen at least once per 100 steps lately."""
+        hits_KV = self.hits_KV.cpu()
+        return Codes(hits_KV.shape[1]).usage(hits_KV, threshold=0.01)
+
+    def regulariser(self, quantizer: Quantizer, latent_BEhw: Tensor, pyramid: Pyramid) -> None:
+        """Nothing: codes have no loss beside the quantisation loss."""
+
     def _least_used(self, dead: Tensor, count: int) -> Tensor:
         """The `count` living codes with the smallest clusters, among those whose cooldown is over."""
         cluster_size_V = self.cluster_size_V.clone()
@@ -161,40 +171,8 @@ class CodebookTrainer(nn.Module):
         self.cooldown_V[dead] = round(2 / max(1 - self.config.decay, 1e-3))
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """How much of the codebook each scale uses. distinct: codes seen; perplexity: exp of their entropy in nats."""
-
-    distinct: list[int]
-    perplexity: list[float]
-    distinct_overall: int
-    perplexity_overall: float
-    vocabulary: int
-
-
-def usage_from_counts(counts_KV: Tensor, threshold: float = 0.0) -> Usage:
-    """Usage from how often each code was chosen at each scale; a code counts as seen above the threshold."""
-
-    def perplexity(counts_V: Tensor) -> float:
-        p = counts_V.double() / counts_V.sum().clamp_min(1e-12)
-        return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
-
-    total_V = counts_KV.sum(0)
-    return Usage(
-        distinct=[int((row > threshold).sum()) for row in counts_KV],
-        perplexity=[perplexity(row) for row in counts_KV],
-        distinct_overall=int((total_V > threshold).sum()),
-        perplexity_overall=perplexity(total_V),
-        vocabulary=counts_KV.shape[1],
-    )
-
-
-def count_codes(codes: Sequence[Tensor], vocabulary: int) -> Tensor:
-    """float64 (K, V): how often each code occurs at each scale of one batch."""
-    return torch.stack([torch.bincount(c.flatten().cpu(), minlength=vocabulary).double() for c in codes])
-
-
-def _all_reduce(tensor: Tensor) -> None:
+def all_reduce(tensor: Tensor) -> None:
+    """The sum over all processes, in place."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(tensor)
 

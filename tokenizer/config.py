@@ -5,7 +5,9 @@ from typing import Literal
 
 from star.generators.gan.augment.diffaugment import operations
 from star.generators.training.data_feed import CachedFeedConfig
+from star.tokenizer.bitwise import BitsConfig
 from star.tokenizer.codebook import CodebookConfig
+from star.tokenizer.quantizers import QUANTIZERS, TRAINERS
 from star.tokenizer.tokenizer import TokenizerConfig
 
 
@@ -14,7 +16,7 @@ class TokenizerTrainConfig(CachedFeedConfig):
     """A whole training of a tokenizer; shards and folder are given beside it."""
 
     network: TokenizerConfig = field(default_factory=TokenizerConfig)
-    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    codebook: CodebookConfig | BitsConfig = field(default_factory=CodebookConfig)  # what the quantizer learns by
     lr: float = 1e-3
     lr_steps: int = 0  # length of the schedule; 0: the run's steps
     lr_floor: float = 0.02  # share of lr at the last step
@@ -50,4 +52,10 @@ class TokenizerTrainConfig(CachedFeedConfig):
             raise ValueError(f"commit_to is {self.commit_to!r}, expected 'last' or 'all'")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}, expected 'float32' or 'bfloat16'")
+        expected = TRAINERS[QUANTIZERS[type(self.network.quantizer)]][0]
+        if type(self.codebook) is not expected:
+            raise ValueError(
+                f"codebook is a {type(self.codebook).__name__}, a {type(self.network.quantizer).__name__} needs a "
+                f"{expected.__name__}"
+            )
         operations(self.augment)  # raises InputError for an unknown one

@@ -1,6 +1,6 @@
 """How good a tokenizer is on pictures it has not seen: fidelity at every cut of the pyramid, and life of the codebook.
 
-B batch, V codebook, H W pixels, K scales, 3 RGB.
+B batch, H W pixels, K scales, 3 RGB.
 """
 
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from star.data.images import image_to_pixels, labelled_grid
 from star.data.loader.pipeline import Batch
-from star.tokenizer.codebook import Usage, count_codes, usage_from_counts
 from star.tokenizer.portions import at_once, map_bytes
 from star.tokenizer.tokenizer import MultiScaleTokenizer
+from star.tokenizer.tokens import Usage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerScores:
     """Means over the pictures, of 8-bit pictures. psnr: dB. ssim: Gaussian window of 11 pixels, as Wang et al. 2004.
 
-    psnr_at_cut: K values, decoded from the first 1..K scales. usage: distinct codes and perplexity, per scale.
+    psnr_at_cut: K values, decoded from the first 1..K scales. usage: of what tokens can say, per scale.
     """
 
     pictures: int
@@ -37,17 +37,14 @@ class TokenizerScores:
 
     def lines(self) -> str:
         """A small table for people."""
-        usage = self.usage
+        columns = self.usage.columns()
         rows = [
-            f"{self.pictures} pictures: PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f}, "
-            f"{usage.distinct_overall} of {usage.vocabulary} codes used "
-            f"({usage.distinct_overall / usage.vocabulary:.1%})",
-            "scale   distinct   perplexity   PSNR up to here",
+            f"{self.pictures} pictures: PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f}, {self.usage.summary()}",
+            "scale" + "".join(f"{name:>{len(name) + 3}}" for name in columns) + "   PSNR up to here",
         ]
-        for k, (distinct, perplexity, psnr) in enumerate(
-            zip(usage.distinct, usage.perplexity, self.psnr_at_cut, strict=True)
-        ):
-            rows.append(f"{k:5d} {distinct:10d} {perplexity:12.1f} {psnr:14.2f} dB")
+        for k, psnr in enumerate(self.psnr_at_cut):
+            cells = "".join(f"{values[k]:>{len(name) + 3}}" for name, values in columns.items())
+            rows.append(f"{k:5d}{cells}{psnr:15.2f} dB")
         return "\n".join(rows)
 
 
@@ -61,7 +58,7 @@ def psnr_B(image_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
 def measure(tokenizer: MultiScaleTokenizer, batches: Iterable[Batch], precision: str = "no") -> TokenizerScores:
     """Scores over all batches. precision "bf16" runs the networks under autocast."""
     device = next(tokenizer.parameters()).device
-    counts_KV = torch.zeros(tokenizer.schedule.count, tokenizer.vocabulary, dtype=torch.float64)
+    counts: Tensor | None = None
     cuts: list[Tensor] = []
     ssim: list[Tensor] = []
     portion = at_once(map_bytes(tokenizer.config.autoencoder, tokenizer.resolution))
@@ -70,13 +67,14 @@ def measure(tokenizer: MultiScaleTokenizer, batches: Iterable[Batch], precision:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             pyramid = tokenizer.pyramid(image_B3HW)
             decoded = [tokenizer.latent_to_image(total) for total in pyramid.latents]
-        counts_KV += count_codes(pyramid.codes, tokenizer.vocabulary)
+        found = tokenizer.tokens.counts(pyramid.codes)
+        counts = found if counts is None else counts + found
         cuts.append(torch.stack([psnr_B(image, image_B3HW) for image in decoded]).cpu())
         exact = image_to_pixels(decoded[-1]).float()
         truth = image_to_pixels(image_B3HW).float()
         value = structural_similarity_index_measure(exact, truth, data_range=255.0, reduction="none")
         ssim.append(torch.as_tensor(value).reshape(-1).double().cpu())
-    if not cuts:
+    if counts is None:
         raise ValueError("no pictures to measure on")
     psnr_KB = torch.cat(cuts, dim=1)
     return TokenizerScores(
@@ -84,7 +82,7 @@ def measure(tokenizer: MultiScaleTokenizer, batches: Iterable[Batch], precision:
         psnr=float(psnr_KB[-1].mean()),
         ssim=float(torch.cat(ssim).mean()),
         psnr_at_cut=[float(row.mean()) for row in psnr_KB],
-        usage=usage_from_counts(counts_KV),
+        usage=tokenizer.tokens.usage(counts),
     )
 
 

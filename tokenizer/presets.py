@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from star.generators.training.run import RunConfig
 from star.tokenizer.autoencoder import AutoencoderConfig, DetailConfig
+from star.tokenizer.bitwise import BitsConfig, BitwiseConfig
 from star.tokenizer.codebook import CodebookConfig
 from star.tokenizer.config import TokenizerTrainConfig
 from star.tokenizer.quantizer import QuantizerConfig
@@ -36,6 +37,16 @@ _EMOJI_FINE = TokenizerConfig(
         _CPU_NETWORK.autoencoder, channels=96, multipliers=(1,), encoder_blocks=1, decoder_blocks=3, patch=4
     ),
     quantizer=replace(_CPU_NETWORK.quantizer, sizes=(1, 2, 3, 4, 5, 6, 8, 16)),
+)
+_TEST = TokenizerTrainConfig(
+    run=RunConfig(steps=8, batch_size=8, log_every=1, sample_every=4, checkpoint_every=4),
+    network=TokenizerConfig(
+        autoencoder=AutoencoderConfig(
+            channels=16, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, code_width=8, patch=4, norm="layer"
+        ),
+        quantizer=QuantizerConfig(vocabulary=32, code_width=8, sizes=(1, 2, 4)),
+    ),
+    warmup=2,
 )
 _EMOJI_FINE_DETAIL = replace(_EMOJI_FINE, detail=DetailConfig(trunk_blocks=5))
 
@@ -85,6 +96,13 @@ PRESETS: dict[str, TokenizerTrainConfig] = {
         lr_steps=0,
         cut=0.05,
     ),
+    # "emoji-cpu" with tokens of 16 bits instead of a codebook, to be ended by --run.minutes
+    "emoji-bits": replace(
+        _EMOJI_CPU,
+        network=replace(_CPU_NETWORK, quantizer=BitwiseConfig(bits=16, sizes=_CPU_NETWORK.quantizer.sizes)),
+        codebook=BitsConfig(),
+        lr_steps=0,
+    ),
     # 128 px on one GPU, to be ended by --run.minutes: 32x32 latents, since fidelity takes 4x4 pixels a token
     "emoji": replace(
         _EMOJI_CPU,
@@ -122,14 +140,10 @@ PRESETS: dict[str, TokenizerTrainConfig] = {
         ema=0.9999,
     ),
     # a few seconds, for tests
-    "test": TokenizerTrainConfig(
-        run=RunConfig(steps=8, batch_size=8, log_every=1, sample_every=4, checkpoint_every=4),
-        network=TokenizerConfig(
-            autoencoder=AutoencoderConfig(
-                channels=16, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, code_width=8, patch=4, norm="layer"
-            ),
-            quantizer=QuantizerConfig(vocabulary=32, code_width=8, sizes=(1, 2, 4)),
-        ),
-        warmup=2,
+    "test": _TEST,
+    "bits-test": replace(
+        _TEST,
+        network=replace(_TEST.network, quantizer=BitwiseConfig(bits=8, sizes=(1, 2, 4))),
+        codebook=BitsConfig(),
     ),
 }

@@ -1,6 +1,6 @@
 """The multi-scale tokenizer: image -> K grids of codes -> image.
 
-B batch, E code width, V codebook, H W pixels, h w latent grid, l tokens of one scale, K scales, 3 RGB.
+B batch, E code width, V codebook, D bits, H W pixels, h w latent grid, l tokens of one scale, K scales, 3 RGB.
 
     tokenizer = MultiScaleTokenizer.from_directory("star/weights/tokenizer-emoji")
     codes = tokenizer.encode(image_B3HW)          # K tensors (B, l)
@@ -15,13 +15,17 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from star.data.errors import InputError
 from star.data.images import image_to_pixels
 from star.data.unfilled import unfilled
 from star.generators.config import from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, digest, load_into, write
 from star.tokenizer.autoencoder import AutoencoderConfig, Decoder, DetailConfig, Encoder
-from star.tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
-from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.bitwise import BitwiseConfig
+from star.tokenizer.quantizer import MultiScaleQuantizer, Pyramid, QuantizerConfig
+from star.tokenizer.quantizers import make_quantizer
+from star.tokenizer.scales import MOST_ASPECT, ScaleSchedule
+from star.tokenizer.tokens import TokenKind
 
 FAMILY = "multi-scale-tokenizer"
 
@@ -32,7 +36,7 @@ class TokenizerConfig:
     side of the quantizer that the released weights have; detail is what the decoder has beyond the autoencoder's."""
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig | BitwiseConfig = field(default_factory=QuantizerConfig)  # told apart by their fields
     quant_conv: bool = True
     detail: DetailConfig | None = None
 
@@ -51,6 +55,10 @@ class TokenizerConfig:
     def resolution(self) -> int:
         """Side of the square pictures, in pixels."""
         return self.quantizer.schedule.finest * self.autoencoder.downsampling
+
+    def schedule_of(self, H: int, W: int) -> ScaleSchedule:
+        """The scales of a picture of H x W pixels. Raises InputError for a size that cannot be written in codes."""
+        return schedule_of(self.quantizer.schedule, self.autoencoder.downsampling, H, W)
 
     def at(self, sizes: tuple[int, ...]) -> "TokenizerConfig":
         """The same networks on another pyramid, which shared phi convolutions allow: another resolution."""
@@ -77,7 +85,7 @@ class MultiScaleTokenizer(nn.Module):
         width = config.quantizer.code_width
         self.encoder = Encoder(config.autoencoder)
         self.quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
-        self.quantizer = Quantizer(config.quantizer)
+        self.quantizer: MultiScaleQuantizer = make_quantizer(config.quantizer)
         self.post_quant_conv: nn.Module = nn.Conv2d(width, width, 3, padding=1) if config.quant_conv else nn.Identity()
         self.decoder = Decoder(config.autoencoder, config.detail)
 
@@ -88,8 +96,18 @@ class MultiScaleTokenizer(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """V, the size of the codebook."""
+        """V, the size of the codebook; 2 where a token is a row of bits."""
         return self.config.quantizer.vocabulary
+
+    @property
+    def bits(self) -> int:
+        """D of a token that is a row of bits, 0 of a code."""
+        return self.config.quantizer.bits
+
+    @property
+    def tokens(self) -> TokenKind:
+        """What a token is."""
+        return self.config.quantizer.tokens
 
     @property
     def code_width(self) -> int:
@@ -102,12 +120,13 @@ class MultiScaleTokenizer(nn.Module):
         return self.config.resolution
 
     def image_to_latent(self, image_B3HW: Tensor) -> Tensor:
-        """The latent before quantisation, float32 (B, E, h, w). Raises ValueError on a picture of another size."""
-        if image_B3HW.shape[1:] != (3, self.resolution, self.resolution):
+        """The latent before quantisation, float32 (B, E, h, w). Raises ValueError on a picture of a size not drawn."""
+        if image_B3HW.ndim != 4 or image_B3HW.shape[1] != 3:
             raise ValueError(
                 f"image of shape {tuple(image_B3HW.shape)} given, expected (B, 3, {self.resolution}, "
                 f"{self.resolution}); resize it first"
             )
+        self.config.schedule_of(*image_B3HW.shape[2:])
         return self.quant_conv(self.encoder(image_B3HW)).float()
 
     def latent_to_image(self, latent_BEhw: Tensor, clamp: bool = True) -> Tensor:
@@ -135,7 +154,7 @@ class MultiScaleTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, image_B3HW: Tensor) -> list[Tensor]:
-        """Codes of every scale: K tensors int64 (B, l), row-major."""
+        """Tokens of every scale, row-major: K tensors int64 (B, l) of codes, uint8 (B, l, D) of bits."""
         return self.pyramid(image_B3HW).codes
 
     @torch.no_grad()
@@ -144,9 +163,14 @@ class MultiScaleTokenizer(nn.Module):
         return self.quantizer.encode(self.image_to_latent(image_B3HW))
 
     @torch.no_grad()
-    def decode(self, codes: Sequence[Tensor], scales: int | None = None) -> Tensor:
-        """The image (B, 3, H, W) that the codes of the first `scales` scales (all by default) describe."""
-        return self.latent_to_image(self.quantizer.decode(codes, scales))
+    def decode(
+        self, codes: Sequence[Tensor], scales: int | None = None, schedule: ScaleSchedule | None = None
+    ) -> Tensor:
+        """The image (B, 3, H, W) that the codes of the first `scales` scales (all by default) describe.
+
+        schedule: of a picture that is no square.
+        """
+        return self.latent_to_image(self.quantizer.decode(codes, scales, schedule))
 
     @property
     def digest(self) -> str:
@@ -187,6 +211,26 @@ class MultiScaleTokenizer(nn.Module):
         if "anchored" in directory.about:
             tokenizer.aligned_to = from_dict(AlignedTo, directory.about["anchored"], f"{path} about.anchored")
         return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def schedule_of(schedule: ScaleSchedule, downsampling: int, H: int, W: int) -> ScaleSchedule:
+    """The grids of a picture of H x W pixels, of which `downsampling` along a side make a cell.
+
+    Raises InputError for a size that is no whole number of cells, or that the schedule does not reach.
+    """
+    side = schedule.finest * downsampling
+    if H % downsampling or W % downsampling:
+        raise InputError(
+            f"{H} x {W} pixels were given, expected {side} x {side}, or multiples of {downsampling} of about as many "
+            "pixels in all: resize the picture, or choose another size"
+        )
+    try:
+        return schedule.at(H // downsampling, W // downsampling)
+    except InputError as error:
+        raise InputError(
+            f"{H} x {W} pixels were given, expected {side} x {side}, or a rectangle up to {MOST_ASPECT}:1 of half to "
+            "twice as many: choose another size"
+        ) from error
 
 
 def codes_digest(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:

@@ -30,12 +30,12 @@ from star.generators.training.run import Run
 from star.generators.training.schedule import lr_at, set_lr
 from star.tokenizer.adversary import Adversary, adamw
 from star.tokenizer.align import AlignmentTeacher, alignment_loss
-from star.tokenizer.codebook import CodebookTrainer, usage_from_counts
 from star.tokenizer.config import TokenizerTrainConfig
 from star.tokenizer.losses import perceptual_distance, quantisation_loss, reconstruction_loss, straight_through
 from star.tokenizer.metrics import TokenizerScores, cuts_grid, measure
 from star.tokenizer.plots import plot_usage
 from star.tokenizer.quantizer import Pyramid
+from star.tokenizer.quantizers import QuantizerTrainer, make_trainer
 from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 
@@ -73,7 +73,7 @@ def train(config: TokenizerTrainConfig, *, data: Sequence[str], out: Path, resum
     for step in run.steps():
         trainer.step(step, batches)
         if run.due(step, config.run.log_every):
-            _log_usage(run, trainer.codebook)
+            run.log(trainer.codebook.usage().log())
         if run.sample_due(step) and run.is_main:
             _show(run, trainer.smooth, config, held_out or feed.shards, step)
     if run.is_main:
@@ -89,13 +89,14 @@ class TokenizerTrainer:
         self.tokenizer = _initial(config)
         self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         known = bool(config.align_to or config.init_from)
-        self.codebook = CodebookTrainer(self.tokenizer.quantizer, config.codebook, known=known).to(run.device)
+        learner = make_trainer(self.tokenizer.quantizer, config.codebook, known=known).to(run.device)
+        self.codebook: QuantizerTrainer = learner
         self.teacher: AlignmentTeacher | None = None
         if config.align_to:
             place = place_of(config.align_to)
             self.teacher = AlignmentTeacher(place, config.network, run.device, keep=config.cache is True)
             self.teacher.begin(self.tokenizer, fresh=not config.init_from)
-        for part in _frozen(self.tokenizer, config):
+        for part in _frozen(self.tokenizer, config, self.codebook):
             part.requires_grad_(False)
         averaged = MovingAverage(self.tokenizer, lambda: config.ema, buffers=True).to(run.device)
         self.averaged = averaged
@@ -107,7 +108,7 @@ class TokenizerTrainer:
         self.adversary = Adversary(config, run) if config.adversary_weight > 0 else None
         perceptual = perceptual_distance(place_of(config.perceptual))
         self.perceptual = perceptual.to(run.device) if perceptual is not None else None
-        run.track(tokenizer=self.tokenizer, codebook=self.codebook, ema=averaged, optimizer=self.optimizer)
+        run.track(tokenizer=self.tokenizer, codebook=learner, ema=averaged, optimizer=self.optimizer)
         if self.adversary is not None:
             run.track(discriminator=self.adversary.network, discriminator_optimizer=self.adversary.optimizer)
 
@@ -140,7 +141,7 @@ class TokenizerTrainer:
             image_B3HW = jittered(image_B3HW)
         with run.autocast():
             decoded_B3HW, latent_BEhw, pyramid = self.forward(image_B3HW, scales)
-        restarted = 0 if config.freeze_codes else self.codebook.update(self.tokenizer.quantizer, pyramid)
+        restarted = None if config.freeze_codes else self.codebook.update(self.tokenizer.quantizer, pyramid)
         old_BEgg = None if self.teacher is None else self.teacher.latents(batch)
         reconstruction = config.reconstruction * reconstruction_loss(
             decoded_B3HW, image_B3HW, config.l1, log=config.log_error
@@ -154,6 +155,10 @@ class TokenizerTrainer:
             values["loss_perceptual"] = self.perceptual(decoded_B3HW, image_B3HW)
             reconstruction = reconstruction + config.perceptual_weight * values["loss_perceptual"]
         loss = reconstruction if config.freeze_codes else reconstruction + quantisation
+        regulariser = self.codebook.regulariser(self.tokenizer.quantizer, latent_BEhw, pyramid)
+        if regulariser is not None and not config.freeze_codes:
+            values["loss_entropy"] = regulariser
+            loss = loss + regulariser
         if old_BEgg is not None:
             values["loss_alignment"] = alignment_loss(latent_BEhw, old_BEgg)
             loss = loss + config.align_weight * values["loss_alignment"]
@@ -163,7 +168,9 @@ class TokenizerTrainer:
             loss = loss + config.adversary_weight * weight * adversarial
             values |= {"loss_adversarial": adversarial, "adaptive_weight": weight}
         run.backward(loss)
-        run.log({**values, "loss": loss, "restarted_codes": float(restarted)}, images=len(batch))
+        if restarted is not None:
+            values["restarted_codes"] = float(restarted)
+        run.log({**values, "loss": loss}, images=len(batch))
         return image_B3HW, decoded_B3HW.detach()
 
     def _quantisation(self, latent_BEhw: Tensor, pyramid: Pyramid, old_BEgg: Tensor | None) -> Tensor:
@@ -209,15 +216,17 @@ def jittered(image_B3HW: Tensor) -> Tensor:
     return torch.stack(pictures).contiguous(memory_format=torch.channels_last)
 
 
-def _frozen(tokenizer: MultiScaleTokenizer, config: TokenizerTrainConfig) -> list[nn.Module]:
+def _frozen(
+    tokenizer: MultiScaleTokenizer, config: TokenizerTrainConfig, codebook: QuantizerTrainer
+) -> list[nn.Module]:
     """The parts that gradients do not move; under the "ema" rule the codebook moves by its own rule."""
     parts: list[nn.Module] = []
     if config.freeze_encoder or config.freeze_codes:
         parts += [tokenizer.encoder, tokenizer.quant_conv]
     if config.freeze_codes:
         parts.append(tokenizer.quantizer)
-    elif config.codebook.rule == "ema":
-        parts.append(tokenizer.quantizer.codebook)
+    else:
+        parts += codebook.moves
     return parts
 
 
@@ -235,18 +244,6 @@ def _scales(config: TokenizerTrainConfig, count: int, step: int) -> int:
     return count
 
 
-def _log_usage(run: Run, codebook: CodebookTrainer) -> None:
-    """Codes in use: those chosen at least once per 100 steps lately."""
-    usage = usage_from_counts(codebook.hits_KV.cpu(), threshold=0.01)
-    run.log(
-        {
-            "usage_distinct": torch.tensor(usage.distinct, dtype=torch.float32),
-            "usage_perplexity": torch.tensor(usage.perplexity),
-            "usage_overall": usage.distinct_overall / usage.vocabulary,
-        }
-    )
-
-
 def _show(
     run: Run,
     tokenizer: MultiScaleTokenizer,
@@ -262,9 +259,7 @@ def _show(
     tokenizer.train()
     run.picture("reconstructions", pictures, step)
     if (run.out / "metrics.jsonl").exists():
-        plot_usage(
-            run.out / "metrics.jsonl", tokenizer.schedule, tokenizer.vocabulary, run.out / "pictures" / "usage.png"
-        )
+        plot_usage(run.out / "metrics.jsonl", tokenizer.schedule, tokenizer.tokens, run.out / "pictures" / "usage.png")
 
 
 def _finish(
@@ -285,10 +280,15 @@ def _finish(
     return directory
 
 
+def _tokens(config: TokenizerTrainConfig) -> str:
+    quantizer = config.network.quantizer
+    return f"{quantizer.bits} bits a token" if quantizer.bits else f"{quantizer.vocabulary} codes"
+
+
 def _card(run: Run, config: TokenizerTrainConfig, scores: TokenizerScores | None) -> str:
     measured = f"On held-out shards:\n\n```\n{scores.lines()}\n```" if scores else "Not measured: no held-out shards."
     return (
         f"# A multi-scale tokenizer\n\n{config.network.resolution} px, scales {config.network.quantizer.sizes}, "
-        f"{config.network.quantizer.vocabulary} codes. Trained for {run.step} steps on {run.images} pictures "
+        f"{_tokens(config)}. Trained for {run.step} steps on {run.images} pictures "
         f"(seed {config.run.seed}).\n\n{measured}\n\nRecipe:\n\n```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
     )

@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: a few sizes, and which of them a picture goes to.
+"""Aspect-ratio buckets: a few sizes, and which of them a picture goes to; `aspect_batches` makes batches of them.
 
-No trainer uses them yet, see `aspect_batches`. Sizes are (height, width) in pixels.
+Sizes are (height, width) in pixels.
 """
 
 from collections.abc import Sequence

@@ -1,20 +1,21 @@
 """Batches of one size each from pictures of many aspects: samples queue up by bucket, and a full queue is a batch.
 
-No trainer uses these yet: they are for one that takes pictures of several sizes (`DataConfig.buckets`).
+The trainer of the next-scale transformer takes these, where its config names aspects (`DataConfig.buckets`).
 
 Nothing is lost: a queue that is not full at the end of an epoch is filled in the next one. A queue grows by what the
 pictures' headers say, whether or not a picture turns out to be broken later. So the queues at any batch can be found
 again without decoding what came before: the order is walked through, and each shard is read once for its headers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from star.data.captions import captions_of
 from star.data.decoding import upright_size
 from star.data.errors import InputError
 from star.data.loader.aspect import nearest
 from star.data.loader.positions import Ref
-from star.data.loader.virtual_workers import Sample, VirtualWorker
+from star.data.loader.virtual_workers import Sample, SizedReader, VirtualWorker
 from star.data.shards.faults import Fault, SampleError
 from star.data.shards.tar import Group, fetch, image_bytes
 
@@ -111,10 +112,16 @@ class _Headers:
         try:
             members = fetch(shard, group).members
             captions_of(members)
-            _, data = image_bytes(members)
-            return nearest(upright_size(data), self.source.settings.buckets)
+            return nearest(self._size_of(members), self.source.settings.buckets)
         except InputError as error:
             self.source.faults.append(Fault(shard, "broken picture", group.key, str(error)))
         except SampleError as error:
             self.source.faults.append(Fault(shard, error.reason, group.key, error.detail))
         return None
+
+    def _size_of(self, members: Mapping[str, Any]) -> tuple[int, int]:
+        """(H, W) in pixels. Raises SampleError or InputError where a header does not say."""
+        reader = self.source.settings.reader
+        if isinstance(reader, SizedReader):
+            return reader.size(members)
+        return upright_size(image_bytes(members)[1])

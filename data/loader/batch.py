@@ -18,7 +18,8 @@ from star.data.loader.virtual_workers import Chunk
 class Batch:
     """B captioned pictures. `prompts` are the captions chosen for this epoch, `captions` all there are.
 
-    Samples that are not pictures have their tensors (B, ...) by name in `extra`, and an image_B3HW without pixels.
+    Samples that are not pictures have their tensors (B, ...) by name in `extra`, and an image_B3HW without pixels (its
+    shape may tell theirs).
     """
 
     image_B3HW: Tensor

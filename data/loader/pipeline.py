@@ -28,7 +28,7 @@ from star.data.loader.aspect import check_buckets
 from star.data.loader.batch import Batch, cut, joined, to_batch
 from star.data.loader.order import choose, permutation
 from star.data.loader.report import SkipReport
-from star.data.loader.virtual_workers import Chunk, Reader, Settings, Source, VirtualWorker, nothing_usable
+from star.data.loader.virtual_workers import Chunk, Reader, Settings, SizedReader, Source, VirtualWorker, nothing_usable
 from star.data.loader.weighted_sampling import WeightedSampling
 from star.data.loader.workers import Chunks, Endless, Once, run
 from star.data.shards.listing import list_shards
@@ -116,6 +116,8 @@ class Pipeline:
             raise InputError(f"Rank {rank} of {world} does not exist; give 0 <= rank < world.")
         if reader is not None and config.cache:
             raise InputError("Only pictures are kept in memory; set cache to False to read anything else.")
+        if reader is not None and config.buckets and not isinstance(reader, SizedReader):
+            raise InputError("buckets were given for samples that tell no size; leave them out.")
         self.config = config
         self.batch_size = batch_size
         self.rank = rank

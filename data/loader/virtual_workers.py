@@ -11,7 +11,7 @@ Shapes: B batch, H W pixels, 3 RGB.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,7 +28,17 @@ from star.data.shards.faults import Fault, SampleError
 from star.data.shards.tar import Group, fetch, image_bytes, index_shard, is_seekable, read_shard
 
 # Makes named tensors of a sample's members, given which of its captions was chosen. Raises SampleError. Picklable.
+# Among them may be "pixels", of which only samples of one shape are stacked; without it a sample has no pixels.
 Reader = Callable[[Mapping[str, bytes], int], dict[str, Tensor]]
+
+
+@runtime_checkable
+class SizedReader(Protocol):
+    """A `Reader` of samples of several sizes, which buckets need."""
+
+    def size(self, members: Mapping[str, bytes]) -> tuple[int, int]:
+        """(H, W) in pixels, of a sample's header alone. Raises SampleError if it has none."""
+        ...
 
 
 class Source(NamedTuple):
@@ -228,6 +238,7 @@ def decode_group(group: Group, settings: Settings, epoch: int) -> Sample:
     else:
         pixels_3HW = torch.empty((3, 0, 0), dtype=torch.uint8)
         extra = settings.reader(group.members, captions.index(prompt))  # type: ignore[arg-type]  # places were read
+        pixels_3HW = extra.pop("pixels", pixels_3HW)
     return Sample(pixels_3HW, prompt, group.key, captions, info, epoch, extra)
 
 

@@ -50,8 +50,9 @@ def pack(
     out: str | Path,
     *,
     kind: Kind | None = None,
-    image_column: str = "image",
-    caption_column: str = "caption",
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    split: str | None = None,
     samples_per_shard: int = 1000,
     max_shard_bytes: int | None = None,
     shorter_side: int | None = None,
@@ -62,11 +63,12 @@ def pack(
 ) -> PackReport:
     """Packs a source (see `sources`) into shards of `<key>.<picture>` and `<key>.json`, with an index.
 
-    kind: what the source is; None finds out. shorter_side: reduces larger pictures to this many pixels on their shorter
-    side, aspect kept, nothing cut. image_format: "keep" copies the bytes of pictures that are not reduced, if
-    they are of EXTENSIONS, and makes PNG of others; webp is lossless, jpg of quality 95. Bad pictures and samples
-    without a caption are left out, counted and named in the report. The same source gives the same bytes. Raises
-    InputError for an unusable source or place, and if nothing at all could be packed.
+    kind: what the source is; None finds out. image_column, caption_column: of tables; None takes the usual names, see
+    tables.py. split: of a data set of several, see layouts.py. shorter_side: reduces larger pictures to this many
+    pixels on their shorter side, aspect kept, nothing cut. image_format: "keep" copies the bytes of pictures that are
+    not reduced, if they are of EXTENSIONS, and makes PNG of others; webp is lossless, jpg of quality 95. Bad pictures
+    and samples without a caption are left out, counted and named in the report. The same source gives the same bytes.
+    Raises InputError for an unusable source or place, and if nothing at all could be packed.
     """
     source = str(source)
     if shorter_side is not None and shorter_side < 1:
@@ -78,7 +80,8 @@ def pack(
         raise InputError(f"{out} holds the shards that are to be packed; give another folder to pack them into.")
     skipped, faults = SkipReport(), list[Fault]()
     keys = _UniqueKeys()
-    stream = entries(source, kind, faults, image_column=image_column, caption_column=caption_column, without=Path(out))
+    columns = {"image_column": image_column, "caption_column": caption_column, "split": split}
+    stream = entries(source, kind, faults, **columns, without=Path(out))
     with (
         ShardWriter(
             out, prefix=prefix, per_shard=samples_per_shard, max_bytes=max_shard_bytes, overwrite=overwrite

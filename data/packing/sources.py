@@ -1,7 +1,7 @@
 """What `pack` can read: each source is an iterator of entries, a picture and what describes it.
 
-A folder of pictures with captions beside them, a table (CSV, TSV, JSONL, parquet), existing shards, or the layout of
-MJHQ-30k (meta_data.json and one folder per category).
+A folder of pictures with captions beside them, a table (CSV, TSV, JSONL, parquet), existing shards, the layout of
+MJHQ-30k (meta_data.json and one folder per category), or a data set of the Hugging Face hub, see layouts.py.
 """
 
 import os
@@ -15,13 +15,22 @@ from star.data.formats import is_picture
 from star.data.mjhq import BAD_TEXT, FIELD_TWICE, INCOMPLETE, META_NAME, TWICE, find_picture, pictures_by_id, read_meta
 from star.data.packing.entry import Entry, captions_in, shown, unusable
 from star.data.packing.folders import folder_entries
+from star.data.packing.layouts import (
+    Columns,
+    imagefolder_entries,
+    is_saved,
+    metadata_in,
+    parquet_entries,
+    parquet_in,
+    saved_entries,
+)
 from star.data.packing.tables import ENDINGS, table_entries
 from star.data.shards.faults import Fault, Reason, SampleError
 from star.data.shards.listing import list_shards, names_shard
 from star.data.shards.remote import is_url
 from star.data.shards.tar import image_bytes, read_shard
 
-Kind = Literal["folder", "table", "shards", "mjhq"]
+Kind = Literal["folder", "table", "shards", "mjhq", "imagefolder", "tables", "dataset"]
 REASONS: dict[str, Reason] = {  # of faults in meta_data.json
     BAD_TEXT: "broken text",
     FIELD_TWICE: "broken json",
@@ -38,12 +47,14 @@ def kind_of(source: str) -> Kind:
     if os.path.isdir(path):  # os.path takes any name; Path raises for those that are too long
         if (path / META_NAME).is_file():
             return "mjhq"
+        if is_saved(path):
+            return "dataset"
         return _shards_or_folder(path)
     if path.suffix.lower() in ENDINGS and os.path.isfile(path):
         return "table"
     raise InputError(
         f"Cannot pack {source!r}; give a folder of pictures with captions, a {', '.join(ENDINGS)} table, "
-        "existing .tar shards, or a folder with meta_data.json."
+        "existing .tar shards, a folder with meta_data.json, or a data set of the Hugging Face hub."
     )
 
 
@@ -53,7 +64,9 @@ def _shards_or_folder(path: Path) -> Kind:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}); give a folder you can read.") from error
     if not any(map(names_shard, names)):
-        return "folder"
+        if metadata_in(path):
+            return "imagefolder"
+        return "tables" if parquet_in(path) and not any(map(is_picture, names)) else "folder"
     for name in sorted(filter(is_picture, names)):
         stem = name.rpartition(".")[0]
         if {f"{stem}.txt", f"{stem}.json"} & names:
@@ -69,15 +82,26 @@ def entries(
     kind: Kind,
     faults: list[Fault],
     *,
-    image_column: str = "image",
-    caption_column: str = "caption",
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    split: str | None = None,
     without: Path | None = None,
 ) -> Iterator[Entry]:
     """All entries of a source in its own order; faults of whole shards are added to `faults`.
 
+    Columns that are not named are the usual ones, see tables.py; `split` is of a data set that has several, by default
+    train where it has that, "all" reads them all.
     `without` is a folder that is passed over where pictures are looked for: the one that is written.
     """
-    path = Path(os.path.expanduser(source))
+    path, columns = Path(os.path.expanduser(source)), Columns(image_column, caption_column)
+    if split is not None and kind not in ("imagefolder", "tables", "dataset"):
+        raise InputError(f"the split {split} was asked for of {source}, which is a {kind} without splits: give none")
+    if kind == "imagefolder":
+        return imagefolder_entries(path, columns, split, without)
+    if kind == "tables":
+        return parquet_entries(path, columns, split)
+    if kind == "dataset":
+        return saved_entries(path, columns, split)
     if kind == "folder":
         return folder_entries(path, without)
     if kind == "mjhq":
@@ -98,9 +122,10 @@ def _mjhq(folder: Path) -> Iterator[Entry]:
         )
     joined = set(meta.joined)
     claimed = {(fault.category, fault.id) for fault in meta.faults}
-    for id, prompt, category in meta.entries:
+    for id, prompt, category, subject, style in meta.entries:
         claimed.add((category, id))
-        entry = Entry(f"{category}/{id}", id, b"", captions_in(prompt), {"category": category})
+        said = {name: value for name, value in (("subject", subject), ("style", style)) if value}
+        entry = Entry(f"{category}/{id}", id, b"", captions_in(prompt), {"category": category, **said})
         if id in joined:
             entry.notes.append(("line breaks replaced", "line breaks in its prompt became spaces"))
         try:

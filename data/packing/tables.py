@@ -16,6 +16,9 @@ from star.data.packing.entry import Entry, captions_in, shorten, unusable
 from star.data.shards.faults import Reason, SampleError
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+# Where no column is named, the first of these that is there: as this project writes them, then as `datasets` does.
+IMAGE_COLUMNS = ("image", "file_name", "img", "jpg", "png", "webp", "path")
+CAPTION_COLUMNS = ("caption", "text", "prompt")
 LONGEST_LINE = 16 * 2**20  # characters; an object may hold whole stories
 LONGEST_RECORD = 2**20  # characters of a CSV record of several lines: beyond that a quote was left open
 
@@ -41,11 +44,12 @@ class _Record(NamedTuple):
     problem: SampleError | None = None
 
 
-def table_entries(path: Path, image_column: str, caption_column: str) -> Iterator[Entry]:
+def table_entries(path: Path, image_column: str | None, caption_column: str | None) -> Iterator[Entry]:
     """One entry for each row, in their order; a picture is a path from the table's folder, or the bytes themselves.
 
-    Other columns become fields of the record; a list of captions, and a column `captions` beside the caption, mean what
-    they mean in a shard. Raises InputError if the table cannot be read at all or has no such columns.
+    A column that is not named is the first of IMAGE_COLUMNS or CAPTION_COLUMNS that the row has. Other columns become
+    fields of the record; a list of captions, and a column `captions` beside the caption, mean what they mean in a
+    shard. Raises InputError if the table cannot be read at all or has no such columns.
     """
     columns: dict[str, None] = {}
     for number, row in enumerate(_rows(path, image_column, caption_column), 1):
@@ -63,14 +67,15 @@ def table_entries(path: Path, image_column: str, caption_column: str) -> Iterato
         check_columns(path, columns, image_column, caption_column)
 
 
-def check_columns(path: Path, columns: Iterable[str], image_column: str, caption_column: str) -> None:
+def check_columns(path: Path, columns: Iterable[str], image_column: str | None, caption_column: str | None) -> None:
     """Raises InputError if the picture's or the caption's column is missing, or any column is there twice."""
     columns = list(columns)
     if twice := sorted(name for name, times in Counter(columns).items() if times > 1):
         raise InputError(f"{path} has the column {', '.join(twice[:20])} twice; give each a name of its own.")
-    missing = {image_column, caption_column} - set(columns)
+    image, caption = _column(columns, image_column, IMAGE_COLUMNS), _column(columns, caption_column, CAPTION_COLUMNS)
+    missing = {image, caption} - set(columns)
     if "captions" in columns:
-        missing.discard(caption_column)
+        missing.discard(caption)
     if missing:
         raise InputError(
             f"{path} has no column {', '.join(sorted(missing))} but {', '.join(columns[:20])}; "
@@ -78,8 +83,17 @@ def check_columns(path: Path, columns: Iterable[str], image_column: str, caption
         )
 
 
-def _fill(entry: Entry, folder: Path, cells: dict[str, Any], image_column: str, caption_column: str) -> None:
-    value, caption = cells.pop(image_column, None), cells.pop(caption_column, None)
+def _column(columns: Iterable[str], named: str | None, usual: tuple[str, ...]) -> str:
+    """The column that was named, else the first of the usual ones that is there, else the first of them."""
+    return named or next((name for name in usual if name in columns), usual[0])
+
+
+def _fill(
+    entry: Entry, folder: Path, cells: dict[str, Any], image_column: str | None, caption_column: str | None
+) -> None:
+    image_column = _column(cells, image_column, IMAGE_COLUMNS)
+    value = cells.pop(image_column, None)
+    caption = cells.pop(_column(cells, caption_column, CAPTION_COLUMNS), None)
     if isinstance(value, Mapping):  # as the datasets library stores pictures in parquet: {"bytes", "path"}
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
@@ -99,14 +113,14 @@ def _fill(entry: Entry, folder: Path, cells: dict[str, Any], image_column: str, 
     entry.record = cells
 
 
-def _rows(path: Path, image_column: str, caption_column: str) -> Iterator[Row]:
+def _rows(path: Path, image_column: str | None, caption_column: str | None) -> Iterator[Row]:
     if not path.is_file():
         raise InputError(f"{path} is no file; give a table, one of {', '.join(ENDINGS)}.")
     suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        from star.data.packing.parquet import parquet_rows  # pyarrow is optional
+    if suffix in (".parquet", ".arrow"):
+        from star.data.packing.parquet import arrow_rows, parquet_rows  # pyarrow is optional
 
-        yield from parquet_rows(path, image_column, caption_column)
+        yield from (parquet_rows if suffix == ".parquet" else arrow_rows)(path, image_column, caption_column)
         return
     try:
         with _open(path) as file:
@@ -220,7 +234,7 @@ def _split_commas(lines: Iterator[_Line]) -> Iterator[_Record]:
 
 
 def _named(
-    path: Path, records: Iterator[_Record], delimiter: str, image_column: str, caption_column: str
+    path: Path, records: Iterator[_Record], delimiter: str, image_column: str | None, caption_column: str | None
 ) -> Iterator[Row]:
     """Cells by the names in the first record."""
     first = next(records, None)

@@ -33,6 +33,7 @@ Reason = Literal[
     "first frame only",
     "damaged EXIF",
     "colour profile not applied",
+    "another split",
 ]
 NOTES: tuple[Reason, ...] = (  # worth knowing, but they cost no sample
     "duplicate picture",
@@ -46,6 +47,7 @@ NOTES: tuple[Reason, ...] = (  # worth knowing, but they cost no sample
     "first frame only",
     "damaged EXIF",
     "colour profile not applied",
+    "another split",
 )
 REPAIRED: tuple[Reason, ...] = ("repaired name", "repaired text")  # faults, but the sample is used all the same
 

@@ -52,7 +52,8 @@ def list_shards(specs: Sequence[str], *, allow_pipe: bool = False, unfinished: b
         for spec in specs:
             found = _expand(spec, depth=0)
             if not any(is_url(shard) or os.path.isfile(shard) for shard in found):
-                raise InputError(f"No shards at {spec!r}; give a folder, glob, brace range, URL or list of .tar files.")
+                wanted = "give a folder, glob, brace range, URL or list of .tar files"
+                raise InputError(f"No shards at {spec!r}; {wanted}{_advice(spec)}.")
             shards.update(dict.fromkeys(found))
     if not shards:
         raise InputError(
@@ -61,6 +62,12 @@ def list_shards(specs: Sequence[str], *, allow_pipe: bool = False, unfinished: b
     if not unfinished:
         _refuse_unfinished(shards)
     return list(shards)
+
+
+def _advice(spec: str) -> str:
+    """What makes shards of a folder that has none."""
+    path = os.path.expanduser(spec)
+    return f", or make some of its pictures: star data pack {spec} SHARDS" if os.path.isdir(path) else ""
 
 
 def _refuse_unfinished(shards: Iterable[str]) -> None:

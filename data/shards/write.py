@@ -5,6 +5,7 @@ While shards are written, and after a packing was killed, a file `.packing` besi
 """
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -209,15 +210,23 @@ def add_sample(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> 
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
-    """Writes one shard, whole or not at all, and returns the number of its samples."""
+    """Writes one shard, whole or not at all, and returns the number of its samples; compressed if it ends in .gz."""
     partial = path.with_name(f".{path.name}.part")
     count = 0
-    with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+    with (
+        _opened(partial, zipped=path.suffix == ".gz") as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
         for key, members in samples:
             add_sample(tar, key, members)
             count += 1
     partial.replace(path)
     return count
+
+
+def _opened(path: Path, *, zipped: bool) -> contextlib.AbstractContextManager[Any]:
+    """A file to write to; a compressed one tells no time, so that the same samples give the same bytes."""
+    return gzip.GzipFile(path, "wb", mtime=0) if zipped else path.open("wb")
 
 
 def entry_of(path: Path, samples: int) -> dict[str, Any]:

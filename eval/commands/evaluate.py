@@ -124,8 +124,8 @@ def with_speed(record: "Record") -> "Record":
 
 
 def summary(record: "Record") -> list[str]:
-    """What was measured overall, a line for each metric, and what was left out or converted."""
-    from star.eval.metrics.registry import metric
+    """What was measured overall, a line for each metric, notes on them, and what was left out or converted."""
+    from star.eval.metrics.registry import metric, sentences
     from star.eval.metrics.resampling import FEWEST
     from star.eval.run.record import OVERALL
 
@@ -138,6 +138,7 @@ def summary(record: "Record") -> list[str]:
         label = f"{metric(name).title} by {network}"
         beside = f"; the real pictures {_formatted(real[name], digits)}" if name in real else ""
         lines.append(f"  {label:<44} {_formatted(estimate, digits)}{beside}")
+    lines += [f"  {sentence}" for sentence in sentences(record.notes)]
     if record.bootstrap is not None and 0 < record.bootstrap < FEWEST:
         lines.append(f"  no intervals: {record.bootstrap} resamples, and fewer than {FEWEST} tell none")
     for reason, places in (record.skipped | record.converted).items():

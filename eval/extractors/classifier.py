@@ -6,6 +6,7 @@ Shapes: B pictures, C channels, D features, H W pixels, 3 RGB.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from star.generators.config import check_ranges, from_dict
 from star.generators.pretrained import ModelDirectory, load_into
 
 FAMILY = "judge"  # on disk
+PHRASES = "phrases"  # in what a model directory says about itself: how the training captions call each subject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +110,37 @@ class ClassifierNetwork(nn.Module):
         """Logits by head: subject, style, category (B, labels), and one for every tag."""
         features_BD = self.features(image_B3HW)
         return {name: head(features_BD) for name, head in self.heads.items()}
+
+
+def phrases_of(told: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Phrase -> subject, of (caption, subject) pairs; a phrase is a caption without its style, what is behind the last
+    comma. Phrases of two subjects are left out."""
+    found: dict[str, set[str]] = {}
+    for caption, subject in told:
+        found.setdefault(caption.rpartition(",")[0].strip() or caption.strip(), set()).add(subject)
+    return {phrase: next(iter(subjects)) for phrase, subjects in sorted(found.items()) if len(subjects) == 1}
+
+
+def subject_meant(prompt: str, phrases: Mapping[str, str]) -> str:
+    """The subject of the longest phrase that a prompt is, or begins with up to a comma; "" if there is none.
+
+    So "a man, dark skin tone, noto emoji style" is "a man" where that tone was in no caption.
+    """
+    while prompt and prompt not in phrases:
+        prompt = prompt.rpartition(",")[0].strip()
+    return phrases.get(prompt, "")
+
+
+def read_phrases(directory: ModelDirectory, subjects: Iterable[str]) -> dict[str, str]:
+    """Phrase -> subject of a model directory; none where it was written without. Raises InputError if they are damaged,
+    or lead to other subjects than the network's."""
+    phrases, known = directory.about.get(PHRASES, {}), set(subjects)
+    if not isinstance(phrases, dict) or not all(isinstance(to, str) and to in known for to in phrases.values()):
+        raise InputError(
+            f"{directory.path} has phrases that lead to no subject of its network, expected phrase -> subject: get the "
+            "model directory again"
+        )
+    return phrases
 
 
 def read_classifier(path: str | Path) -> tuple[ClassifierNetwork, ModelDirectory]:

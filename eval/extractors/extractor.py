@@ -28,7 +28,7 @@ from star.data.errors import InputError
 from star.data.images import pil_to_image, pixels_to_image, pixels_to_pil, resize
 from star.data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, check_folder, check_size, folder_of, loading
 from star.data.transformers_text import quiet_transformers
-from star.eval.extractors.classifier import read_classifier
+from star.eval.extractors.classifier import read_classifier, read_phrases, subject_meant
 from star.eval.metrics.alignment import ClipScorer
 from star.eval.metrics.retrieval import Thumbnail
 from star.generators import registry
@@ -93,7 +93,7 @@ def shipped(name: str) -> Path:
 
 
 class Classifier:
-    """A classifier's pooled last layer, see `star.eval.extractors.classifier`."""
+    """A classifier's pooled last layer, see `star.eval.extractors.classifier`; and its labels, told from that layer."""
 
     def __init__(self, place: str | Path, device: Device = "cpu") -> None:
         """place: a model directory of the family judge. Raises InputError if that is none, or is damaged."""
@@ -102,6 +102,7 @@ class Classifier:
         self.network, self.device = network.to(device), torch.device(device)
         self.side = network.config.image_size
         self.width = network.config.widths[-1]
+        self.phrases = read_phrases(directory, network.config.subjects)
         self.resize = f"lanczos-antialias {self.side}x{self.side} cut"
         self.digest = digest({"resize": self.resize, "network": directory.digest}, {})
 
@@ -113,6 +114,19 @@ class Classifier:
     def logits(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
         """By head, float32 on the CPU (B, labels); the labels are those of `network.config.heads`."""
         return {name: logits.float().cpu() for name, logits in self.network(self._prepared(pixels_B3HW)).items()}
+
+    def labels(self, head: str) -> Sequence[str]:
+        """As star.eval.metrics.metric.LabelExtractor has it; heads are those of `network.config.heads`."""
+        return self.network.config.heads.get(head, ())
+
+    @torch.no_grad()
+    def label_logits(self, features_BD: Tensor, head: str) -> Tensor:
+        """The head is linear on the features, so these are the logits of the pictures."""
+        return self.network.heads[head](features_BD.to(self.device)).float().cpu()
+
+    def labels_meant(self, prompts: Sequence[str], head: str) -> list[str]:
+        """Subjects by the phrases of the training captions; of other heads nothing is known."""
+        return [subject_meant(prompt, self.phrases) if head == "subject" else "" for prompt in prompts]
 
     def _prepared(self, pixels_B3HW: Tensor) -> Tensor:
         return torch.stack([fitted(pixels_3HW, self.side) for pixels_3HW in pixels_B3HW]).to(self.device)

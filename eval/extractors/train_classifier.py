@@ -21,7 +21,7 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards.splits import held_out_shards, training_sources
-from star.eval.extractors.classifier import FAMILY, ClassifierConfig, ClassifierNetwork
+from star.eval.extractors.classifier import FAMILY, PHRASES, ClassifierConfig, ClassifierNetwork, phrases_of
 from star.generators.config import to_dict
 from star.generators.pretrained import ModelDirectory, write
 from star.generators.training.data_feed import CachedFeedConfig, Feed
@@ -101,7 +101,9 @@ def train(config: ClassifierTrainConfig, *, data: Sequence[str], out: str | Path
     config = feed.config
     run = Run(out, config.run, to_dict(config) | feed.names, resume)
     pipeline = feed.pipeline(run)
-    network_config = with_labels(config.network, [info for _, info in pipeline.records()], config.rarest_tag)
+    records = list(pipeline.records())
+    network_config = with_labels(config.network, [info for _, info in records], config.rarest_tag)
+    phrases = phrases_of((captions[0], str(info["subject"])) for captions, info in records if info.get("subject"))
     labels = Labels(network_config)
     held_out = held_out_shards(data)
 
@@ -128,7 +130,7 @@ def train(config: ClassifierTrainConfig, *, data: Sequence[str], out: str | Path
         if held_out and run.sample_due(step):
             run.log({f"validation/{name}": value for name, value in accuracy(run.unwrap(network), held_out).items()})
     if run.is_main:
-        save_classifier(out / "model", run.unwrap(network))
+        save_classifier(out / "model", run.unwrap(network), phrases=phrases)
         run.say(f"wrote {out / 'model'}")
     return out / "model"
 
@@ -208,9 +210,13 @@ def accuracy(network: ClassifierNetwork, shards: Sequence[str]) -> dict[str, flo
 
 
 def save_classifier(
-    path: Path, network: ClassifierNetwork, card: str = "", dtype: torch.dtype = torch.bfloat16
+    path: Path,
+    network: ClassifierNetwork,
+    card: str = "",
+    dtype: torch.dtype = torch.bfloat16,
+    phrases: Mapping[str, str] | None = None,
 ) -> ModelDirectory:
-    """Writes the model directory, stored in `dtype`."""
+    """Writes the model directory, stored in `dtype`. phrases: how captions call subjects, see `phrases_of`."""
     card = (
         card or "# A judge\n\nA classifier whose pooled features the metrics compare. Trained by `star train judge`.\n"
     )
@@ -221,7 +227,7 @@ def save_classifier(
         config=to_dict(network.config),
         tensors=network.state_dict(),
         card=card,
-        about={"resolution": [side, side]},
+        about={"resolution": [side, side], PHRASES: dict(phrases or {})},
         dtype=dtype,
     )
 

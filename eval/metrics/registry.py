@@ -9,6 +9,8 @@ A metric is asked for as "<name>/<extractor>": "fd/judge-emoji", "clip_score/cli
         features = extractor(name).texts(prompts)
     for name in plan.rewards:                        # (generated picture, prompt) -> (N,), e.g. ImageReward
         rewards = star.eval.extractors.reward.reward(name)(pixels_B3HW, prompts)
+    for name in plan.labels:                         # for metrics that ask what a picture is taken for
+        labels = extractor(name)                     # a star.eval.metrics.metric.LabelExtractor
     values = alignment(wanted, prompts, generated, texts, rewards, seed=0)       # one number per picture: (N,)
     metrics = score(reference, generated, categories, wanted, values=values, bootstrap=200, seed=0)
 
@@ -26,9 +28,10 @@ N pictures, D feature width.
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import EntryPoint
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -47,8 +50,9 @@ from star.eval.metrics.estimates import (
     mean,
 )
 from star.eval.metrics.features import Features, subset
-from star.eval.metrics.metric import Inputs, Metric
+from star.eval.metrics.metric import Inputs, LabelExtractor, Metric, Need
 from star.eval.metrics.retrieval import among_nearest
+from star.eval.metrics.subjects import named_among
 from star.eval.run.record import OVERALL, Estimate
 from star.generators.registry import near
 
@@ -90,6 +94,22 @@ METRICS: dict[str, Metric] = {
             digits=3,
             needs=("generated", "references"),
             function=among_nearest(5),
+            binary=True,
+        ),
+        _picture(
+            name="subject_1",
+            title="subject named right",
+            digits=3,
+            needs=("generated", "labels"),
+            function=named_among(1),
+            binary=True,
+        ),
+        _picture(
+            name="subject_5",
+            title="subject among its first five",
+            digits=3,
+            needs=("generated", "labels"),
+            function=named_among(5),
             binary=True,
         ),
         _picture(name="image_reward", title="ImageReward", digits=3, needs=("rewards",), function=reward),
@@ -145,6 +165,7 @@ class Plan:
     generated: tuple[str, ...]  # extractors that see the generated pictures
     references: tuple[str, ...]  # those of them that see the reference pictures too
     texts: tuple[str, ...]  # those of them that see the prompts too
+    labels: tuple[str, ...]  # those of them that tell labels too
     rewards: tuple[str, ...]  # networks that see a generated picture together with its prompt
 
 
@@ -153,7 +174,7 @@ def plan_of(wanted: Sequence[str]) -> Plan:
 
     A number is only called what its name says: also raises InputError for PickScore, HPS v2 and FID of other networks.
     """
-    networks: dict[str, dict[str, None]] = {need: {} for need in ("generated", "references", "texts", "rewards")}
+    networks: dict[str, dict[str, None]] = {need: {} for need in get_args(Need)}
     for name in wanted:
         about, by = metric(name), name.partition("/")[2]
         if not by.startswith(about.network):
@@ -174,13 +195,18 @@ def alignment(
     rewards: Mapping[str, Tensor],
     *,
     real: Mapping[str, Features] | None = None,
+    labels: Mapping[str, LabelExtractor] | None = None,
+    subjects: Sequence[str] = (),
+    styles: Sequence[str] = (),
+    notes: dict[str, str] | None = None,
     seed: int,
 ) -> dict[str, Tensor]:
     """metric name -> values_N float32 for every wanted metric that has a score per picture; others are passed over.
 
     generated, texts: extractor name -> (N, D). rewards: network name -> (N,). seed: of the prompts that compete in a
-    rank. real: the reference pictures of the same items, (N, D), which retrieval needs. A value may be NaN, which
-    counts nowhere.
+    rank. real: the reference pictures of the same items, (N, D), which retrieval needs. labels: extractor name -> the
+    classifier's extractor. subjects, styles: what the benchmark says of each picture, where it does. notes: is given a
+    sentence for each metric that is left out or has something to say. A value may be NaN, which counts nowhere.
     """
     values: dict[str, Tensor] = {}
     inputs: dict[str, Inputs] = {}
@@ -189,13 +215,35 @@ def alignment(
         if not about.per_picture:
             continue
         if by not in inputs:
-            given = {"generated": generated, "references": real or {}, "texts": texts, "rewards": rewards}
+            given: dict[str, Mapping[str, Any]] = {
+                "generated": generated,
+                "references": real or {},
+                "texts": texts,
+                "labels": labels or {},
+                "rewards": rewards,
+            }
             known = {need: rows[by] for need, rows in given.items() if by in rows}
-            inputs[by] = Inputs(**known, prompts=prompts, seed=seed)  # type: ignore[arg-type]
-        found = about.function(inputs[by])
+            inputs[by] = Inputs(**known, prompts=prompts, subjects=subjects, styles=styles, seed=seed)
+        own = replace(inputs[by], notes=[])  # of this metric alone; the cache is shared
+        found = about.function(own)
         if isinstance(found, Tensor):
             values[name] = found
+        if notes is not None and (own.notes or found is None):
+            notes[name] = "; ".join(own.notes) if found is not None else left_out(*own.notes)
     return values
+
+
+def left_out(*reasons: str) -> str:
+    """What a record says of a metric that it lacks."""
+    return f"left out: {'; '.join(reasons) or 'too few pictures for it'}"
+
+
+def sentences(notes: Mapping[str, str]) -> list[str]:
+    """The notes of a record, metric name -> note, as people read them: metrics of which the same is said together."""
+    alike: dict[str, list[str]] = {}
+    for name, note in notes.items():
+        alike.setdefault(note, []).append(f"{metric(name).title} by {name.partition('/')[2]}")
+    return [f"{', '.join(titles)}: {note}" for note, titles in alike.items()]
 
 
 def score(

@@ -2,7 +2,8 @@
 
 The measure for models that learn a known set of pictures: 1 of n by chance, and a blot in the right colours finds no
 more than a few. By any extractor's features; `Thumbnail` needs no network, so nothing that was trained decides.
-The style is what a prompt says behind its last comma; prompts without one are all of one style.
+The style is the one that the benchmark names, else what a prompt says behind its last comma; prompts without either are
+all of one style.
 
 N pictures, D feature width, B batch, 3 RGB, S pixels a side.
 """
@@ -50,10 +51,16 @@ def style_of(prompt: str) -> str:
     return prompt.rpartition(",")[2].strip() if "," in prompt else ""
 
 
-def rivals(prompts: Sequence[str]) -> Tensor:
+def styles_of(inputs: Inputs) -> list[str]:
+    """The style of each picture: the benchmark's own, else its prompt's."""
+    own = inputs.styles or [""] * len(inputs.prompts)
+    return [style or style_of(prompt) for style, prompt in zip(own, inputs.prompts, strict=True)]
+
+
+def rivals(styles: Sequence[str]) -> Tensor:
     """How many other pictures each competes with, those of its style; int64 (N,)."""
-    styles = Counter(map(style_of, prompts))
-    return torch.tensor([styles[style_of(prompt)] - 1 for prompt in prompts], dtype=torch.int64)
+    counts = Counter(styles)
+    return torch.tensor([counts[style] - 1 for style in styles], dtype=torch.int64)
 
 
 def among_nearest(count: int) -> Callable[[Inputs], Tensor | None]:
@@ -63,7 +70,7 @@ def among_nearest(count: int) -> Callable[[Inputs], Tensor | None]:
     """
 
     def function(inputs: Inputs) -> Tensor | None:
-        counted_N = rivals(inputs.prompts) >= count
+        counted_N = rivals(styles_of(inputs)) >= count
         if not bool(counted_N.any()):
             return None
         return (inputs.once(_ranks) < count).float().where(counted_N, torch.nan)
@@ -72,20 +79,20 @@ def among_nearest(count: int) -> Callable[[Inputs], Tensor | None]:
 
 
 def _ranks(inputs: Inputs) -> Tensor:
-    return retrieval_ranks(inputs.generated, inputs.references, inputs.prompts)
+    return retrieval_ranks(inputs.generated, inputs.references, styles_of(inputs))
 
 
-def retrieval_ranks(generated: Features, real: Features, prompts: Sequence[str]) -> Tensor:
+def retrieval_ranks(generated: Features, real: Features, styles: Sequence[str]) -> Tensor:
     """How many real pictures of the same style are nearer to a generated one than its own, int64 (N,); 0 is the best.
 
     generated, real: (N, D), rows of the same items; Euclidean distance. Ties count as nearer, half of them rounded
     down, so that features which tell nothing reach chance and no more.
     """
-    ranks_N = torch.zeros(len(prompts), dtype=torch.int64)
-    styles: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        styles.setdefault(style_of(prompt), []).append(row)
-    for rows in styles.values():
+    ranks_N = torch.zeros(len(styles), dtype=torch.int64)
+    alike: dict[str, list[int]] = {}
+    for row, style in enumerate(styles):
+        alike.setdefault(style, []).append(row)
+    for rows in alike.values():
         real_nD = subset(real, np.array(rows))[:].double()
         for first in range(0, len(rows), BLOCK):
             own = rows[first : first + BLOCK]

@@ -16,7 +16,7 @@ def to_markdown(table: Table) -> str:
     parts = [
         f"## {escaped(table.title)}",
         f"**{table.warning}**" if table.warning else "",
-        table.note,
+        escaped(table.note),
         "\n".join(lines),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

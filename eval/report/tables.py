@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from star.eval.metrics.registry import metric
+from star.eval.metrics.registry import metric, sentences
 from star.eval.report.comparison import RANKED, SHORT, Comparison, Entry, Mark, display
 from star.eval.report.published import PUBLISHED
 from star.eval.run.record import OVERALL, Estimate, Protocol, Speed
@@ -84,7 +84,8 @@ def summary(comparison: Comparison) -> Table:
         note="Each figure with its 95 % bootstrap interval. Bold is the best of its row; ≈ marks what cannot be told "
         "from the best, because one of the two lies inside the other's interval. The arrow points to better. Where a "
         "figure has no interval (one picture, fewer than 20 resamples, values all alike), its row is not ranked."
-        + "".join(f" † {name} {why}: no independent measure of these." for name, why in _seen(comparison).items()),
+        + "".join(f" † {name} {why}: no independent measure of these." for name, why in _seen(comparison).items())
+        + "".join(f" {said[:1].upper()}{said[1:]}." for said in _notes(comparison)),
         head=("metric", *(entry.label for entry in comparison.entries)),
         rows=(
             (Cell(text="pictures scored"), *(_count(entry) for entry in comparison.entries)),
@@ -109,6 +110,16 @@ def _summary_rows(comparison: Comparison, name: str) -> list[tuple[Cell, ...]]:
 def _seen(comparison: Comparison) -> dict[str, str]:
     networks = {name.partition("/")[2] for name in comparison.names()}
     return {name: why for name, why in SEEN_IN_TRAINING.items() if name in networks}
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """What records say of metrics; of all models where they say the same, with the models' names where they do not."""
+    models: dict[str, list[str]] = {}
+    for entry in comparison.entries:
+        for sentence in sentences(entry.record.notes):
+            models.setdefault(sentence, []).append(entry.label)
+    every = len(comparison.entries)
+    return [said if len(of) == every else f"{said} ({', '.join(of)})" for said, of in models.items()]
 
 
 def _count(entry: Entry) -> Cell:

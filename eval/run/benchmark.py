@@ -159,6 +159,7 @@ def evaluate(request: EvaluationRequest, processes: Processes, load: Load = extr
         measured=generated.measured,
         metrics=scores.metrics,
         references=scores.references,
+        notes=scores.notes,
         skipped={**faults, **generated.faults},
         converted={
             **({JOINED: layout.joined} if layout.joined else {}),

@@ -22,6 +22,7 @@ from star.data.errors import InputError
 from star.data.files import MIB, parse_json, read_bytes, shorten
 from star.data.images import save_png
 from star.data.progress import Progress
+from star.data.whole import is_whole_png as is_whole
 from star.eval.run.layout import Item, on_disk
 from star.eval.run.processes import Processes
 from star.eval.run.protocols import SEEDS, SeedRule
@@ -34,7 +35,6 @@ MANIFEST = "manifest.json"
 MANIFEST_PARTS = 1000
 FREE = frozenset({"model", "parameters", "resolution"})  # recorded beside what was asked for, and decided by the digest
 WRITERS = 4  # threads that compress and write while the next batch is drawn
-SIGNATURE, TRAILER = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # how a whole PNG begins and ends (PNG 1.2, §3 and §4)
 
 
 def picture_of(folder: Path, item: Item) -> Path:
@@ -140,19 +140,6 @@ def draw(
         for future in writing:
             future.result()
     processes.wait()
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a PNG is there from its first byte to its last."""
-    try:
-        if not path.is_file():  # a pipe would keep us waiting
-            return False
-        with path.open("rb") as file:
-            start = file.read(len(SIGNATURE))
-            file.seek(-len(TRAILER), 2)
-            return start == SIGNATURE and file.read() == TRAILER
-    except OSError:
-        return False
 
 
 def _generate(generator: Generator, part: Sequence[Item], seed: int, rule: SeedRule, options: SampleOptions) -> Tensor:

@@ -40,6 +40,8 @@ class Item:
     prompt: str
     folder: Traversable  # shared by a category; a path of its own for every one of 30,000 pictures would take megabytes
     file: str
+    subject: str = ""  # what the picture shows, and how, where the benchmark says so
+    style: str = ""
 
     @property
     def picture(self) -> Traversable:
@@ -72,11 +74,11 @@ def survey(place: str | Path) -> Layout:
     path, folders = _open(place)
     meta, prompts = read_meta(path), hashlib.sha256()
     entries = [
-        *(entry[:3] for entry in meta.entries),
-        *((fault.id, fault.prompt, fault.category) for fault in meta.faults),
+        *meta.entries,
+        *(MetaEntry(fault.id, fault.prompt, fault.category) for fault in meta.faults),
     ]
-    for key, prompt, category in sorted(entries):
-        _add(prompts, key, category, prompt)
+    for key, prompt, category, subject, style in sorted(entries):
+        _add(prompts, key, category, prompt, subject, style)
     faults: Faults = {}
     for key, reason, category, _ in sorted(meta.faults):
         faults.setdefault(reason, []).append(f"{category}/{key}" if category else key)
@@ -86,7 +88,10 @@ def survey(place: str | Path) -> Layout:
         if wrong := _fault(entry, found, folders):
             faults.setdefault(wrong, []).append(f"{entry.category}/{entry.id}")
         else:
-            items.append(Item(entry.id, entry.category, entry.prompt, folders[entry.category][0], found[0]))
+            folder = folders[entry.category][0]
+            items.append(
+                Item(entry.id, entry.category, entry.prompt, folder, found[0], subject=entry.subject, style=entry.style)
+            )
     faults.update(_unclaimed(meta, folders))
     if not items:
         raise InputError(f"{place} has no prompt with a picture ({describe(faults)}): get the benchmark again")
@@ -157,10 +162,10 @@ def spread(items: Sequence[Thing], count: int) -> list[Thing]:
 
 
 def prompts_digest(items: Iterable[Item]) -> str:
-    """sha256 of ids, categories and prompts."""
+    """sha256 of ids, categories and prompts, and of subjects and styles where a benchmark has them."""
     total = hashlib.sha256()
     for item in items:
-        _add(total, item.key, item.category, item.prompt)
+        _add(total, item.key, item.category, item.prompt, item.subject, item.style)
     return total.hexdigest()
 
 
@@ -181,8 +186,9 @@ def on_disk(name: str) -> str:
     return os.fsdecode(name.encode("utf-8"))
 
 
-def _add(total: "hashlib._Hash", key: str, category: str, prompt: str) -> None:
-    total.update(json.dumps((key, category, prompt)).encode() + b"\n")
+def _add(total: "hashlib._Hash", key: str, category: str, prompt: str, subject: str, style: str) -> None:
+    more = {name: value for name, value in (("subject", subject), ("style", style)) if value}
+    total.update(json.dumps((key, category, prompt, *([more] if more else []))).encode() + b"\n")
 
 
 def _fault(entry: MetaEntry, pictures: Sequence[str], folders: Folders) -> str | None:

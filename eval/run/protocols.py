@@ -5,7 +5,8 @@ protocols never share a table. A protocol says which metrics (and so which netwo
 networks see them, how many prompts, and which seed each picture has.
 
     emoji-64        The project's own benchmark: judge-emoji, which no training loss knows, and clip-emoji, at 64 x 64;
-                    retrieval among the real pictures of a style, by judge-emoji and by thumbnails without a network.
+                    retrieval among the real pictures of a style, by judge-emoji and by thumbnails without a network;
+                    subjects named right by judge-emoji, where they are known (star.eval.metrics.subjects).
     mjhq-30k        All 30,000 prompts, references as published, networks with an antialiased resize of their own. The
                     features of DINOv2 and CLIP agree with people better than Inception's (Stein et al. 2023).
     star-table      The table of Ma et al. 2024 (STAR), as the released evaluation does it: references bilinear to the
@@ -57,7 +58,7 @@ SET_KINDS = ("fd", "fd_infinity", "kid", "precision", "recall", "density", "cove
 PROTOCOLS: dict[str, Rules] = {
     "emoji-64": Rules(
         metrics=_all_of("thumbnail", "retrieval_1", "retrieval_5")
-        + _all_of("judge-emoji", "retrieval_1", "retrieval_5", *SET_KINDS)
+        + _all_of("judge-emoji", "subject_1", "subject_5", "retrieval_1", "retrieval_5", *SET_KINDS)
         + _all_of("clip-emoji", "cmmd", "prompt_rank_20", "clip_score", "clip_score_100"),
         size=(64, 64),
     ),

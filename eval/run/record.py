@@ -141,6 +141,7 @@ class Record:
     measured: Measured
     metrics: dict[str, dict[str, Estimate]]
     references: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  # metric: why it is left out, or what there is to know of it
     skipped: dict[str, list[str]] = field(default_factory=dict)  # reason: ids left out, by what the layout tolerates
     converted: dict[str, list[str]] = field(default_factory=dict)  # what was done to read pictures: ids of these
     speed: tuple[Speed, ...] = ()
@@ -155,6 +156,9 @@ class Record:
             _check_texts(*groups, *(name for metrics in groups.values() for name in metrics))
         for places in (self.skipped, self.converted):
             _check_texts(*places)
+        _check_texts(*self.notes, *self.notes.values())
+        if len(self.notes) > MAX_METRICS:
+            raise ValueError(f"notes on {len(self.notes)} metrics, at most {MAX_METRICS} are read")
         if len(self.speed) > MAX_METRICS:
             raise ValueError(f"{len(self.speed)} batch sizes, at most {MAX_METRICS} are read")
 

@@ -19,13 +19,14 @@ from star.data.errors import InputError
 from star.data.files import READ_ERRORS
 from star.eval.extractors.extractor import Extractor, TextExtractor, extractor
 from star.eval.metrics.features import Features, chunks
-from star.eval.metrics.registry import alignment, metric, plan_of, score
+from star.eval.metrics.metric import LabelExtractor
+from star.eval.metrics.registry import alignment, left_out, metric, plan_of, score
 from star.eval.run.feature_cache import CacheJob, FeatureCache, fill, open_cache
 from star.eval.run.layout import Item, prompts_digest
 from star.eval.run.pictures import read_pixels
 from star.eval.run.processes import Processes
 from star.eval.run.protocols import Rules, resized
-from star.eval.run.record import Estimate
+from star.eval.run.record import OVERALL, Estimate
 
 AT_ONCE = 2**25  # pixels that a network is given: a block of 1024 x 1024
 ROWS = 2048  # at a time
@@ -48,6 +49,12 @@ class Networks:
             from star.eval.extractors.reward import reward
 
             self.rewards = {name: reward(name, device) for name in self.plan.rewards}
+        self.labels: dict[str, LabelExtractor] = {}
+        for name in self.plan.labels:
+            network = self.extractors[name]
+            if not isinstance(network, LabelExtractor):
+                raise InputError(f"{name} tells no labels, expected a classifier: take judge-emoji or a judge:DIR")
+            self.labels[name] = network
 
     @property
     def digests(self) -> dict[str, str]:
@@ -74,11 +81,13 @@ class Pictures:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
     """metrics: group -> metric -> estimate; references: the same of the real pictures, for metrics per
-    picture; values: metric -> one number for each generated picture."""
+    picture; values: metric -> one number for each generated picture; notes: metric -> why it is left out, or what
+    there is to know of it."""
 
     metrics: Groups
     references: Groups
     values: dict[str, Tensor]
+    notes: dict[str, str]
 
 
 class Scoring:
@@ -107,7 +116,7 @@ class Scoring:
         Raises InputError for a picture that can no longer be read.
         """
         plan = self.networks.plan
-        real_networks = tuple(dict.fromkeys((*plan.references, *plan.texts)))
+        real_networks = tuple(dict.fromkeys((*plan.references, *plan.texts, *plan.labels)))
         generated_caches = self._pictures(generated, self.folder, plan.generated, plan.rewards)
         reference_caches = self._pictures(references, self.cache, real_networks, ())
         text_caches = self._texts()
@@ -119,12 +128,38 @@ class Scoring:
         per_picture = [
             name for name in self.rules.metrics if name.partition("/")[2] in real and metric(name).per_picture
         ]
-        values = alignment(self.rules.metrics, self.prompts, features, texts, rewards, real=real, seed=SEED)
-        real_values = alignment(per_picture, self.prompts, real, texts, {}, real=real, seed=SEED)
+        notes: dict[str, str] = {}
+        values = self._values(self.rules.metrics, features, texts, rewards, real, notes)
+        real_values = self._values(per_picture, real, texts, {}, real, {})
+        metrics = self._estimates(self.rules.metrics, real, features, values)
         return Scores(
-            metrics=self._estimates(self.rules.metrics, real, features, values),
+            metrics=metrics,
             references=self._estimates(per_picture, {}, {}, real_values) if per_picture else {},
             values=values,
+            notes={name: left_out() for name in self.rules.metrics if name not in metrics[OVERALL]} | notes,
+        )
+
+    def _values(
+        self,
+        wanted: Sequence[str],
+        pictures: Mapping[str, Features],
+        texts: Mapping[str, Features],
+        rewards: Mapping[str, Tensor],
+        real: Mapping[str, Features],
+        notes: dict[str, str],
+    ) -> dict[str, Tensor]:
+        return alignment(
+            wanted,
+            self.prompts,
+            pictures,
+            texts,
+            rewards,
+            real=real,
+            labels=self.networks.labels,
+            subjects=[item.subject for item in self.items],
+            styles=[item.style for item in self.items],
+            notes=notes,
+            seed=SEED,
         )
 
     def _estimates(

@@ -222,19 +222,35 @@ class GanGenerator(ABC):
         check_request(self, prompts, seeds)
         if not prompts:
             return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
-        condition_BP = self.condition(prompts)
-        latents = [torch.randn(self.network.latent_width, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        latent_BZ = torch.stack(latents).to(self.device)
-        dtype = next(self.network.parameters()).dtype
         size = 1 if self.device.type == "cpu" else 64
         pictures = []
         for first in range(0, len(prompts), size):
-            rows = slice(first, first + size)
-            part = None if condition_BP is None else condition_BP[rows].to(dtype)
-            w_BSW = self.network.styles(latent_BZ[rows].to(dtype), part, truncation=options.truncation)
-            image_B3HW = self.network.denormalise(self.network.synthesis(w_BSW, "const"))
-            pictures.append(image_to_pixels(image_B3HW.float().clamp(-1, 1)).cpu())
+            part = slice(first, first + size)
+            pictures.append(self.pictures(self.styles(prompts[part], seeds[part], options)))
         return torch.cat(pictures)
+
+    def latents(self, seeds: Sequence[int]) -> Tensor:
+        """latent_BZ of seeds, float32, the same on every device."""
+        rows = [torch.randn(self.network.latent_width, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(rows).to(self.device)
+
+    @torch.inference_mode()
+    def styles(self, prompts: Sequence[str], seeds: Sequence[int], options: SampleOptions) -> Tensor:
+        """w_BSW of prompts and seeds, truncated as the options say."""
+        return self.styles_of(self.latents(seeds), self.condition(prompts), options.truncation)
+
+    @torch.inference_mode()
+    def styles_of(self, latent_BZ: Tensor, condition_BP: Tensor | None, truncation: float = 1.0) -> Tensor:
+        """w_BSW, in the type of the network; see GanNetwork.styles."""
+        dtype = next(self.network.parameters()).dtype
+        condition_BP = None if condition_BP is None else condition_BP.to(dtype)
+        return self.network.styles(latent_BZ.to(dtype), condition_BP, truncation=truncation)
+
+    @torch.inference_mode()
+    def pictures(self, w_BSW: Tensor) -> Tensor:
+        """pixels_B3HW, uint8, of styles: what `generate` makes of them. All at once."""
+        image_B3HW = self.network.denormalise(self.network.synthesis(w_BSW, "const"))
+        return image_to_pixels(image_B3HW.float().clamp(-1, 1)).cpu()
 
     @classmethod
     def from_directory(

@@ -84,10 +84,11 @@ class Feed(Generic[Config]):
         keep: str = "cache",
         more_bytes: Callable[[], int] = lambda: 0,
         reader: Reader | None = None,
+        buckets: tuple[tuple[int, int], ...] = (),
     ) -> None:
         """sources: shards with weights, see `star.data.shards.splits.training_sources`. keep: the field of the config
         that asks for data in memory. more_bytes: what a sample takes there beside its pixels. reader: see
-        `star.data.loader.virtual_workers`.
+        `star.data.loader.virtual_workers`. buckets: sizes (H, W) of batches where there are several; such are streamed.
 
         Raises InputError for numbers that cannot be used.
         """
@@ -98,6 +99,7 @@ class Feed(Generic[Config]):
         self.settings = DataConfig(
             sources=sources,
             resolution=resolution,
+            buckets=buckets,
             crop=config.crop,
             seed=config.run.seed,
             workers=config.workers,

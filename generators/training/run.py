@@ -269,7 +269,7 @@ class Run(Processes):
         self._total_steps.update(self.step, self._seconds)
         if self.config.minutes:
             self._total_steps.steps = self.agreed(self._total_steps.steps if self.is_main else 0)
-        self.progress.total = self._total_steps.steps
+        self.progress.total = self._total_steps.steps if self._total_steps.known else None
         return self._total_steps.steps
 
     def _write_line(self) -> None:

@@ -13,7 +13,7 @@ class TotalSteps:
     def __init__(self, steps: int, minutes: float) -> None:
         """steps: the run ends there in any case."""
         self.most, self.seconds = steps, minutes * 60
-        self.steps = steps
+        self.steps, self.known = steps, not minutes  # known: no longer the most that it can be, for who shows it
         self._mark: tuple[int, float] | None = None  # the step, and the seconds trained, that the mean counts from
         self._first: int | None = None
 
@@ -27,11 +27,11 @@ class TotalSteps:
         if self._first is None:
             self._first = step
         if seconds >= self.seconds:
-            self.steps = step + 1
+            self.steps, self.known = step + 1, True
         elif self._mark is None and step - self._first >= WARM:
             self._mark = (step, seconds)
         elif self._mark is not None:
             seconds_each = (seconds - self._mark[1]) / (step - self._mark[0])
             left = (self.seconds - seconds) / max(seconds_each, 1e-9)  # one that would end late is not begun
-            self.steps = min(self.most, step + max(1, int(left)))
+            self.steps, self.known = min(self.most, step + max(1, int(left))), True
         return self.steps

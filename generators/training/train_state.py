@@ -65,7 +65,7 @@ def to_continue(out: Path, config: Mapping[str, Any], resume: bool) -> snapshots
     changed = [
         (name, old, new)
         for name, old, new in differences(translate_config(newest.about()["config"]), config)
-        if name.rsplit(".", 1)[-1] not in FREE_FIELDS
+        if name.rsplit(".", 1)[-1] not in FREE_FIELDS and not (old is None and new == [])  # a field of later versions
     ]
     if changed:
         told = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in changed)

@@ -7,10 +7,16 @@ COLUMNS = ("name", "family", "resolution", "conditioning", "weights", "licence")
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("list", help="every model: family, resolution, conditioning, weights, licence")
+    parser.add_argument("--markdown", action="store_true", help="as the page docs/models.md")
     parser.set_defaults(work=work)
 
 
 def work(args: argparse.Namespace) -> int:
+    if args.markdown:
+        from star.commands.zoo import markdown
+
+        print(markdown(), end="")
+        return 0
     print(table())
     return 0
 

@@ -24,6 +24,15 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--latents", action="store_true", help="also keep what training with code noise needs; several times larger"
     )
+    parser.add_argument(
+        "--aspects", nargs="+", default=[], metavar="W:H", help="bring each picture to the nearest of these, as 1:1 3:2"
+    )
+    parser.add_argument(
+        "--captions",
+        action="store_true",
+        help="keep captions as they are in place of their features, compressed: less than 1 KB a picture, to travel; "
+        "the training then computes the features",
+    )
     parser.add_argument("--crop", choices=CROPS, default="center", help="as the training asks (default: %(default)s)")
     parser.add_argument("--half", action="store_true", help="compute codes under bfloat16 autocast")
     parser.add_argument(
@@ -48,6 +57,8 @@ def work(args: argparse.Namespace) -> int:
         text_encoder=args.text_encoder,
         crop=args.crop,
         latents=args.latents,
+        aspects=args.aspects,
+        text="captions" if args.captions else "features",
         batch_size=args.batch,
         workers=args.workers,
         half=args.half,

@@ -13,8 +13,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "plan",
         help="memory, arithmetic, days and stored bytes of a training",
         description="Counts from a preset of `star train star` what it needs on given devices, without computing or "
-        "reading anything, and refuses what does not fit. Every field of the preset can be changed by its dotted name, "
-        "as in --run.batch_size=256.",
+        "reading anything. Where a step does not fit it lists what does, with the time for each, and ends with code 2. "
+        "Every field of the preset can be changed by its dotted name, as in --run.batch_size=256.",
     )
     parser.add_argument("--preset", required=True, metavar="P", help="of `star train star`")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="devices in all (default: %(default)s)")
@@ -38,10 +38,18 @@ def work(args: argparse.Namespace) -> int:
     if not 0 < args.utilisation <= 1:
         raise InputError(f"--utilisation is {args.utilisation}, expected a share above 0 and up to 1: correct it")
     config = configure("star", args.preset, args.overrides)
-    from star.planning.plan import Shapes, plan
+    from star.planning.plan import Shapes, TooLargeError, plan
+    from star.planning.propose import proposals, table
 
-    shapes = Shapes.of(config)
-    print(plan(config, shapes, gpus=args.gpus, gpu=args.gpu, images=images, utilisation=args.utilisation).text())
+    shapes, asked = Shapes.of(config), {"gpus": args.gpus, "gpu": args.gpu, "images": images}
+    try:
+        print(plan(config, shapes, **asked, utilisation=args.utilisation).text())
+    except TooLargeError as error:
+        found = proposals(config, shapes, **asked, utilisation=args.utilisation)
+        if not found:
+            raise InputError(f"{error.what}, and nothing makes it fit: take larger or more devices") from error
+        print(f"what fits on {args.gpus} x {args.gpu}, {config.run.batch_size} pictures in a step:\n{table(found)}")
+        raise InputError(f"{error.what}: take one of the settings above") from error
     return 0
 
 

@@ -1,246 +1,291 @@
 """`star sample`: prompts to PNG files, each with what made it in its metadata, and a grid where there are several."""
 
 import argparse
-import itertools
-import json
-import os
-import re
 import sys
 import tempfile
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from star.commands.drawing import DEFAULT_MODEL, LARGEST_SEED, add_options, chosen
 from star.commands.options import within
 from star.data.disk import check_writable, writing
 from star.data.errors import InputError
-from star.generators.placement import add_options
-from star.generators.renamed import refuse_old_options
+from star.generators import placement
 from star.terminal import as_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from star.generators.protocol import Generator, SampleOptions
+    from star.pictures.job import Share, Task
+    from star.pictures.record import Record
+    from star.pictures.requests import Request
+    from star.pictures.source import Source
 
-OPTIONS = (
-    "guidance_scale",
-    "guidance_ramp",
-    "top_k",
-    "top_p",
-    "truncation",
-    "temperature",
-    "temperature_decay",
-    "cross_attention",
-    "refine",
-)
-LONGEST_NAME = 100  # bytes of a file name that come from the prompt
-LARGEST_GRID = 1024  # pictures; more are not looked at side by side
 MOST_PICTURES = 10**6  # of one call
-LARGEST_SEED = 2**63 - 1  # as star.generators.protocol has it; not imported from there, since help must be instant
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describes the command's arguments."""
     parser = commands.add_parser(
         "sample",
         help="draw pictures from prompts",
         description="Draws each prompt COUNT times, with the seeds SEED, SEED + 1, ..., and prints the paths of the "
         "pictures, and of a grid of all where there are several. An empty prompt draws without a condition. The same "
-        "prompt, seed, model and options give the same picture.",
+        "prompt, seed, model and options give the same picture. Long lists of prompts can be shared by several "
+        "processes (accelerate launch or torchrun ... -m star.cli sample --prompts FILE), killed, and called again.",
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw; for a model of classes its number")
-    parser.add_argument("--model", default="star-emoji", help="name, folder or hub id (default: %(default)s)")
+    parser.add_argument(
+        "--prompts",
+        dest="list",
+        metavar="FILE",
+        help="a list instead, - for standard input: lines; .csv or .tsv with a column prompt; .jsonl (from standard "
+        "input told by its first brace). Rows may have a seed, a negative_prompt and options of their own",
+    )
+    parser.add_argument(
+        "--like",
+        metavar="PNG",
+        help="draw a picture of `star sample` again, from what it says of itself; what else is given counts instead",
+    )
+    parser.add_argument("--model", help=f"name, folder or hub id (default: {DEFAULT_MODEL})")
     parser.add_argument("--adapter", metavar="DIR", help="what `star finetune --lora` made of that model")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the first picture (default: 0)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures per prompt (default: %(default)s)")
-    parser.add_argument("--guidance-scale", type=float, help="how far to follow the prompt; 1 is the prompt alone")
-    parser.add_argument(
-        "--guidance-ramp",
-        type=float,
-        help="of STAR: share of the guidance that the coarsest scale lacks; 0 guides all alike",
-    )
-    parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest codes; 0 keeps all")
-    parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest codes that reach this share")
-    parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 more varied")
-    parser.add_argument(
-        "--temperature-decay",
-        type=float,
-        help="of STAR: share of the temperature that the finest scale lacks; 0 is none",
-    )
-    parser.add_argument("--truncation", type=float, help="of GANs: 1 draws from all, 0 the mean picture")
-    parser.add_argument(
-        "--cross-attention",
-        choices=("released", "per-sample"),
-        help="whose words the unconditional half reads: the prompt's, as released, or its own (default: the model's)",
-    )
-    parser.add_argument(
-        "--no-refine", dest="refine", action="store_const", const=False, help="leave a checkpoint's refiner unused"
-    )
-    refuse_old_options(parser)
-    parser.add_argument("--out", default="pictures", metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="of STAR: what the pictures are led away from")
     add_options(parser)
+    parser.add_argument(
+        "--out", default="pictures", metavar="DIR", help="or a .png for one picture (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--skip-existing", action="store_true", help="draw what of the list is not in DIR yet, or not whole"
+    )
+    parser.add_argument("--json", action="store_true", help="print a line of JSON as each picture is there, not paths")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: %(default)s)")
+    placement.add_options(parser)
     parser.set_defaults(work=work)
 
 
-@dataclass(frozen=True)
-class Request:
-    """One picture to draw."""
-
-    prompt: str
-    seed: int
-
-
 def work(args: argparse.Namespace) -> int:
+    """Draws, and returns 1 if `--like` gave another picture, else 0."""
     _check(args)
-    from star.data.progress import Progress
-    from star.generators import registry
-    from star.generators.placement import placed
+    from star.pictures import job
+    from star.pictures.record import Record
+    from star.pictures.source import Source
 
-    recommended = registry.recommended(args.model)  # before the slow part: a missing model is told at once
-    place = placed(args.device, args.dtype, args.model)
-    options = replace(recommended, **{name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None})
-    generator = registry.build(args.model, device=place.device, dtype=place.dtype)
-    if args.adapter:
-        _adapt(generator, args.model, args.adapter)
-        args.model = f"{args.model} with {args.adapter}"
-    prompts = [as_text(prompt) for prompt in args.prompts]
-    requests = _requests(prompts, generator.conditioning, range(args.seed, args.seed + args.count))
-    out = _folder(args.out)
-    paths, pictures = [], []
-    with Progress(len(requests), unit="pictures", enabled=len(requests) > args.batch) as progress:
-        for request, pixels_3HW in draw(generator, requests, options, args.batch):
-            paths.append(_save(out, request, pixels_3HW, args.model, options, place.told()))
-            if len(requests) <= LARGEST_GRID:
-                pictures.append(pixels_3HW)
-            progress.update()
-    if len(pictures) > 1:
-        paths.append(_save_grid(out, pictures, args.count))
-    elif len(requests) > 1:
-        print(f"star: no grid of {len(requests)} pictures, which is made of up to {LARGEST_GRID}", file=sys.stderr)
-    print("\n".join(str(path) for path in paths))
+    share = job.Share.of_environment()
+    like = None if args.like is None else Record.read(args.like)
+    if like is not None:
+        _as_it_was_made(args, like)
+    place = placement.placed(share.device(args.device), args.dtype, args.model or DEFAULT_MODEL)
+    source = Source.find(args.model or DEFAULT_MODEL, args.adapter or "")
+    base = source if like is None else replace(source, recommended=_options_of(like, args.like))
+    if like is not None:
+        _check_digest(like, source, args)
+    named = bool(args.list or args.skip_existing or share.world > 1)
+    tasks = job.plan(_requests(args, source.conditioning), base, chosen(args), place, named=named)
+    if _is_file(args.out):
+        tasks = _one(tasks, args.out)
+    paths = _draw(args, source, tasks, share, place)
+    if like is not None and len(tasks) == 1 and like.same_picture(tasks[0].record):
+        return _compare(args.like, paths[0], like)
     return 0
 
 
-def _adapt(generator: "Generator", model: str, adapter: str) -> None:
-    """Changes the generator's weights by an adapter that belongs to it."""
-    from star.generator import StarGenerator
-    from star.generators import registry
-    from star.generators.pretrained import ModelDirectory
-    from star.training.lora import Adapter
+def _draw(
+    args: argparse.Namespace, source: "Source", tasks: "Sequence[Task]", share: "Share", place: "placement.Placement"
+) -> list[Path]:
+    """Draws this process's share, writes and prints what there is to it, and returns its paths."""
+    from star.data.progress import Progress
+    from star.pictures import job
+    from star.pictures.sheet import LARGEST
 
-    if not isinstance(generator, StarGenerator):
-        raise InputError(f"--adapter was given for {model}, expected a STAR model: leave it out")
-    read = Adapter.read(adapter)
-    read.check_base(ModelDirectory.read(registry.locate(model)))
-    read.merge_into(generator.transformer)
-
-
-def draw(
-    generator: "Generator", requests: Sequence[Request], options: "SampleOptions", batch: int
-) -> "Iterator[tuple[Request, Tensor]]":
-    """Each request with its pixels_3HW, drawn `batch` at a time."""
-    for first in range(0, len(requests), batch):
-        part = requests[first : first + batch]
-        prompts, seeds = [request.prompt for request in part], [request.seed for request in part]
-        pixels_B3HW = generator.generate(prompts, seeds=seeds, options=options)
-        yield from zip(part, pixels_B3HW, strict=True)
-
-
-def slug(prompt: str) -> str:
-    """The words of a prompt, in any script, as part of a file name."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFC", prompt).lower())
-    name = "-".join(words).encode()[:LONGEST_NAME].decode(errors="ignore").rstrip("-")
-    return name or ("picture" if prompt.strip() else "unconditional")
-
-
-def put(partial: Path, folder: Path, stem: str) -> Path:
-    """Gives a finished file the first free name of stem.png, stem-2.png, ... in the folder, and returns its path.
-
-    A name is taken and filled in one step, which fails if it is taken already: two processes that draw into one folder
-    never write over each other's pictures.
-    """
-    for number in itertools.count(1):
-        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        try:
-            os.link(partial, path)
-        except FileExistsError:
-            continue
-        except OSError:  # no hard links there: the name first, then the file
-            try:
-                path.touch(exist_ok=False)
-            except FileExistsError:
-                continue
-            partial.replace(path)
-        return path
-    raise AssertionError("numbers do not end")
+    parts = job.batches(tasks, args.batch)[share.rank :: share.world]
+    own = {id(task) for part in parts for task in part}
+    tasks = [task for task in tasks if id(task) in own]
+    named = _is_file(args.out)  # by the user, who wants it replaced
+    folder, wanted = Path(args.out).parent if named else Path(args.out), tasks
+    if tasks and tasks[0].name and not named:
+        wanted = job.missing(tasks, folder)
+        if len(wanted) < len(tasks) and not args.skip_existing:
+            raise InputError(
+                f"{len(tasks) - len(wanted)} of the {len(tasks)} pictures are in {folder} already: give "
+                "--skip-existing to draw the others, or another --out"
+            )
+    paths = {id(task): folder / task.name for task in tasks}
+    left = {id(task) for task in wanted}
+    if args.json:
+        for task in tasks:
+            if id(task) not in left:
+                print(job.line(task, paths[id(task)]), flush=True)
+    pictures: dict[int, Tensor] = {}
+    if wanted:  # where nothing is left to draw, no model is loaded
+        generator = source.load(place)
+        _check_conditioning(args, generator.conditioning)
+        _prepare(folder)
+        job.tidy(tasks, folder)
+        total, done, shown = len(tasks), len(tasks) - len(wanted), len(wanted) > args.batch and share.rank == 0
+        with Progress(total, unit="pictures", title="draw", start=done, enabled=shown) as progress:
+            for task, pixels_3HW in job.draw_all(generator, parts, wanted):
+                paths[id(task)] = job.save(task, pixels_3HW, folder)
+                if args.json:
+                    print(job.line(task, paths[id(task)]), flush=True)
+                if len(tasks) <= LARGEST and share.world == 1:
+                    pictures[id(task)] = pixels_3HW
+                progress.update()
+    if args.list and tasks:
+        job.write_records([job.line(task, paths[id(task)]) for task in tasks], folder, share)
+    told = [] if share.world > 1 else _save_grid(args, tasks, paths, pictures)
+    if not args.json:
+        print("\n".join(str(path) for path in (*paths.values(), *told)))
+    return list(paths.values())
 
 
 def _check(args: argparse.Namespace) -> None:
+    """Everything that needs no look at models."""
+    from star.pictures.requests import notice_file_names
+
     most = MOST_PICTURES // max(len(args.prompts), 1)
-    for name, low, high in (
-        ("count", 1, most),
-        ("batch", 1, MOST_PICTURES),
-        ("seed", 0, LARGEST_SEED + 1 - min(args.count, most)),
+    for name, value, low, high in (
+        ("count", args.count, 1, most),
+        ("batch", args.batch, 1, MOST_PICTURES),
+        ("seed", args.seed or 0, 0, LARGEST_SEED + 1 - min(args.count, most)),
     ):
-        within(f"--{name}", getattr(args, name), low, high)
-    check_writable(args.out)
+        within(f"--{name}", value, low, high)
+    if sum((bool(args.prompts), args.list is not None)) > 1:
+        raise InputError(f"prompts and --prompts {args.list} were both given, expected one of them: leave one out")
+    if args.like is not None and args.list is not None:
+        raise InputError(f"--like and --prompts {args.list} were both given, expected one of them: leave one out")
+    notice_file_names(args.prompts)
+    check_writable(Path(args.out).parent if _is_file(args.out) else args.out)
 
 
-def _requests(prompts: Sequence[str], conditioning: str, seeds: range) -> list[Request]:
+def _is_file(out: str) -> bool:
+    return Path(out).suffix.lower() == ".png" and not Path(out).is_dir()
+
+
+def _one(tasks: "Sequence[Task]", out: str) -> "list[Task]":
+    """The only task, to be written to the file. Raises InputError if there are several."""
+    if len(tasks) != 1:
+        raise InputError(f"--out is {out} for {len(tasks)} pictures, expected a folder: give one")
+    return [replace(tasks[0], name=Path(out).name)]
+
+
+def _requests(args: argparse.Namespace, conditioning: str) -> "list[Request]":
+    """What was asked for. Raises InputError for a list that cannot be read, and where there is no prompt."""
+    from star.pictures import requests
+
+    first = args.seed or 0
+    seeds = range(first, first + args.count)
+    if args.list is not None:
+        found = requests.read(args.list, seeds, args.negative_prompt)
+        within("the number of pictures", len(found), 1, MOST_PICTURES)
+        return found
+    prompts = [as_text(prompt) for prompt in args.prompts]
     if not prompts:
-        if conditioning != "none":
-            raise InputError('no prompt was given, expected at least one: put it in quotes, or give "" to draw without')
+        if conditioning and conditioning != "none":
+            _refuse_no_prompt()
         prompts = [""]
     elif conditioning == "text" and not all(prompt.strip() for prompt in prompts):
         print("star: an empty prompt draws without a condition", file=sys.stderr)
-    return [Request(prompt, seed) for prompt in prompts for seed in seeds]
+    return [requests.Request(prompt, seed, args.negative_prompt) for prompt in prompts for seed in seeds]
 
 
-def _folder(path: str) -> Path:
-    """The folder, in which there is room for a little; that there is none is found before drawing, not after."""
-    folder = Path(path)
+def _check_conditioning(args: argparse.Namespace, conditioning: str) -> None:
+    """For models that do not say it before they are loaded."""
+    if conditioning != "none" and not args.prompts and args.list is None:
+        _refuse_no_prompt()
+
+
+def _refuse_no_prompt() -> None:
+    raise InputError('no prompt was given, expected at least one: put it in quotes, or give "" to draw without')
+
+
+def _prepare(folder: Path) -> None:
+    """Makes the folder, in which there is room for a little; that there is none is found before drawing, not after."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".star-") as probe:
             probe.write(bytes(4096))
             probe.flush()
-    return folder
 
 
-def _save(
-    folder: Path,
-    request: Request,
-    pixels_3HW: "Tensor",
-    model: str,
-    options: "SampleOptions",
-    place: Mapping[str, str],
-) -> Path:
-    made_from: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed, "model": model, **place}
-    text = {name: str(value) for name, value in made_from.items()} | {"options": json.dumps(asdict(options))}
-    return _save_new(pixels_3HW, folder, f"{slug(request.prompt)}-{request.seed}", text)
+def _save_grid(
+    args: argparse.Namespace, tasks: "Sequence[Task]", paths: dict[int, Path], pictures: "dict[int, Tensor]"
+) -> list[Path]:
+    """A sheet of all pictures where there are several, in the order of the list."""
+    from star.data.images import read_png, save_png
+    from star.pictures.job import save_new
+    from star.pictures.sheet import LARGEST, columns_of, sheet
+
+    if not 1 < len(tasks) <= LARGEST:
+        if len(tasks) > 1:
+            print(f"star: no grid of {len(tasks)} pictures, which is made of up to {LARGEST}", file=sys.stderr)
+        return []
+    there = Path(args.out) / "grid.png"
+    if not pictures and there.is_file():
+        return [there]  # nothing was drawn
+    drawn = [pictures[id(task)] if id(task) in pictures else read_png(paths[id(task)]) for task in tasks]
+    pixels_3HW = sheet(drawn, columns_of(len(drawn), args.count))
+    if not tasks[0].name:
+        return [save_new(pixels_3HW, Path(args.out), "grid", {})]
+    save_png(pixels_3HW, there)
+    return [there]
 
 
-def _save_grid(folder: Path, pictures: "Sequence[Tensor]", count: int) -> Path:
-    import torch
-
-    from star.data.images import grid
-
-    columns = count if count > 1 else round(len(pictures) ** 0.5 + 0.49)  # a row per prompt, else about a square
-    return _save_new(grid(torch.stack(list(pictures)), columns), folder, "grid", {})
+# ---- --like
 
 
-def _save_new(pixels_3HW: "Tensor", folder: Path, stem: str, text: Mapping[str, str]) -> Path:
-    from star.data.images import save_png
+def _as_it_was_made(args: argparse.Namespace, like: "Record") -> None:
+    """Fills in what was not given. Raises InputError for a picture that prompt and seed alone do not make."""
+    from star.pictures.record import PLAIN
 
-    partial = folder / f".{stem}.{os.getpid()}.png"
-    try:
-        with writing(folder):
-            save_png(pixels_3HW, partial, text)
-            return put(partial, folder, stem)
-    except InputError as error:  # nobody knows the file by the name it has here
-        raise InputError(str(error).replace(partial.name, f"{stem}.png")) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    if like.made_by != PLAIN:
+        raise InputError(
+            f"{args.like} was made by `star {like.made_by}`, expected a picture of `star sample`: call that again"
+        )
+    filled: dict[str, Any] = {
+        "prompts": args.prompts or ([like.prompt] if like.prompt else []),
+        "seed": like.seed if args.seed is None else args.seed,
+        "negative_prompt": like.negative_prompt if args.negative_prompt is None else args.negative_prompt,
+        "adapter": args.adapter or (like.adapter if args.model is None else None),
+        "model": args.model or like.model,
+        "dtype": like.dtype if like.dtype in placement.DTYPES and args.dtype == placement.AUTO else args.dtype,
+    }
+    for name, value in filled.items():
+        setattr(args, name, value)
+
+
+def _options_of(like: "Record", path: str) -> Any:
+    from star.generators.config import from_dict
+    from star.generators.protocol import SampleOptions
+
+    return from_dict(SampleOptions, like.options, f"{path} options")
+
+
+def _check_digest(like: "Record", source: "Source", args: argparse.Namespace) -> None:
+    if like.digest and source.digest != like.digest:
+        raise InputError(
+            f"{args.like} was drawn by {like.model} with digest {like.digest[:12]}..., {source.model} has "
+            f"{source.digest[:12] or 'none'}...: give the model it was drawn with by --model, or draw its prompt anew"
+        )
+
+
+def _compare(old: str, new: Path, like: "Record") -> int:
+    """Says on standard error whether a picture was drawn again bit for bit; 1 if not."""
+    from star.data.images import read_png
+
+    before, after = read_png(old), read_png(new)
+    if before.shape == after.shape and bool((before == after).all()):
+        print(f"star: the same picture as {old}, bit for bit", file=sys.stderr)
+        return 0
+    detail = "another size"
+    if before.shape == after.shape:
+        detail = f"{int((before != after).any(dim=0).sum())} pixels differ"
+    print(
+        f"star: not the same picture as {old} ({detail}), which version {like.version or 'unknown'} drew: another "
+        "device, or another version of torch, rounds in another way",
+        file=sys.stderr,
+    )
+    return 1

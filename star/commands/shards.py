@@ -1,33 +1,38 @@
-"""`star data pack | check | synthetic`: captioned pictures to shards, and what is wrong with shards."""
+"""`star data pack | check | synthetic`: captioned pictures to shards, and what is wrong with shards.
+
+The other actions of `star data` have modules of their own.
+"""
 
 import argparse
 
-from star.commands import bench, encode
+from star.commands import bench, benchmark, encode, wordings
 from star.commands.pipes import add_allow_pipe, minding_pipes
 
 # As star.data.packing.sources and star.data.packing.pack have them; not imported from there, since help must be
 # instant.
-KINDS = ("folder", "table", "shards", "mjhq")
+KINDS = ("folder", "table", "shards", "mjhq", "imagefolder", "tables", "dataset")
 FORMATS = ("keep", "png", "webp", "jpg")
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("data", help="pack, check, encode and time shards, make synthetic ones")
+    parser = commands.add_parser("data", help="pack, check, encode and time shards, make synthetic ones and benchmarks")
     actions = parser.add_subparsers(metavar="ACTION", title="actions", required=True)
 
     pack = actions.add_parser(
         "pack",
         help="a folder, table, webdataset or MJHQ layout to shards",
         description="Packs captioned pictures into tar shards with an index. SOURCE is a folder of pictures with .txt "
-        "captions beside them, a CSV, TSV, JSONL or parquet table, existing shards, or a folder of the MJHQ-30k "
-        "layout. Pictures of any format that Pillow reads; PNG, JPEG, WebP, BMP, GIF and TIFF are stored as they are, "
-        "others as PNG. What is left out is counted and named.",
+        "captions beside them, a CSV, TSV, JSONL or parquet table, existing shards, a folder of the MJHQ-30k layout, "
+        "or a data set of the Hugging Face hub on the disk: imagefolder with metadata, parquet files, or what "
+        "save_to_disk wrote. Pictures of any format that Pillow reads; PNG, JPEG, WebP, BMP, GIF and TIFF are stored "
+        "as they are, others as PNG. What is left out is counted and named.",
     )
     pack.add_argument("source", metavar="SOURCE")
     pack.add_argument("out", metavar="OUT", help="folder for the shards")
     pack.add_argument("--kind", choices=KINDS, help="what SOURCE is (default: found out)")
-    pack.add_argument("--image-column", default="image", help="of a table (default: %(default)s)")
-    pack.add_argument("--caption-column", default="caption", help="of a table (default: %(default)s)")
+    pack.add_argument("--image-column", metavar="NAME", help="of a table (default: image, file_name or the like)")
+    pack.add_argument("--caption-column", metavar="NAME", help="of a table (default: caption, text or prompt)")
+    pack.add_argument("--split", metavar="NAME", help="of a data set of several, or all (default: train if there)")
     pack.add_argument("--per-shard", type=int, default=1000, metavar="N", help="samples (default: %(default)s)")
     pack.add_argument(
         "--shorter-side", type=int, metavar="PIXELS", help="reduce larger pictures to this (default: keep)"
@@ -63,7 +68,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     synthetic.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     synthetic.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
     synthetic.set_defaults(work=synthetic_work)
-    for command in (encode, bench):
+    for command in (encode, benchmark, wordings, bench):
         command.add(actions)
 
 
@@ -76,6 +81,7 @@ def pack_work(args: argparse.Namespace) -> int:
         kind=args.kind,
         image_column=args.image_column,
         caption_column=args.caption_column,
+        split=args.split,
         samples_per_shard=args.per_shard,
         shorter_side=args.shorter_side,
         image_format=args.format,

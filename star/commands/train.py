@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         )
         network.add_argument("-h", "--help", action="store_true", help="show this, and the fields of a given preset")
         network.add_argument("--preset", metavar="P", help="a recipe; an unknown one is answered with the list")
-        network.add_argument("--data", nargs="+", metavar="SHARDS", help="folders, tars, patterns, URLs or lists")
+        network.add_argument("--data", nargs="+", metavar="DATA", help="shards, or folders of captioned pictures")
         network.add_argument("--out", metavar="RUN", help=f"folder of the run (default: runs/{name})")
         network.add_argument("--resume", action="store_true", help="continue the run in that folder")
         network.add_argument("--show", action="store_true", help="print the config as JSON and train nothing")
@@ -76,11 +77,16 @@ def work(args: argparse.Namespace) -> int:
         print(json.dumps(to_dict(config), indent=1))
         return 0
     if not args.data:
-        raise InputError("no shards were given, expected --data with folders or tars; `star data synthetic` makes some")
+        raise InputError(
+            "no data were given, expected --data with shards or folders of pictures; `star data synthetic` makes some"
+        )
     out = args.out or f"runs/{args.network}"
     check_writable(out)
+    from star.data.packing.cache import as_shards
+
     train = load(trainer(args.network)[1])
-    print(train(config, data=args.data, out=out, resume=args.resume))
+    data = as_shards(args.data, registry.home() / "shards", say=lambda text: print(f"star: {text}", file=sys.stderr))
+    print(train(config, data=data, out=out, resume=args.resume))
     return 0
 
 

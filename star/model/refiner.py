@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from star.generators.config import LONGEST, check_ranges
 from star.model.attention_backends import additive
 from star.model.block import Block
-from star.model.rope import Rotation, tables_of
+from star.model.rope import Rotation
+from star.model.tables import tables_of
 from star.model.transformer import TransformerConfig
+from star.tokenizer.scales import ScaleSchedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +83,7 @@ class Refiner(nn.Module):
         self.merge = nn.Linear(2 * width, width)
         plain = replace(transformer, cross_attention=False)
         self.blocks = nn.ModuleList(Block(plain) for _ in range(config.depth))
-        self.head = nn.Linear(width, transformer.vocabulary)
+        self.head = nn.Linear(width, transformer.tokens.outputs)
         self.tables = tables_of(transformer)
         self.init_weights()
 
@@ -110,20 +112,22 @@ class Refiner(nn.Module):
         hidden_BlC: Tensor,
         span: slice,
         mask_LL: Tensor | None = None,
+        schedule: ScaleSchedule | None = None,
     ) -> Tensor:
         """Float32 logits (B, l, V).
 
         text_BSC: of `text_token`. known_BlE: codebook vectors; known_Bl: bool, where they count. hidden_BlC: the
         transformer's, not normalised. span: which tokens of the pyramid these are. mask_LL: of `mask` if the span
-        holds several scales.
+        holds several scales. schedule: the grids of the pictures; squares if None.
         """
+        tables = self.tables.of(schedule)
         first, device = text_BSC.shape[1], hidden_BlC.device
         codes_BlC = self.code_projection(known_BlE * known_Bl.unsqueeze(-1).to(known_BlE.dtype))
-        codes_BlC = codes_BlC + self.level_embedding(self.tables.levels_L[span])
+        codes_BlC = codes_BlC + self.level_embedding(tables.levels_L[span])
         codes_BLC = torch.cat((text_BSC.to(codes_BlC.dtype), codes_BlC), dim=1)
         hidden_BLC = torch.cat((text_BSC.to(hidden_BlC.dtype), hidden_BlC), dim=1)
         x_BLC = self.merge(torch.cat((codes_BLC, hidden_BLC), dim=-1))
-        start, own = self.tables.rotation(slice(0, first)), self.tables.rotation(span)
+        start, own = tables.rotation(slice(0, first)), tables.rotation(span)
         assert start is not None  # the transformer's positions are rotary
         assert own is not None
         rotation = Rotation(torch.cat((start.cos_lP, own.cos_lP)), torch.cat((start.sin_lP, own.sin_lP)))

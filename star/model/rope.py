@@ -1,18 +1,18 @@
 """Normalised two-dimensional rotary positions: every scale's grid spans the same range of angles.
 
 L tokens of all scales, l of one scale, P pairs of channels (half a head), d channels of a head, N heads, B batch.
-A token in column c and row r of a p x p grid stands at (c, r) / (p - 1) * norm, so corners of all scales coincide.
+A token in column c and row r of an h x w grid stands at (c / (w - 1), r / (h - 1)) * norm, so corners of all scales
+coincide, and of all aspects.
 """
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from star.model.transformer import TransformerConfig
+Grid = int | tuple[int, int]  # the side of a square, or (h, w)
 
 
 class Rotation(NamedTuple):
@@ -26,67 +26,33 @@ class Rotation(NamedTuple):
         return Rotation(self.cos_lP[span], self.sin_lP[span])
 
 
-def scale_rotation(size: int, head_width: int, *, theta: float = 10000.0, norm: float = 64.0) -> Rotation:
-    """The tables of one size x size grid; the first half of the pairs turns by column, the second by row.
+def scale_rotation(grid: Grid, head_width: int, *, theta: float = 10000.0, norm: float = 64.0) -> Rotation:
+    """The tables of one grid; the first half of the pairs turns by column, the second by row.
 
     A 1 x 1 grid is not turned at all. Raises ValueError unless head_width is a multiple of 4. Computed on the CPU in
-    float32, as the released code does: the order (c / (p - 1)) * norm is part of the numbers.
+    float32, as the released code does: the order (c / (w - 1)) * norm is part of the numbers.
     """
     if head_width % 4:
         raise ValueError(f"rotary positions need a head width that is a multiple of 4, got {head_width}")
     with torch.device("cpu"):  # also where the network itself is being built on the meta device
         exponent = torch.arange(0, head_width, 4, dtype=torch.float32) / head_width
         frequency = 1.0 / theta**exponent
-        line = torch.arange(size, dtype=torch.float32)
-        if size > 1:
-            line = line / (size - 1) * norm
-        column, row = line.repeat(size), line.repeat_interleave(size)
+        h, w = (grid, grid) if isinstance(grid, int) else grid
+        column, row = _line(w, norm).repeat(h), _line(h, norm).repeat_interleave(w)
         angle_lP = torch.cat((torch.outer(column, frequency), torch.outer(row, frequency)), dim=1)
     return Rotation(angle_lP.cos(), angle_lP.sin())
 
 
-def pyramid_rotation(sizes: Iterable[int], head_width: int, *, theta: float, norm: float) -> Rotation:
+def _line(size: int, norm: float) -> Tensor:
+    """Places of so many columns or rows, from 0 to norm; of a single one 0."""
+    line = torch.arange(size, dtype=torch.float32)
+    return line / (size - 1) * norm if size > 1 else line
+
+
+def pyramid_rotation(grids: Iterable[Grid], head_width: int, *, theta: float, norm: float) -> Rotation:
     """The tables of all scales, one after the other: (L, P)."""
-    scales = [scale_rotation(size, head_width, theta=theta, norm=norm) for size in sizes]
+    scales = [scale_rotation(grid, head_width, theta=theta, norm=norm) for grid in grids]
     return Rotation(torch.cat([s.cos_lP for s in scales]), torch.cat([s.sin_lP for s in scales]))
-
-
-class PyramidTables(nn.Module):
-    """Constants of every token of a pyramid, as buffers that no state dict holds: its scale, and its rotary angles.
-
-    They follow the network from device to device and are never lowered in precision: angles in bfloat16 would be off by
-    several degrees at the far corner.
-    """
-
-    levels_L: Tensor  # int64
-    cos_LP: Tensor | None  # float32; None for absolute positions
-    sin_LP: Tensor | None
-
-    def __init__(self, levels_L: Tensor, rotation: Rotation | None) -> None:
-        super().__init__()
-        self.register_buffer("levels_L", levels_L, persistent=False)
-        self.register_buffer("cos_LP", None if rotation is None else rotation.cos_lP, persistent=False)
-        self.register_buffer("sin_LP", None if rotation is None else rotation.sin_lP, persistent=False)
-
-    def rotation(self, span: slice | Tensor) -> Rotation | None:
-        """The angles of some tokens, a slice or their numbers; None for absolute positions."""
-        return None if self.cos_LP is None or self.sin_LP is None else Rotation(self.cos_LP, self.sin_LP).part(span)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to`, `.half` and `.to_empty` come down to: of these only the device counts here."""
-        for name, table in self._buffers.items():
-            if table is not None:
-                self._buffers[name] = table.to(fn(table).device)
-        return self
-
-
-def tables_of(config: "TransformerConfig") -> PyramidTables:
-    """Scales and rotary angles of all tokens; real ones, also where a network is being built on the meta device."""
-    rotation = None
-    if config.positions == "rope":
-        rotation = pyramid_rotation(config.sizes, config.head_width, theta=config.rope_theta, norm=config.rope_norm)
-    with torch.device("cpu"):
-        return PyramidTables(config.schedule.level_ids_L(), rotation)
 
 
 def rotate(heads_BNld: Tensor, rotation: Rotation) -> Tensor:

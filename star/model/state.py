@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from star.model.attention import KeyValueCache
+from star.model.tables import PyramidTables
 
 
 class BlockText(NamedTuple):
@@ -54,6 +55,7 @@ class DrawingState:
     condition_BC: Tensor | None
     text: TextKeys | None
     caches: list[KeyValueCache]
+    tables: PyramidTables  # of the pictures' shape
 
     def first(self, count: int) -> "DrawingState":
         """The same state for the first `count` rows of the batch: the conditional ones."""
@@ -62,4 +64,5 @@ class DrawingState:
             None if self.condition_BC is None else self.condition_BC[:count],
             self.text and self.text.first(count),
             [cache.rows(slice(count)) for cache in self.caches],
+            self.tables,
         )

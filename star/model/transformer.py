@@ -1,14 +1,14 @@
 """The next-scale transformer: from the scales drawn so far to the codes of the next one.
 
-B batch, T text tokens, D text width, L tokens of all scales, l of one scale, C model width, N heads, V codebook,
-E code width, K number of scales, k scale index.
+B batch, T text tokens, D text width, L tokens of all scales, l of one scale, C model width, N heads, V numbers of the
+head for a token: codes, or bits; E code width, K number of scales, k scale index.
 One network covers STAR (text; rotary positions; cross-attention in every block) and the class-conditional VAR
 (AdaLN, own or shared; absolute positions). It is handed embeddings and returns logits; it never sees the tokenizer.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -17,15 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from star.generators.config import check_ranges
+from star.generators.config import UNLESS_DEFAULT, check_choices, check_ranges
 from star.model.attention import KeyValueCache
 from star.model.attention_backends import ScaleCausality, additive
 from star.model.block import Block, draw_paths
+from star.model.heads import head_of
 from star.model.linear import dense
-from star.model.losses import token_losses, tokens_at_once
-from star.model.rope import tables_of
+from star.model.losses import tokens_at_once
+from star.model.rope import Rotation
 from star.model.state import DrawingState, TextKeys
+from star.model.tables import PyramidTables, tables_of
 from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.tokens import Bits, Codes, TokenKind
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
@@ -56,10 +59,9 @@ class TransformerConfig:
     dropout: float = 0.0  # on what every branch adds; ours, for small data
     drop_path: float = 0.0  # of the last block, rising linearly from 0 (Huang et al. 2016); not on cross-attention
     attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see star/model/attention_backends.py
-    checkpointing: bool = (
-        False  # training keeps each block's input alone and computes the rest twice (Chen et al. 2016)
-    )
+    checkpointing: bool = False  # only blocks' inputs are kept, the rest is computed twice (Chen et al. 2016)
     head_float32: bool = True  # False lets autocast lower the precision of the last matrix product
+    bits: int = field(default=0, metadata=UNLESS_DEFAULT)  # D of a token that is a row of bits; 0: it is a code
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -77,16 +79,10 @@ class TransformerConfig:
             norm_eps=(0, 1),
             dropout=(0, 1),
             drop_path=(0, 1),
+            bits=(0, 2**12),
         )
         ScaleSchedule(self.sizes)  # refuses sizes that are none
-        choices = {
-            "conditioning": ("text", "class"),
-            "modulation": ("none", "adaln", "shared-adaln"),
-            "positions": ("rope", "absolute"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(allowed)}")
+        check_choices(self, "conditioning", "modulation", "positions")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; change either")
         if self.positions == "rope" and self.head_width % 4:
@@ -106,6 +102,11 @@ class TransformerConfig:
         """The pyramid of token grids."""
         return ScaleSchedule(self.sizes)
 
+    @property
+    def tokens(self) -> TokenKind:
+        """What a token is."""
+        return Bits(self.bits) if self.bits else Codes(self.vocabulary)
+
 
 class NextScaleTransformer(nn.Module):
     """Predicts every token of a scale at once from the coarser scales and the prompt. Tian et al. 2024, §3."""
@@ -113,6 +114,7 @@ class NextScaleTransformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config, self.schedule = config, config.schedule
+        self.token_head = head_of(config.tokens)
         width, first = config.width, self.schedule.lengths[0]
         if config.conditioning == "text":
             self.text_projection = nn.Linear(config.text_width, width)
@@ -127,7 +129,7 @@ class NextScaleTransformer(nn.Module):
         self.shared_modulation = nn.Linear(width, 6 * width) if config.modulation == "shared-adaln" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width) if config.modulation != "none" else None
-        self.head = nn.Linear(width, config.vocabulary)
+        self.head = nn.Linear(width, config.tokens.outputs)
         self.tables = tables_of(config)
         self._causality: dict[tuple[tuple[int, ...], torch.dtype, torch.device], ScaleCausality] = {}
         self.init_weights()
@@ -173,28 +175,34 @@ class NextScaleTransformer(nn.Module):
         kept_L: Tensor | None = None,
         codes_BL: Tensor | None = None,
         label_smoothing: float = 0.0,
+        schedule: ScaleSchedule | None = None,
     ) -> Tensor:
         """Logits of all scales at once, each scale seeing only coarser ones (teacher forcing); or their losses.
 
         teacher_input_BlE: (B, L - l_0, E), what the tokenizer's teacher_input gives; L may end after any scale. text:
         TextFeatures, or class labels (B,) int64 for conditioning "class". kept_L: the tokens that take part, see
-        star.training.targets.draw_kept; all if None. Returns float32 (B, L, V), with as many L as take part; where
-        codes_BL, the right answers of these, are given, the cross-entropy of every token in nats instead, float32
-        (B, L), without ever holding all logits. Raises ValueError for an input of other scales.
+        star.training.targets.draw_kept; all if None. schedule: the grids of the pictures; squares if None. Returns
+        float32 (B, L, V), with as many L as take part; where codes_BL, their right answers, are given, the nats (per
+        bit) of every token (B, L), without ever holding all logits. Raises ValueError for an input of other scales.
         """
-        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, kept_L)
+        hidden_BLC, condition_BC = self.hidden(teacher_input_BlE, text, kept_L, schedule)
         if codes_BL is None:
             return self.logits(hidden_BLC, condition_BC)
         return self.losses(hidden_BLC, condition_BC, codes_BL, label_smoothing)
 
     def hidden(
-        self, teacher_input_BlE: Tensor, text: "TextFeatures | Tensor", kept_L: Tensor | None = None
+        self,
+        teacher_input_BlE: Tensor,
+        text: "TextFeatures | Tensor",
+        kept_L: Tensor | None = None,
+        schedule: ScaleSchedule | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Before the head: states (B, L, C), not yet normalised, and AdaLN's condition; see `forward`."""
+        tables = self.tables.of(schedule)
         first, (rows, length, width) = self.schedule.lengths[0], teacher_input_BlE.shape
-        if first + length not in self.schedule.offsets[1:] or width != self.config.code_width:
+        if first + length not in tables.schedule.offsets[1:] or width != self.config.code_width:
             raise ValueError(
-                f"teacher input is (B, L - l_0, E) = (B, {self.schedule.length - first}, {self.config.code_width}), "
+                f"teacher input is (B, L - l_0, E) = (B, {tables.schedule.length - first}, {self.config.code_width}), "
                 f"or ends after a coarser scale, got {(rows, length, width)}; does the tokenizer have the same scales?"
             )
         condition_BC, start_BlC = self.encode_condition(text)
@@ -202,19 +210,20 @@ class NextScaleTransformer(nn.Module):
         if kept_L is not None:
             span, teacher_input_BlE = kept_L, teacher_input_BlE[:, kept_L[first:] - first]
         tokens_BlC = self.input_projection(teacher_input_BlE)
-        x_BLC = self.embed(torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1), span)
+        x_BLC = self.embed(torch.cat((start_BlC.to(tokens_BlC.dtype), tokens_BlC), dim=1), span, tables)
         # A block in pieces (FSDP2) is whole only while it computes, so here each makes its own text keys.
-        keys, mask = self.encode_text(text, beforehand=False), self.causality(x_BLC)
-        return self.run_blocks(x_BLC, span, condition_BC, keys, mask), condition_BC
+        keys, mask = self.encode_text(text, beforehand=False), self.causality(x_BLC, tables.schedule)
+        return self.run_blocks(x_BLC, tables.rotation(span), condition_BC, keys, mask), condition_BC
 
-    def begin(self, text: "TextFeatures | Tensor", *, released: bool = False) -> DrawingState:
+    def begin(
+        self, text: "TextFeatures | Tensor", *, released: bool = False, schedule: ScaleSchedule | None = None
+    ) -> DrawingState:
         """Everything that depends on the prompts alone, and empty caches for all L tokens. released: see TextKeys."""
         condition_BC, start_BlC = self.encode_condition(text)
-        rows, config = len(start_BlC), self.config
-        shape = (rows, config.heads, self.schedule.length, config.head_width)
-        dtype = self._compute_dtype()
+        config, tables, dtype = self.config, self.tables.of(schedule), self._compute_dtype()
+        shape = (len(start_BlC), config.heads, tables.schedule.length, config.head_width)
         caches = [KeyValueCache.empty(shape, dtype, start_BlC.device) for _ in self.blocks]
-        return DrawingState(start_BlC, condition_BC, self.encode_text(text, released=released), caches)
+        return DrawingState(start_BlC, condition_BC, self.encode_text(text, released=released), caches, tables)
 
     def step(self, input_BlE: Tensor | None, k: int, state: DrawingState) -> Tensor:
         """One scale through all blocks, after the scales before it: hidden states (B, l, C), not yet normalised.
@@ -223,12 +232,13 @@ class NextScaleTransformer(nn.Module):
         """
         if (input_BlE is None) != (k == 0):
             raise ValueError(f"scale 0 takes no input and every other needs one; got k = {k}")
-        span = self.schedule.slices[k]
+        tables, span = state.tables, state.tables.schedule.slices[k]
         if input_BlE is None:
             x_BlC = state.start_BlC
         else:  # the latent is float32 whatever the network computes in
             x_BlC = dense(self.input_projection, input_BlE.to(self.input_projection.weight.dtype))
-        return self.run_blocks(self.embed(x_BlC, span), span, state.condition_BC, state.text, caches=state.caches)
+        x_BlC = self.embed(x_BlC, span, tables)
+        return self.run_blocks(x_BlC, tables.rotation(span), state.condition_BC, state.text, caches=state.caches)
 
     # ---- embed, blocks, head
 
@@ -250,44 +260,35 @@ class NextScaleTransformer(nn.Module):
         """Keys and values of the text for every block, once per prompt; only its tokens unless `beforehand`."""
         if not self.config.cross_attention or isinstance(text, Tensor):
             return None
-        pairs = [
-            block.cross_attention.encode_text(text.tokens_BTD)
-            for block in self._blocks()
-            if block.cross_attention and beforehand
-        ]
+        readers = [block.cross_attention for block in self._blocks() if block.cross_attention and beforehand]
+        pairs = [reader.encode_text(text.tokens_BTD) for reader in readers]
         mask_B11T = additive(text.mask_BT[:, None, None, :].bool(), self._compute_dtype())
         return TextKeys(pairs, text.tokens_BTD, mask_B11T, released)
 
-    def embed(self, x_BlC: Tensor, span: slice | Tensor) -> Tensor:
+    def embed(self, x_BlC: Tensor, span: slice | Tensor, tables: PyramidTables) -> Tensor:
         """Adds what tells tokens apart: the scale, and the place where positions are absolute."""
-        x_BlC = x_BlC + self.level_embedding(self.tables.levels_L[span])
+        x_BlC = x_BlC + self.level_embedding(tables.levels_L[span])
         return x_BlC if self.position_embedding is None else x_BlC + self.position_embedding[:, span]
 
     def run_blocks(
         self,
         x_BlC: Tensor,
-        span: slice | Tensor,
+        rotation: Rotation | None,
         condition_BC: Tensor | None,
         text: TextKeys | None,
         mask: ScaleCausality | Tensor | None = None,
         caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
-        """All blocks. span: which tokens of the pyramid these are. mask: of training, caches: of drawing."""
-        rotation, shared_B6C, paths = self.tables.rotation(span), None, None
+        """All blocks. rotation: of these tokens. mask: of training, caches: of drawing."""
+        shared_B6C, paths = None, None
         if self.shared_modulation is not None and condition_BC is not None:
             shared_B6C = self.shared_modulation(F.silu(condition_BC)).unflatten(-1, (6, -1))
         if self.training and self.config.drop_path:
             paths = draw_paths(self.config.depth, self.config.drop_path, len(x_BlC), x_BlC.device)
         for i, block in enumerate(self._blocks()):
-            given = (
-                x_BlC,
-                block.adaln(condition_BC, shared_B6C),
-                rotation,
-                mask,
-                None if text is None else text.of_block(i),
-                None if caches is None else caches[i],
-                None if paths is None else paths[i],
-            )
+            words, cache = None if text is None else text.of_block(i), None if caches is None else caches[i]
+            path = None if paths is None else paths[i]
+            given = (x_BlC, block.adaln(condition_BC, shared_B6C), rotation, mask, words, cache, path)
             if self.config.checkpointing and self.training and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, *given, use_reentrant=False)
             else:
@@ -311,12 +312,12 @@ class NextScaleTransformer(nn.Module):
     def losses(
         self, hidden_BlC: Tensor, condition_BC: Tensor | None, codes_Bl: Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Nats of every token, float32 (B, l): some tokens' logits at a time, made again in the backward pass."""
+        """Nats of every token, or per bit, (B, l): some tokens' logits at a time, made again in the backward pass."""
 
         def part(hidden: Tensor, codes: Tensor) -> Tensor:
-            return token_losses(self.logits(hidden, condition_BC), codes, label_smoothing)
+            return self.token_head.losses(self.logits(hidden, condition_BC), codes, label_smoothing)
 
-        length = max(1, tokens_at_once(self.config.vocabulary) // max(1, len(codes_Bl)))
+        length = max(1, tokens_at_once(self.config.tokens.outputs) // max(1, len(codes_Bl)))
         if codes_Bl.shape[1] <= length:
             return part(hidden_BlC, codes_Bl)
         pairs = zip(hidden_BlC.split(length, dim=1), codes_Bl.split(length, dim=1), strict=True)
@@ -324,13 +325,12 @@ class NextScaleTransformer(nn.Module):
             return torch.cat([part(*pair) for pair in pairs], dim=1)
         return torch.cat([checkpoint(part, *pair, use_reentrant=False) for pair in pairs], dim=1)
 
-    def causality(self, x_BLC: Tensor) -> ScaleCausality:
+    def causality(self, x_BLC: Tensor, schedule: ScaleSchedule | None = None) -> ScaleCausality:
         """The attention mask: a token attends to its own scale and coarser ones. Kept between calls.
 
         Where tokens are missing they are of the finest scales, and which ones makes no difference to the mask.
         """
-        given = x_BLC.shape[1]
-        ends = [min(end, given) for end in self.schedule.offsets]
+        ends = [min(end, x_BLC.shape[1]) for end in (schedule or self.schedule).offsets]
         lengths = tuple(end - start for start, end in pairwise(ends) if end > start)
         key = (lengths, self._compute_dtype(), x_BLC.device)
         if key not in self._causality:

@@ -60,7 +60,7 @@ def work(network: TransformerConfig, lengths: tuple[int, ...], text_tokens: int)
     given = 2 * (tokens - lengths[0]) * network.code_width * width + 2 * text_width * width
     words = 2 * text_tokens * text_width * 2 * width
     given += network.depth * words
-    head = 2 * tokens * width * network.vocabulary
+    head = 2 * tokens * width * network.tokens.outputs
     return Work(
         forward=network.depth * (linear + attention) + given + head,
         backward=network.depth * (2 * linear + attention_backward) + given + 2 * head,

@@ -20,6 +20,7 @@ B batch, L tokens that take part, T text tokens, C model width, N heads, d = C /
 """
 
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 
@@ -57,6 +58,7 @@ class Parameters:
     matrices: int
 
     @classmethod
+    @cache
     def of(cls, config: TransformerConfig) -> "Parameters":
         """Counted on a network without memory."""
         with torch.device("meta"):
@@ -98,7 +100,7 @@ def memory(
     # With checkpointing one block is there whole, but only once the logits have gone.
     all_kept = network.depth * (kept + (0 if network.checkpointing else text)) + ends
     # Logits of so many tokens at a time; in parts, each is made a second time when its loss goes backward.
-    logits = 4 * min(tokens, batch * max(1, tokens_at_once(network.vocabulary) // batch)) * network.vocabulary
+    logits = 4 * min(tokens, batch * max(1, tokens_at_once(network.tokens.outputs) // batch)) * network.tokens.outputs
     # The gradient of what GELU gives takes the place of its value; beside it, that of the stream.
     at_work = round(network.width * network.mlp_ratio) * tokens * element + stream
     one = block + text if network.checkpointing else 0
@@ -144,8 +146,8 @@ def looked_at_once(network: TransformerConfig, *, half: bool) -> int:
 def looking(network: TransformerConfig, *, half: bool, pieces: int = 1) -> tuple[int, int]:
     """Held-out pictures at once, and the bytes that computing their losses takes beside the weights and moments."""
     count, pictures = Parameters.of(network), looked_at_once(network, half=half)
-    tokens = min(tokens_at_once(network.vocabulary), pictures * network.schedule.length)
-    found = pictures * looked_bytes(network, half=half) + 8 * tokens * network.vocabulary
+    tokens = min(tokens_at_once(network.tokens.outputs), pictures * network.schedule.length)
+    found = pictures * looked_bytes(network, half=half) + 8 * tokens * network.tokens.outputs
     found += 4 * (2 * count.block + count.total - network.depth * count.block) if pieces > 1 else 0
     found += 2 * (count.block if pieces > 1 else count.matrices) if half else 0
     return pictures, found + (4 * network.schedule.length**2 if network.attention in ("sdpa", "eager") else 0)

@@ -28,6 +28,14 @@ USABLE = 0.9  # of a device's memory; the rest goes to the driver, communication
 TEXT_TOKENS = 77
 
 
+class TooLargeError(InputError):
+    """A step that a device has not the memory for; `what` tells how large it is, propose.py what would fit."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}: {advice}")
+        self.what = what
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
     """Of one device: memory in bytes, and the highest FLOP/s that its maker states, without sparsity."""
@@ -55,6 +63,7 @@ class Shapes:
     vocabulary: int = 4096
     code_width: int = 32
     text_width: int = 1024
+    bits: int = 0
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
     @classmethod
@@ -69,6 +78,7 @@ class Shapes:
             sizes=tokenizer.quantizer.sizes,
             vocabulary=tokenizer.quantizer.vocabulary,
             code_width=tokenizer.quantizer.code_width,
+            bits=tokenizer.quantizer.bits,
             autoencoder=tokenizer.autoencoder,
             text_width=TextEncoder.from_pretrained(place_of(config.text_encoder)).width,
         )
@@ -78,6 +88,8 @@ class Shapes:
 class Plan:
     """What was asked, and what it comes to."""
 
+    precision: str  # run.precision: no or bf16
+    in_half: float  # images per second that bf16 would reach
     network: TransformerConfig
     parameters: int
     tokens: int  # of a picture that take part in a step, at most
@@ -101,25 +113,34 @@ class Plan:
         """Of computing, without loading, pictures to look at, and failures."""
         return self.images / self.images_per_second / 86400
 
+    def _precision(self) -> str:
+        if self.precision == "bf16":
+            return "bf16: products in bfloat16, weights and sums in float32 (run.precision)"
+        days = self.images / self.in_half / 86400
+        return f"no: float32, whose products are TF32; --run.precision=bf16 would take {days:,.2f} days"
+
     def text(self) -> str:
         """For people."""
         work = self.work
-        kinds = "".join(f"  {name:<12}{_size(count):>10}\n" for name, count in self.memory.kinds().items())
-        usable = GPUS[self.gpu].memory * USABLE
+        kinds = "".join(f"  {name:<12}{size_of(count):>10}\n" for name, count in self.memory.kinds().items())
+        usable = size_of(GPUS[self.gpu].memory * USABLE)
         stored = self.kept_checkpoints * self.checkpoint_bytes + self.model_bytes
         return (
             f"parameters      {self.parameters:,}\n"
+            f"precision       {self._precision()}\n"
             f"tokens          {self.tokens} of a picture in a step, scales {' '.join(map(str, self.network.sizes))}\n"
             f"devices         {self.gpus} x {self.gpu}, {self.per_device} pictures at once on each\n"
-            f"memory          {_size(self.memory.peak)} at the peak, of {_size(usable)} usable on a device\n{kinds}"
-            f"held out        {self.looked[0]} pictures at once on each, {_size(self.looked[1])} beside what is kept\n"
-            f"encoding        {self.mapped[0]} pictures at once on each, {_size(self.mapped[1])} of maps beforehand\n"
+            f"memory          {size_of(self.memory.peak)} at the peak, of {usable} usable on a device\n{kinds}"
+            f"held out        {self.looked[0]} pictures at once on each, {size_of(self.looked[1])} beside what is "
+            "kept\n"
+            f"encoding        {self.mapped[0]} pictures at once on each, {size_of(self.mapped[1])} of maps beforehand\n"
             f"work            {work.total / 1e12:.3f} TFLOP for a picture: {work.forward / 1e12:.3f} forward, "
             f"{work.backward / 1e12:.3f} backward, {work.again / 1e12:.3f} computed again\n"
             f"speed           {self.images_per_second:,.1f} images/s at {self.utilisation:.0%} of the stated FLOP/s\n"
             f"time            {self.days:,.2f} days for {self.images:,} images\n"
-            f"stored          {_size(stored)}: {self.kept_checkpoints} checkpoints of {_size(self.checkpoint_bytes)}, "
-            f"a model of {_size(self.model_bytes)}; and up to {_size(self.encoded_bytes)} for each encoded picture"
+            f"stored          {size_of(stored)}: {self.kept_checkpoints} checkpoints of "
+            f"{size_of(self.checkpoint_bytes)}, a model of {size_of(self.model_bytes)}; and up to "
+            f"{size_of(self.encoded_bytes)} for each encoded picture"
         )
 
 
@@ -128,33 +149,28 @@ def plan(
 ) -> Plan:
     """What training comes to on so many devices. images: seen in all; 0: as many as the preset's steps.
 
-    Raises InputError for what cannot be: an unknown device, a batch that does not divide, more memory than there is.
+    Raises InputError for what cannot be: an unknown device, a batch that does not divide; TooLargeError for a step that
+    needs more memory than there is.
     """
     _check(config, gpus, gpu, images, utilisation)
     device = GPUS[gpu]
-    network = config.fresh_network(
-        sizes=shapes.sizes, vocabulary=shapes.vocabulary, code_width=shapes.code_width, text_width=shapes.text_width
-    )
-    shares = config.curriculum(network.schedule).shares()
-    lengths = max((part.lengths for part in shares), key=sum)
+    network, lengths, shares = shape_of(config, shapes)
     per_device = config.run.batch_size // (gpus * config.run.accumulate)
-    half = config.run.precision == "bf16"
-    pieces = gpus if config.run.sharding == "fsdp2" else 1
-    needed = memory(network, lengths, TEXT_TOKENS, batch=per_device, half=half, pieces=pieces)
-    looked = looking(network, half=half, pieces=pieces)
-    kept = needed.weights + needed.moments + needed.averaged
-    needed = replace(needed, peak=max(needed.peak, kept + looked[1]))
+    half, pieces = config.run.precision == "bf16", _pieces(config, gpus)
+    needed, looked = needs(config, network, lengths, per_device, gpus)
     if needed.peak > device.memory * USABLE:
-        raise InputError(_too_much(config, needed, gpu, per_device, pieces))
+        raise _too_much(config, needed, gpu, per_device, pieces)
     maps = map_bytes(shapes.autoencoder, max(shapes.sizes) * shapes.autoencoder.downsampling)
     if at_once(maps) * maps > device.memory * USABLE:
         raise InputError(
-            f"encoding one picture takes {_size(maps)} of maps, expected at most {_size(device.memory * USABLE)} on a "
-            f"{gpu}: take a larger device"
+            f"encoding one picture takes {size_of(maps)} of maps, expected at most "
+            f"{size_of(device.memory * USABLE)} on a {gpu}: take a larger device"
         )
-    done = mean((work_of(network, part.lengths, TEXT_TOKENS), share) for part, share in shares.items())
+    done = mean((work_of(network, part, TEXT_TOKENS), share) for part, share in shares.items())
     count = Parameters.of(network).total
     return Plan(
+        precision=config.run.precision,
+        in_half=gpus * utilisation * device.half / done.total,
         network=network,
         parameters=count,
         tokens=sum(lengths),
@@ -175,6 +191,38 @@ def plan(
     )
 
 
+def shape_of(
+    config: TrainConfig, shapes: Shapes
+) -> tuple[TransformerConfig, tuple[int, ...], dict[tuple[int, ...], float]]:
+    """The network, the lengths of its scales in the largest steps, and those of all kinds of steps with their share."""
+    network = config.fresh_network(
+        sizes=shapes.sizes,
+        vocabulary=shapes.vocabulary,
+        code_width=shapes.code_width,
+        text_width=shapes.text_width,
+        bits=shapes.bits,
+    )
+    shares: dict[tuple[int, ...], float] = {}
+    for part, share in config.curriculum(network.schedule).shares().items():
+        shares[part.lengths] = shares.get(part.lengths, 0.0) + share
+    return network, max(shares, key=sum), shares
+
+
+def needs(
+    config: TrainConfig, network: TransformerConfig, lengths: tuple[int, ...], per_device: int, gpus: int
+) -> tuple[Memory, tuple[int, int]]:
+    """Memory of a step of so many pictures on a device, held-out ones included; and these, see `Plan.looked`."""
+    half, pieces = config.run.precision == "bf16", _pieces(config, gpus)
+    needed = memory(network, lengths, TEXT_TOKENS, batch=per_device, half=half, pieces=pieces)
+    looked = looking(network, half=half, pieces=pieces)
+    kept = needed.weights + needed.moments + needed.averaged
+    return replace(needed, peak=max(needed.peak, kept + looked[1])), looked
+
+
+def _pieces(config: TrainConfig, gpus: int) -> int:
+    return gpus if config.run.sharding == "fsdp2" else 1
+
+
 def _check(config: TrainConfig, gpus: int, gpu: str, images: int, utilisation: float) -> None:
     if gpu not in GPUS:
         raise InputError(f"there is no GPU {gpu!r} in the table, expected one of {', '.join(GPUS)}: choose the nearest")
@@ -190,7 +238,7 @@ def _check(config: TrainConfig, gpus: int, gpu: str, images: int, utilisation: f
         )
 
 
-def _too_much(config: TrainConfig, needed: Memory, gpu: str, per_device: int, pieces: int) -> str:
+def _too_much(config: TrainConfig, needed: Memory, gpu: str, per_device: int, pieces: int) -> TooLargeError:
     """Why it does not fit, and what would help most."""
     kinds = needed.kinds()
     largest = max(kinds, key=lambda name: kinds[name])
@@ -202,13 +250,15 @@ def _too_much(config: TrainConfig, needed: Memory, gpu: str, per_device: int, pi
             advice = f"set --run.accumulate={config.run.accumulate * per_device}, for fewer pictures at once"
     elif pieces == 1:
         advice = "set --run.sharding=fsdp2 and take more devices"
-    return (
-        f"a step with {per_device} pictures at once needs {_size(needed.peak)} of a {gpu}, expected at most "
-        f"{_size(GPUS[gpu].memory * USABLE)}, most of it {largest} ({_size(kinds[largest])}): {advice}"
+    return TooLargeError(
+        f"a step with {per_device} pictures at once needs {size_of(needed.peak)} of a {gpu}, expected at most "
+        f"{size_of(GPUS[gpu].memory * USABLE)}, most of it {largest} ({size_of(kinds[largest])})",
+        advice,
     )
 
 
-def _size(count: float) -> str:
+def size_of(count: float) -> str:
+    """Bytes for people."""
     for unit, size in (("TB", 10**12), ("GB", GB), ("MB", 10**6)):
         if count >= size:
             return f"{count / size:.2f} {unit}"

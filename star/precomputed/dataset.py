@@ -1,4 +1,5 @@
-"""Training from shards of codes and text features: neither the tokenizer nor the text encoder is there.
+"""Training from shards of codes and text features: neither the tokenizer nor the text encoder is there. Where shards
+hold captions in place of features, the text encoder is, and computes those of each caption once.
 
 B batch, L tokens of all scales, E code width, h w finest latent grid, N captions, n their tokens, T text tokens,
 D text width.
@@ -15,9 +16,14 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.loader.pipeline import Batch
 from star.data.shards.faults import SampleError
-from star.data.text import TextFeatures
-from star.precomputed.format import Encoding, EncodingConfig, metadata, pad
+from star.data.tensor_cache import TensorCache
+from star.data.text import TextEncoder, TextFeatures
+from star.precomputed.format import TEXT_DTYPES, Encoding, EncodingConfig, metadata, pad, states_of
+from star.tokenizer.scales import ScaleSchedule
+from star.training.inputs import each_caption_unmentioned
 from star.training.targets import Targets, make_targets, targets_of_codes
+
+KEPT = 2**30  # bytes of captions' features in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,31 +35,34 @@ class EncodedReader:
     config: EncodingConfig
 
     def __call__(self, members: Mapping[str, bytes], choice: int) -> dict[str, Tensor]:
-        """codes_L, text_TD and its length, pooled_D, and latent_Ehw where the shards have it.
+        """codes_L, text_TD and its length, pooled_D, latent_Ehw where the shards have it, and pixels of the latent's
+        shape that are none.
 
         Raises SampleError if a member is missing or broken, InputError if it is of another encoding.
         """
-        if "safetensors" not in members:
-            raise SampleError("broken encoding", f"only {', '.join(sorted(members))}")
-        data = members["safetensors"]
-        if isinstance(data, SampleError):
-            raise data
+        data = _encoded(members)
         try:
-            mark = metadata(data)["encoding"]
+            told = metadata(data)
+            mark, schedule = told["encoding"], self._schedule(told)
             tensors = load(data)
-            lengths = tensors["lengths_N"].tolist()
-            first = sum(lengths[:choice])
-            tokens_tD = tensors["tokens_nD"][first : first + lengths[choice]]
-            found = {
-                "codes_L": tensors["codes_L"],
-                "text_TD": pad(tokens_tD, self.config.max_tokens),
-                "text_length": torch.tensor(lengths[choice]),
-                "pooled_D": tensors["pooled_ND"][choice],
-            }
+            found = {"codes_L": tensors["codes_L"]}
+            if self.config.text == "features":
+                lengths = tensors["lengths_N"].tolist()
+                first = sum(lengths[:choice])
+                tokens_tD = tensors["tokens_nD"][first : first + lengths[choice]]
+                found |= {
+                    "text_TD": pad(tokens_tD, self.config.max_tokens),
+                    "text_length": torch.tensor(lengths[choice]),
+                    "pooled_D": tensors["pooled_ND"][choice],
+                }
+                if len(tokens_tD) != lengths[choice]:
+                    raise ValueError(f"{len(tokens_tD)} tokens of a caption that should have {lengths[choice]}")
+            if self.config.aspects:
+                found["pixels"] = torch.empty((0, *schedule.grid), dtype=torch.uint8)
             if self.config.latents:
                 found["latent_Ehw"] = tensors["latent_Ehw"]
             if mark == self.config.mark:
-                self._check(found, len(tokens_tD))
+                self._check(found, schedule)
         except (SafetensorError, ValueError, KeyError, IndexError, RuntimeError, TypeError, RecursionError) as error:
             raise SampleError("broken encoding", f"{type(error).__name__}: {error}") from error
         if mark != self.config.mark:
@@ -63,29 +72,47 @@ class EncodedReader:
             )
         return found
 
-    def _check(self, found: Mapping[str, Tensor], tokens: int) -> None:
+    def size(self, members: Mapping[str, bytes]) -> tuple[int, int]:
+        """(H, W) of the picture that was encoded, in pixels. Raises SampleError as above."""
+        data = _encoded(members)
+        try:
+            h, w = self._schedule(metadata(data)).grid
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SampleError("broken encoding", f"{type(error).__name__}: {error}") from error
+        cell = self.config.resolution // self.config.quantizer.schedule.finest
+        return h * cell, w * cell
+
+    def _schedule(self, told: Mapping[str, str]) -> ScaleSchedule:
+        """The grids of a sample, by its metadata. Raises ValueError or KeyError where they do not say."""
+        schedule = self.config.quantizer.schedule
+        if not self.config.aspects:
+            return schedule
+        h, _, w = told["grid"].partition("x")
+        return schedule.at(int(h), int(w))
+
+    def _check(self, found: Mapping[str, Tensor], schedule: ScaleSchedule) -> None:
         """Raises ValueError for tensors that would not fit beside those of other samples, or that name no codes."""
         config = self.config
-        if found["text_length"] != tokens:
-            raise ValueError(f"{tokens} tokens of a caption that should have {found['text_length']}")
         shapes = {
-            "codes_L": (config.quantizer.schedule.length,),
             "text_TD": (config.max_tokens, config.text_width),
             "pooled_D": (config.text_width,),
         }
         for name, shape in shapes.items():
+            if name not in found:  # features, where the shards hold captions
+                continue
             if tuple(found[name].shape) != shape:
                 raise ValueError(f"{name} has the shape {tuple(found[name].shape)}, expected {shape}")
-        codes_L = found["codes_L"]
-        if codes_L.is_floating_point() or codes_L.min() < 0 or codes_L.max() >= config.quantizer.vocabulary:
-            raise ValueError(f"codes_L holds no codes of a vocabulary of {config.quantizer.vocabulary}")
+        config.quantizer.tokens.check(found["codes_L"], schedule.length)
 
 
 class EncodedShards:
     """TrainingInputs from encoded samples (encoded.TrainingInputs)."""
 
-    def __init__(self, encoding: Encoding, device: torch.device) -> None:
-        self.encoding, self.device = encoding, device
+    def __init__(self, encoding: Encoding, device: torch.device, text_encoder: TextEncoder | None = None) -> None:
+        """text_encoder: computes the features where the shards hold captions, each once unless `KEPT` bytes of others
+        came between."""
+        self.encoding, self.device, self.text_encoder = encoding, device, text_encoder
+        self._kept = TensorCache(KEPT)
         self.tokenizer = encoding.tokenizer
         self.tokenizer.quantizer.to(device)
         self.null_text = encoding.null_text.to(device)
@@ -96,17 +123,17 @@ class EncodedShards:
         if noise:
             latent_BEhw = batch.extra["latent_Ehw"].to(self.device)
             return make_targets(quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
-        codes_BL = batch.extra["codes_L"].to(self.device, torch.int64)
-        return targets_of_codes(quantizer, self.tokenizer.schedule.split(codes_BL), scales)
+        codes_BL = self.tokenizer.tokens.restore(batch.extra["codes_L"].to(self.device))
+        schedule = self.tokenizer.schedule
+        if self.encoding.config.aspects:
+            schedule = schedule.at(*batch.image_B3HW.shape[2:])
+        return targets_of_codes(quantizer, schedule.split(codes_BL), scales, schedule)
 
     def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:
         """The features of a batch's prompts, those of the empty one where a prompt was emptied."""
-        lengths_B = batch.extra["text_length"]
-        text = TextFeatures(
-            batch.extra["text_TD"],
-            torch.arange(self.encoding.config.max_tokens) < lengths_B[:, None],
-            batch.extra["pooled_D"],
-        ).to(self.device, torch.float32)
+        text_BTD, lengths_B, pooled_BD = self._features(batch)
+        mask_BT = torch.arange(self.encoding.config.max_tokens) < lengths_B[:, None]
+        text = TextFeatures(text_BTD, mask_BT, pooled_BD).to(self.device, torch.float32)
         empty_B = torch.tensor([not prompt for prompt in prompts], device=self.device)
         null = self.null_text
         return TextFeatures(
@@ -115,6 +142,33 @@ class EncodedShards:
             torch.where(empty_B[:, None], null.pooled_BD, text.pooled_BD),
         )
 
+    def _features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the batch's captions the states (B, T, D) with padding, their numbers (B,) and the pooled ones (B, D)."""
+        if self.encoding.config.text == "features":
+            return batch.extra["text_TD"], batch.extra["text_length"], batch.extra["pooled_D"]
+        known = self._kept.of(batch.prompts, self._encode)
+        states = [known[prompt] for prompt in batch.prompts]
+        text_BTD = torch.stack([pad(tokens_tD, self.encoding.config.max_tokens) for tokens_tD, _ in states])
+        lengths_B = torch.tensor([len(tokens_tD) for tokens_tD, _ in states])
+        return text_BTD, lengths_B, torch.stack([pooled_D for _, pooled_D in states])
+
+    def _encode(self, captions: list[str]) -> list[tuple[Tensor, ...]]:
+        if self.text_encoder is None:
+            raise ValueError("the shards hold captions, whose features need a text encoder: give it")
+        with each_caption_unmentioned():
+            text = self.text_encoder.encode(captions, chunk=64)
+        return states_of(text, TEXT_DTYPES[self.encoding.config.text_dtype])
+
     def unprepared(self) -> "EncodedShards":
         """Held-out shards are encoded like the others."""
         return self
+
+
+def _encoded(members: Mapping[str, bytes]) -> bytes:
+    """The bytes of a sample's tensors. Raises SampleError if it has none."""
+    if "safetensors" not in members:
+        raise SampleError("broken encoding", f"only {', '.join(sorted(members))}")
+    data = members["safetensors"]
+    if isinstance(data, SampleError):
+        raise data
+    return data

@@ -1,13 +1,15 @@
 """What shards of codes and text features say about themselves, in `encoding.safetensors` beside them.
 
 That is all a training needs of the tokenizer and of the text encoder, so that it loads neither: the digests of both,
-the quantizer, and the features of the empty prompt. A sample of such a shard is its caption record (`.json`) and
+the quantizer, and the features of the empty prompt. (Where captions were kept in place of features, the text encoder is
+loaded after all.) A sample of such a shard is its caption record (`.json`) and
 
-    .safetensors     codes_L             integers, the codes of all scales
-                     latent_Ehw          float32, before quantisation; only where asked for
-                     tokens_nD           the states of all its captions, one after the other, without padding
-                     lengths_N           tokens of each caption
-                     pooled_ND
+    .safetensors     codes_L             integers, the codes of all scales; of tokens that are bits (L, bytes)
+                     latent_Ehw          float32, before quantisation; only where asked for; of another shape than
+                                         the square, the metadata say which ("grid": "14x21", h x w)
+                     tokens_nD           the states of all its captions, one after the other, without padding,
+                     lengths_N           tokens of each caption, and
+                     pooled_ND           where features were asked for
 
 B batch, L tokens of all scales, E code width, h w finest latent grid, N captions, n tokens of N captions, D text width.
 """
@@ -32,9 +34,12 @@ from star.data.shards.remote import is_url, open_stream
 from star.data.text import TextEncoder, TextFeatures
 from star.generators.config import differences, from_dict, to_dict
 from star.generators.pretrained import load_into
-from star.tokenizer.quantizer import Quantizer, QuantizerConfig
+from star.tokenizer.bitwise import BitwiseConfig
+from star.tokenizer.quantizer import MultiScaleQuantizer, QuantizerConfig
+from star.tokenizer.quantizers import make_quantizer
 from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokenizer import MultiScaleTokenizer
+from star.tokenizer.tokens import TokenKind
 
 NAME, INDEX = "encoding.safetensors", "index.json"
 HEADER_BYTES = 1 << 20  # of a safetensors file; ours have less than a thousand
@@ -48,26 +53,30 @@ class EncodingConfig:
 
     tokenizer: str  # digest
     text_encoder: str  # digest
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig | BitwiseConfig = field(default_factory=QuantizerConfig)
     resolution: int = 64  # pixels
     crop: Crop = "center"
     max_tokens: int = 77
     text_width: int = 512
     text_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     latents: bool = False
+    aspects: tuple[str, ...] = ()  # that pictures were brought to, each to the nearest; empty: squares
+    text: Literal["features", "captions"] = "features"
     format: Literal[1] = 1
 
     @property
     def mark(self) -> str:
         """What every sample carries, so that none of another encoding is taken for one of this."""
-        return hashlib.sha256(json.dumps(to_dict(self), sort_keys=True).encode()).hexdigest()[:16]
+        later = {"aspects": [], "text": "features"}  # fields of later versions, which earlier shards do not name
+        told = {name: value for name, value in to_dict(self).items() if later.get(name) != value}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizerOnly:
     """What a training needs of a tokenizer whose codes it is given."""
 
-    quantizer: Quantizer
+    quantizer: MultiScaleQuantizer
     resolution: int
     digest: str
 
@@ -83,6 +92,14 @@ class QuantizerOnly:
     def code_width(self) -> int:
         return self.quantizer.config.code_width
 
+    @property
+    def bits(self) -> int:
+        return self.quantizer.config.bits
+
+    @property
+    def tokens(self) -> TokenKind:
+        return self.quantizer.tokens
+
 
 @dataclass(frozen=True, slots=True)
 class TextOnly:
@@ -96,7 +113,7 @@ class TextOnly:
 class Encoding:
     """An encoding that was read, or is about to be written."""
 
-    def __init__(self, config: EncodingConfig, quantizer: Quantizer, null_text: TextFeatures) -> None:
+    def __init__(self, config: EncodingConfig, quantizer: MultiScaleQuantizer, null_text: TextFeatures) -> None:
         """null_text: of one empty prompt."""
         self.config = config
         self.null_text = null_text
@@ -105,7 +122,14 @@ class Encoding:
 
     @classmethod
     def by(
-        cls, tokenizer: MultiScaleTokenizer, text_encoder: TextEncoder, *, crop: Crop = "center", latents: bool = False
+        cls,
+        tokenizer: MultiScaleTokenizer,
+        text_encoder: TextEncoder,
+        *,
+        crop: Crop = "center",
+        latents: bool = False,
+        aspects: tuple[str, ...] = (),
+        text: Literal["features", "captions"] = "features",
     ) -> "Encoding":
         """The encoding that these networks make."""
         config = EncodingConfig(
@@ -117,6 +141,8 @@ class Encoding:
             max_tokens=text_encoder.max_tokens,
             text_width=text_encoder.width,
             latents=latents,
+            aspects=aspects,
+            text=text,
         )
         return cls(config, tokenizer.quantizer, text_encoder.encode([""]).to("cpu", torch.float32))
 
@@ -142,11 +168,11 @@ class Encoding:
             null = TextFeatures(tensors.pop("null.tokens"), tensors.pop("null.mask"), tensors.pop("null.pooled"))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{where} does not describe encoded shards ({error}): encode the pictures anew") from error
-        quantizer = Quantizer(config.quantizer).eval().requires_grad_(False)
+        quantizer = make_quantizer(config.quantizer).eval().requires_grad_(False)
         load_into(quantizer, {name.removeprefix("quantizer."): value for name, value in tensors.items()}, where)
         return cls(config, quantizer, null)
 
-    def check_use(self, crop: Crop, noise: float) -> None:
+    def check_use(self, crop: Crop, noise: float, aspects: Sequence[str] = ()) -> None:
         """Raises InputError if a training asks for what the shards do not have."""
         if noise and not self.config.latents:
             raise InputError(
@@ -155,6 +181,9 @@ class Encoding:
             )
         if crop != self.config.crop:
             raise InputError(f"crop is {crop}, the shards were encoded with {self.config.crop}: set --crop to that")
+        if tuple(aspects) != self.config.aspects:
+            mine, theirs = (" ".join(some) or "none" for some in (aspects, self.config.aspects))
+            raise InputError(f"aspects is {mine}, the shards were encoded with {theirs}: set --aspects to that")
 
     def check(self, other: "EncodingConfig", where: str, todo: str) -> None:
         """Raises InputError, with the first difference and what to do, unless `other` is the same encoding."""
@@ -223,6 +252,15 @@ def _read(folder: str, name: str) -> bytes | None:
 def _short(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}..." if len(text) == 64 else repr(value)
+
+
+def states_of(text: TextFeatures, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+    """Of each caption its states without padding (n, D), and the pooled one (D,), on the CPU."""
+    text = text.to("cpu", dtype)
+    return [
+        (tokens_TD[mask_T], pooled_D)
+        for tokens_TD, mask_T, pooled_D in zip(text.tokens_BTD, text.mask_BT, text.pooled_BD, strict=True)
+    ]
 
 
 def pad(tokens_tD: Tensor, length: int) -> Tensor:

@@ -16,7 +16,7 @@ from star.model.attention import KeyValueCache
 from star.model.state import DrawingState
 from star.model.transformer import NextScaleTransformer
 from star.sampling.sampler import SampleRng, guidance_at, guide, join, temperature_at
-from star.tokenizer.quantizer import Quantizer
+from star.tokenizer.quantizer import MultiScaleQuantizer
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
@@ -41,7 +41,7 @@ class ConcatenatedCache(KeyValueCache):
 @torch.no_grad()
 def baseline_codes(
     transformer: NextScaleTransformer,
-    quantizer: Quantizer,
+    quantizer: MultiScaleQuantizer,
     text: "TextFeatures | Tensor",
     null_text: "TextFeatures | Tensor",
     *,
@@ -50,7 +50,12 @@ def baseline_codes(
     released: bool = False,
     unguided_last: int = 0,
 ) -> tuple[list[Tensor], Tensor]:
-    """Codes of all scales, K tensors (B, l) int64, and the latent (B, E, h, w); see sampler.draw_codes."""
+    """Codes of all scales, K tensors (B, l) int64, and the latent (B, E, h, w); see sampler.draw_codes.
+
+    Raises ValueError for a network whose tokens are bits.
+    """
+    if transformer.config.bits:
+        raise ValueError("the baseline draws codes, not bits: compare a model with a codebook")
     schedule, count, rng = transformer.schedule, len(seeds), SampleRng(seeds, options)
     guided = options.guidance_scale != 1
     state = _begin(transformer, join(text, null_text) if guided else text, released=guided and released)
@@ -72,7 +77,7 @@ def baseline_codes(
 
 
 def full_sort_filter(logits_BlV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """What sampler.filter_logits does, by a stable sort of all logits and of their places."""
+    """What heads.filter_logits does, by a stable sort of all logits and of their places."""
     if 0 < top_k < logits_BlV.shape[-1]:
         smallest = logits_BlV.topk(top_k, dim=-1).values[..., -1:]
         logits_BlV = logits_BlV.masked_fill(logits_BlV < smallest, float("-inf"))
@@ -89,12 +94,14 @@ def _begin(transformer: NextScaleTransformer, text: "TextFeatures | Tensor", *, 
     shape = (len(start_BlC), transformer.config.heads, 0, transformer.config.head_width)
     caches = [ConcatenatedCache.empty(shape, start_BlC.dtype, start_BlC.device) for _ in transformer.blocks]
     keys = transformer.encode_text(text, beforehand=False, released=released)
-    return DrawingState(start_BlC, condition_BC, keys, list(caches))
+    return DrawingState(start_BlC, condition_BC, keys, list(caches), transformer.tables)
 
 
 def _step(transformer: NextScaleTransformer, input_BlE: Tensor | None, k: int, state: DrawingState) -> Tensor:
     span = transformer.schedule.slices[k]
     x_BlC = state.start_BlC if input_BlE is None else transformer.input_projection(input_BlE)
     mask_lL = x_BlC.new_zeros(x_BlC.shape[1], span.stop)
-    x_BlC = transformer.embed(x_BlC, span)
-    return transformer.run_blocks(x_BlC, span, state.condition_BC, state.text, mask_lL, caches=state.caches)
+    tables = state.tables
+    x_BlC = transformer.embed(x_BlC, span, tables)
+    rotation = tables.rotation(span)
+    return transformer.run_blocks(x_BlC, rotation, state.condition_BC, state.text, mask_lL, caches=state.caches)

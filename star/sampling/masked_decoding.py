@@ -14,7 +14,9 @@ from torch import Tensor
 from star.data.text import TextFeatures
 from star.model.refiner import Refiner
 from star.sampling.sampler import SampleRng, guide
-from star.tokenizer.quantizer import Quantizer
+from star.tokenizer.quantizer import MultiScaleQuantizer
+from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.tokens import where, zeros
 
 
 def unmask_counts(length: int, steps: int) -> tuple[int, ...]:
@@ -43,15 +45,18 @@ class PartialScale:
         """Fixes the codes drawn at the `count` positions of highest worth; those fixed before stay as they are."""
         best = worth_Bl.sort(dim=-1, descending=True, stable=True).indices[:, :count]
         new_Bl = torch.zeros_like(self.known_Bl).scatter(1, best, True) & ~self.known_Bl
-        self.codes_Bl = torch.where(new_Bl, drawn_Bl, self.codes_Bl)
+        self.codes_Bl = where(new_Bl, drawn_Bl, self.codes_Bl)
         self.step_Bl = self.step_Bl.masked_fill(new_Bl, step)
 
 
 class MaskedDecoder:
     """Draws the scales that its refiner has a plan for."""
 
-    def __init__(self, refiner: Refiner, quantizer: Quantizer) -> None:
-        self.refiner, self.quantizer = refiner, quantizer
+    schedule: ScaleSchedule | None = None
+
+    def __init__(self, refiner: Refiner, quantizer: MultiScaleQuantizer, schedule: ScaleSchedule | None = None) -> None:
+        """schedule: the grids of the pictures; squares if None."""
+        self.refiner, self.quantizer, self.schedule = refiner, quantizer, schedule
 
     def covers(self, k: int) -> bool:
         """Whether scale k is revealed step by step."""
@@ -86,29 +91,30 @@ class MaskedDecoder:
         complete before its last step, which then changes nothing. Whether it is would have to be asked of the device,
         and so waited for, in every step.
         """
-        plan = self.refiner.config.plan(k)
+        plan, schedule = self.refiner.config.plan(k), self.schedule or self.refiner.schedule
         assert plan is not None
         if not isinstance(rows, TextFeatures):
             raise ValueError("the refiner is conditioned on text: give TextFeatures, not class labels")
         B, length, _ = logits_BlV.shape
         cfg_rows = len(hidden_RlC) // B
         text_RSC = self.refiner.text_token(rows.pooled_BD[: len(hidden_RlC)])
-        start = torch.zeros(B, length, dtype=torch.long, device=logits_BlV.device)
-        canvas = PartialScale(start, start - 1)
+        start = zeros(self.quantizer.tokens, B, length, logits_BlV.device)
+        canvas = PartialScale(start, torch.full((B, length), -1, device=logits_BlV.device))
         for step, count in enumerate(unmask_counts(length, plan.steps)):
             if step >= plan.plain:
-                known_BlE = self.quantizer.codebook(canvas.codes_Bl).to(hidden_RlC.dtype)
+                known_BlE = self.quantizer.vectors(canvas.codes_Bl, k).to(hidden_RlC.dtype)
                 logits_RlV = self.refiner(
                     text_RSC,
                     known_BlE.repeat(cfg_rows, 1, 1),
                     canvas.known_Bl.repeat(cfg_rows, 1),
                     hidden_RlC,
-                    self.refiner.schedule.slices[k],
+                    schedule.slices[k],
+                    schedule=schedule,
                 )
                 logits_BlV = guide(logits_RlV, guidance) if cfg_rows == 2 else logits_RlV
             kept_BlV = rng.keep(logits_BlV, k / max(self.refiner.schedule.count - 1, 1))
             drawn_Bl = rng.pick(kept_BlV, k, step)
-            worth_Bl = kept_BlV.softmax(dim=-1).gather(-1, drawn_Bl.unsqueeze(-1)).squeeze(-1)
+            worth_Bl = rng.head.probability(kept_BlV, drawn_Bl)
             if step < plan.plain:
                 canvas.reveal(drawn_Bl, worth_Bl, count, step)
             if step < plan.shuffled:

@@ -1,4 +1,6 @@
-"""Drawing codes scale by scale: guidance, top-k then top-p, and randomness that belongs to the picture.
+"""Drawing codes scale by scale: guidance, temperature, and randomness that belongs to the picture.
+
+What a token's logits mean, top-k and top-p included, is the head's (star/model/heads.py); codes are tokens (B, l, ...).
 
 B pictures, R rows of the transformer's batch (CFG rows: one conditional for each picture, then, with guidance, as many
 unconditional ones), l tokens of one scale,
@@ -11,15 +13,17 @@ different numbers of rows, so there each picture is drawn in a pass of its own, 
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from star.model.heads import CODES, TokenHead
 from star.model.transformer import NextScaleTransformer
-from star.tokenizer.quantizer import Quantizer
+from star.tokenizer.quantizer import MultiScaleQuantizer
+from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.tokens import where
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
@@ -56,35 +60,6 @@ def guide(logits_RlV: Tensor, strength: float) -> Tensor:
     return (1 + strength) * conditional - strength * unconditional
 
 
-def filter_logits(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
-    """-inf outside the top-k, then outside the top-p of what is left.
-
-    top_k: the k-th largest value and all that equal or exceed it stay; 0 is off. top_p: the least likely are removed
-    while their summed probability is <= 1 - p; the likeliest always stays; 0 or 1 is off. Of equal logits at the border
-    those of lower codes go first.
-    """
-    if 0 < top_k < logits_BlV.shape[-1]:
-        smallest = logits_BlV.topk(top_k, dim=-1).values[..., -1:]
-        logits_BlV = logits_BlV.masked_fill(logits_BlV < smallest, float("-inf"))
-    if 0 < top_p < 1:
-        ascending = _ascending(logits_BlV)
-        removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        removed[..., -1] = False
-        count_Bl1 = removed.sum(dim=-1, keepdim=True)
-        border_Bl1 = ascending.gather(-1, count_Bl1)  # the least likely that stays, which may have equals that do not
-        below, equal = logits_BlV < border_Bl1, logits_BlV == border_Bl1
-        left_Bl1 = count_Bl1 - below.sum(dim=-1, keepdim=True)
-        logits_BlV = logits_BlV.masked_fill(below | (equal & (equal.cumsum(dim=-1) <= left_Bl1)), float("-inf"))
-    return logits_BlV
-
-
-def _ascending(logits_BlV: Tensor) -> Tensor:
-    """The logits in order; on a CPU by numpy, which sorts 30 times as fast as torch where there are wide units."""
-    if logits_BlV.device.type != "cpu" or logits_BlV.requires_grad:
-        return logits_BlV.sort(dim=-1).values
-    return torch.from_numpy(np.sort(logits_BlV.numpy(), axis=-1))
-
-
 def uniforms(seeds: Sequence[int], k: int | str, length: int) -> Tensor:
     """One float64 in [0, 1) per token of scale k for every seed: (B, l), on the CPU.
 
@@ -99,20 +74,13 @@ def uniforms(seeds: Sequence[int], k: int | str, length: int) -> Tensor:
     return torch.stack(rows)
 
 
-def pick(logits_BlV: Tensor, uniforms_Bl: Tensor) -> Tensor:
-    """Codes (B, l) where the cumulative distribution passes the uniforms; summed in float64."""
-    cumulative = logits_BlV.double().softmax(dim=-1).cumsum(dim=-1)
-    # u * total rather than u: rounding may leave the total a little off 1, and no code of probability 0 can be hit.
-    level = uniforms_Bl.to(cumulative.device, non_blocking=True).unsqueeze(-1) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
-
-
 @dataclass(frozen=True, slots=True)
 class SampleRng:
-    """The randomness of one pass: it comes from the seeds of its pictures alone."""
+    """The randomness of one pass: it comes from the seeds of its pictures alone. head: what the logits mean."""
 
     seeds: Sequence[int]
     options: "SampleOptions"
+    head: TokenHead = field(default=CODES, kw_only=True)
 
     def keep(self, logits_BlV: Tensor, depth: float = 0.0) -> Tensor:
         """The logits to draw from: after temperature, top-k and top-p; of the likeliest alone if top_k is 1.
@@ -120,15 +88,16 @@ class SampleRng:
         depth: of their scale, from 0 at the coarsest to 1 at the finest, which is the coldest (`temperature_at`).
         """
         if self.options.top_k == 1:
-            return filter_logits(logits_BlV, top_k=1)
+            return self.head.filtered(logits_BlV, 1, 0.0)
         temperature = temperature_at(depth, self.options.temperature, self.options.temperature_decay)
-        return filter_logits(logits_BlV / temperature, self.options.top_k, self.options.top_p)
+        return self.head.filtered(logits_BlV / temperature, self.options.top_k, self.options.top_p)
 
     def pick(self, kept_BlV: Tensor, k: int, step: int | None = None) -> Tensor:
         """Codes (B, l) of scale k; `step` where a scale is drawn several times."""
         if self.options.top_k == 1:
-            return kept_BlV.argmax(dim=-1)
-        return pick(kept_BlV, uniforms(self.seeds, k if step is None else f"{k}/{step}", kept_BlV.shape[1]))
+            return self.head.likeliest(kept_BlV)
+        count = kept_BlV.shape[1] * self.head.draws(kept_BlV)
+        return self.head.pick(kept_BlV, uniforms(self.seeds, k if step is None else f"{k}/{step}", count))
 
     def order(self, k: int, step: int, length: int) -> Tensor:
         """Random numbers (B, l) that say in which order tokens come."""
@@ -139,7 +108,7 @@ class SampleRng:
 class GivenCodes:
     """Codes that are not drawn: of a picture to be varied, or of what lies outside the mask of an inpainting.
 
-    codes: K tensors (B, l) int64. known: K tensors (B, l) bool, True where the code stays as it is.
+    codes: K tensors (B, l, ...). known: K tensors (B, l) bool, True where the code stays as it is.
     """
 
     codes: Sequence[Tensor]
@@ -150,9 +119,9 @@ class GivenCodes:
         return GivenCodes([code[part] for code in self.codes], [known[part] for known in self.known])
 
     def put(self, codes_Bl: Tensor, k: int) -> Tensor:
-        """The codes (B, l) of scale k, with the given ones in their places."""
+        """The codes (B, l, ...) of scale k, with the given ones in their places."""
         known_Bl = self.known[k].to(codes_Bl.device)
-        return torch.where(known_Bl, self.codes[k].to(codes_Bl.device), codes_Bl)
+        return where(known_Bl, self.codes[k].to(codes_Bl.device), codes_Bl)
 
 
 def choose(logits_BlV: Tensor, seeds: Sequence[int], k: int, options: "SampleOptions") -> Tensor:
@@ -178,7 +147,7 @@ def join(text: "TextFeatures | Tensor", null_text: "TextFeatures | Tensor") -> "
 @torch.inference_mode()
 def draw_codes(
     transformer: NextScaleTransformer,
-    quantizer: Quantizer,
+    quantizer: MultiScaleQuantizer,
     text: "TextFeatures | Tensor",
     null_text: "TextFeatures | Tensor",
     *,
@@ -190,21 +159,23 @@ def draw_codes(
     batch: int | None = None,
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
+    schedule: ScaleSchedule | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """Codes of all scales, K tensors (B, l) int64, and the latent (B, E, h, w) they describe.
+    """Codes of all scales, K tensors (B, l, ...), and the latent (B, E, h, w) they describe.
 
     text: B prompts, null_text: the empty prompt, one row, or B rows of what pictures are led away from. given: codes
     that stay as they are. cross_attention: "per-sample" reads every row's own words;
     "released" gives the unconditional row what the conditional row of the same prompt read, which is what the official
     STAR code does for one prompt. stable: reveals the scales it covers step by step. batch: pictures per pass; by
     default one on a CPU (see above) and all elsewhere.
-    watch(k, logits_BlV, codes_Bl) sees every scale of every pass.
+    watch(k, logits_BlV, codes_Bl) sees every scale of every pass. schedule: the grids; squares if None.
     """
     if len(text) != len(seeds):
         raise ValueError(f"{len(text)} prompts and {len(seeds)} seeds given; every picture needs one of each")
+    transformer.token_head.check(options)
     if cross_attention not in ("per-sample", "released"):
         raise ValueError(f"cross-attention mode '{cross_attention}' is unknown; choose per-sample or released")
-    size = batch or (1 if quantizer.codebook.weight.device.type == "cpu" else len(seeds))
+    size = batch or (1 if quantizer.device.type == "cpu" else len(seeds))
     passes = []
     for start in range(0, len(seeds), size):
         part = slice(start, start + size)
@@ -221,6 +192,7 @@ def draw_codes(
                 stable=stable,
                 given=None if given is None else given.rows(part),
                 watch=watch,
+                schedule=schedule,
             )
         )
     codes = [torch.cat(scale) for scale in zip(*(codes for codes, _ in passes), strict=True)]
@@ -230,7 +202,7 @@ def draw_codes(
 @torch.inference_mode()
 def draw_pass(
     transformer: NextScaleTransformer,
-    quantizer: Quantizer,
+    quantizer: MultiScaleQuantizer,
     rows: "TextFeatures | Tensor",
     rng: SampleRng,
     *,
@@ -239,15 +211,17 @@ def draw_pass(
     stable: "MaskedDecoder | None" = None,
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
+    schedule: ScaleSchedule | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """One pass of `draw_codes`.
 
     rows: the prompts and, unless guidance is off, as many unconditional rows after them. rng: seeds and options of the
     pictures. released: the mode of cross-attention, see `draw_codes`.
     """
-    schedule, count, options = transformer.schedule, len(rng.seeds), rng.options
-    state = transformer.begin(rows, released=released)
-    latent_BEhw = quantizer.empty_latent(count)
+    rng = replace(rng, head=transformer.token_head)
+    schedule, count, options = schedule or transformer.schedule, len(rng.seeds), rng.options
+    state = transformer.begin(rows, released=released, schedule=schedule)
+    latent_BEhw = quantizer.empty_latent(count, schedule)
     input_BlE: Tensor | None = None
     codes: list[Tensor] = []
     for k in range(schedule.count):

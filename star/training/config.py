@@ -7,7 +7,7 @@ from star.data.errors import InputError
 from star.generators.protocol import SampleOptions
 from star.generators.training.data_feed import FeedConfig, Keep
 from star.model.transformer import TransformerConfig
-from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.scales import ScaleSchedule, ratio
 from star.training.frozen_networks import FrozenNetworks
 from star.training.init_from import continued
 from star.training.token_dropping import ScaleCurriculum
@@ -55,6 +55,7 @@ class TrainConfig(FeedConfig):
     compile: bool = (
         False  # the blocks, by torch.compile: 1.3 times as fast on a CPU, after ten seconds; needs g++ there
     )
+    aspects: tuple[str, ...] = ()  # width:height as 3:2; each batch has the one nearest to its pictures; empty: squares
     precompute: Keep = "auto"  # latents and text features once, in memory, or batch by batch; auto: by an estimate
     held_out: float = 0.02  # share of the pictures never trained on, where no validation shards are given
     validation: tuple[str, ...] = ()  # shards; empty: those of the data that are named as held out
@@ -83,6 +84,13 @@ class TrainConfig(FeedConfig):
                 f"coarse_scales is {self.coarse_scales} and coarse_steps {self.coarse_steps}, expected both positive, "
                 "or both 0: correct one of them"
             )
+        for aspect in self.aspects:
+            ratio(aspect)  # raises InputError unless it is one
+        if self.aspects and self.precompute is True:
+            raise InputError(
+                "precompute is true and aspects are given, expected one of them: pictures of one shape alone are kept "
+                "in memory; encode them with `star data encode --aspects`, or set --precompute=false"
+            )
         if self.optimizer == "muon" and self.run.sharding != "none":
             raise InputError(
                 "optimizer is muon, which needs whole matrices, expected adamw where run.sharding is "
@@ -103,19 +111,35 @@ class TrainConfig(FeedConfig):
             )
         return ScaleCurriculum(schedule, self.keep_last_scale, self.whole_last, self.coarse_scales, self.coarse_steps)
 
+    def schedules(self, schedule: ScaleSchedule) -> tuple[ScaleSchedule, ...]:
+        """Those of the aspects, given that of squares. Raises InputError for two that come to the same grids."""
+        found = tuple(schedule.of_aspect(aspect) for aspect in self.aspects) or (schedule,)
+        if len(set(found)) < len(found):
+            raise InputError(
+                f"aspects is {', '.join(self.aspects)}, two of which give the same grid of {schedule.finest} cells a "
+                "side: drop one"
+            )
+        return found
+
     def network(self, frozen: FrozenNetworks) -> TransformerConfig:
         """The transformer that fits the frozen networks."""
         tokenizer = frozen.tokenizer
+        if tokenizer.bits and self.noise_neighbours:
+            raise InputError(
+                f"noise_neighbours is {self.noise_neighbours}, expected 0 with a tokenizer of bits, any of which "
+                "may be flipped: set --noise_neighbours=0"
+            )
         fresh = self.fresh_network(
             sizes=tokenizer.schedule.sizes,
             vocabulary=tokenizer.vocabulary,
             code_width=tokenizer.code_width,
             text_width=frozen.text_encoder.width,
+            bits=tokenizer.bits,
         )
         return continued(self.init_from, fresh) if self.init_from else fresh
 
     def fresh_network(
-        self, *, sizes: tuple[int, ...], vocabulary: int, code_width: int, text_width: int
+        self, *, sizes: tuple[int, ...], vocabulary: int, code_width: int, text_width: int, bits: int = 0
     ) -> TransformerConfig:
         """The transformer for networks of these shapes, wherever its weights start."""
         return TransformerConfig(
@@ -132,4 +156,5 @@ class TrainConfig(FeedConfig):
             attention=self.attention,
             checkpointing=self.checkpointing,
             head_float32=self.head_float32,
+            bits=bits,
         )

@@ -9,6 +9,7 @@ drawn with the same seeds and the same losses are measured: RUN/before-after.png
 """
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,7 @@ from star.data.errors import InputError
 from star.data.images import grid, image_to_pixels, save_png
 from star.data.loader.batch import Batch
 from star.data.loader.pipeline import DataConfig, Pipeline
-from star.data.packing.pack import pack
-from star.data.packing.sources import kind_of
+from star.data.packing.cache import as_shards
 from star.data.shards.listing import list_shards
 from star.generator import StarGenerator
 from star.generators import registry
@@ -82,35 +82,43 @@ def finetune(
 ) -> Path:
     """Trains and returns the folder of the result: `out/adapter`, or for all weights the model directory `out/model`.
 
-    model: name, folder or hub id. data: shards, or one folder or table, which is packed into `out/shards`. validation:
-    shards of pictures that are measured only. Raises InputError for anything wrong with them.
+    model: name, folder or hub id. data: shards, or folders, tables and data sets of pictures, which are packed into
+    `out/shards`. validation: the same, of pictures that are measured only. How long it will take is said before the
+    first step. Raises InputError for anything wrong with them.
     """
     out, base = Path(out), registry.locate(model)
     directory = ModelDirectory.read(base, family="star")
     generator = StarGenerator.from_directory(base)
     run = Run(out, config.run, to_dict(config) | {"model": mark(directory), "data": list(data)}, resume)
     side = generator.resolution[0]
-    settings = DataConfig(shards=_shards(data, run, side), resolution=side, seed=config.run.seed, cache=True)
+    shards, held_out = (
+        tuple(list_shards(as_shards(places, out / "shards", say=run.say, shorter_side=side))) if places else ()
+        for places in (data, validation)
+    )
+    settings = DataConfig(shards=shards, resolution=side, seed=config.run.seed, cache=True)
     pipeline = Pipeline(settings, batch_size=run.micro_batch_size, rank=run.rank, world=run.world)
     networks = (generator.tokenizer.to(run.device), generator.text_encoder.to(run.device))
     loaded = loaded_at_once(side)
     everything = list(Pipeline(settings, batch_size=loaded).one_pass())
     encoder = EncodedSet(*networks, run.device, everything)
     measured = {"trained": Measured(encoder, iter(everything))}
-    if validation:
-        held = DataConfig(shards=tuple(list_shards(validation)), resolution=settings.resolution, shuffle=False)
+    if held_out:
+        held = DataConfig(shards=held_out, resolution=side, shuffle=False)
         measured["held out"] = Measured(encoder.unprepared(), Pipeline(held, batch_size=loaded).one_pass())
     options = registry.recommended(model)
 
-    transformer = generator.transformer.to(run.device)
+    run.say(f"measuring the losses of {len(encoder.row_of_key)} pictures and drawing some, as it is before training")
+    transformer, began = generator.transformer.to(run.device), time.monotonic()
     before = {name: measure.losses(transformer, run, alone=True).cpu() for name, measure in measured.items()}
     drawn_before = draw(generator, everything[0], options)
+    aside = time.monotonic() - began  # what comes again at the end
     lora_config = add_lora(transformer, config.lora) if config.lora else None
     optimizer = torch.optim.AdamW(
         parameter_groups(transformer, config.weight_decay), lr=config.peak, betas=(0.9, 0.95), fused=True
     )
     run.track(learnt=Learnt(transformer), optimizer=optimizer)
     run.restore()
+    run.say(forecast(config, run, transformer, next(pipeline.batches(start=0)), encoder, aside))
     learn(config, run, transformer, pipeline, encoder, optimizer)
 
     result = out / ("adapter" if lora_config else "model")
@@ -141,25 +149,70 @@ def learn(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """The loop, with the transformer back in evaluation at its end."""
-    weights_L = scale_weights(transformer.schedule.lengths, config.scale_power).to(run.device)
+    weights_L = _weights(config, run, transformer)
     batches = pipeline.batches(start=run.first_batch)
     network = run.prepare(transformer.train())
     for step in run.steps():
-        lr = lr_at(step, peak=config.peak, steps=run.total_steps, warmup=config.warmup, floor=0.05)
+        warmup = min(config.warmup, run.total_steps // 5)  # where the clock leaves few steps
+        lr = lr_at(step, peak=config.peak, steps=run.total_steps, warmup=warmup, floor=0.05)
         set_lr(optimizer, lr)
         for _ in run.micro_steps(network):
             batch = next(batches)
-            targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
-            text = encoder.batch_text(batch, drop_captions(batch.prompts, config.caption_dropout))
-            with run.autocast():
-                loss_BL = network(targets.teacher_input_BlE, text, codes_BL=targets.codes_BL)
-            loss = (loss_BL.mean(dim=0) * weights_L).sum()
+            loss = _loss(config, run, network, batch, encoder, weights_L)
             run.backward(loss)
             run.log({"loss": loss.detach()}, images=len(batch))
         run.log({"grad_norm": run.clip(network.parameters()), "lr": lr})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     transformer.eval()
+
+
+def forecast(
+    config: FinetuneConfig, run: Run, transformer: NextScaleTransformer, batch: Batch, encoder: Encoder, aside: float
+) -> str:
+    """How long training will take on this machine, from two steps that change nothing; `aside`: seconds beside it."""
+    weights_L = _weights(config, run, transformer)
+    for _ in range(2):  # the first one allocates and fills caches
+        began = time.monotonic()
+        _loss(config, run, transformer.train(), batch, encoder, weights_L).backward()
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = config.run.accumulate * (time.monotonic() - began)
+    transformer.eval().zero_grad(set_to_none=True)
+    beside = f"besides {span(2 * aside)} to measure and to draw before and after"
+    if config.run.minutes:
+        most = max(1, min(config.run.steps, round(60 * config.run.minutes / seconds)))
+        return (
+            f"training ends after {span(60 * config.run.minutes)}, in about {most} steps of {span(seconds)}, {beside}"
+        )
+    steps = config.run.steps - run.step
+    return (
+        f"{steps} steps of {span(seconds)} take about {span(steps * seconds)} here, {beside}; "
+        "--minutes ends after a time of your choice"
+    )
+
+
+def span(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _weights(config: FinetuneConfig, run: Run, transformer: NextScaleTransformer) -> Tensor:
+    return scale_weights(transformer.schedule.lengths, config.scale_power).to(run.device)
+
+
+def _loss(
+    config: FinetuneConfig, run: Run, network: nn.Module, batch: Batch, encoder: Encoder, weights_L: Tensor
+) -> Tensor:
+    """Of one micro-batch: the mean over pictures, tokens weighted by their scale."""
+    targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
+    text = encoder.batch_text(batch, drop_captions(batch.prompts, config.caption_dropout))
+    with run.autocast():
+        loss_BL = network(targets.teacher_input_BlE, text, codes_BL=targets.codes_BL)
+    loss: Tensor = (loss_BL.mean(dim=0) * weights_L).sum()
+    return loss
 
 
 class Learnt:
@@ -187,7 +240,7 @@ def add_lora(transformer: NextScaleTransformer, rank: int) -> Any:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise InputError(
-            "--lora needs peft, which is not installed: install star-t2i[lora], or leave --lora out"
+            "--lora needs peft, which is not installed: run `pip install peft`, or leave --lora out"
         ) from error
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED)
     inject_adapter_in_model(config, transformer)
@@ -230,18 +283,6 @@ def card(model: str, config: FinetuneConfig, table: dict[str, dict[str, Any]]) -
         f"{f'an adapter of rank {config.lora}' if config.lora else 'all weights'}.\n\n"
         f"Nats per token, mean over scales:\n\n| pictures | number | before | after |\n|---|---|---|---|\n{rows}"
     )
-
-
-def _shards(data: Sequence[str], run: Run, resolution: int) -> tuple[str, ...]:
-    """The shards that were given, or those made of the one folder or table that was."""
-    if all(kind_of(source) == "shards" for source in data):
-        return tuple(list_shards(data))
-    if len(data) > 1:
-        raise InputError(f"{len(data)} places of data were given, expected shards, or one folder or table: pack them")
-    if run.is_main:
-        run.say(pack(data[0], run.out / "shards", shorter_side=resolution, overwrite=True).text())
-    run.accelerator.wait_for_everyone()
-    return tuple(list_shards([str(run.out / "shards")]))
 
 
 def _sheet(run: Run, batch: Batch, before_B3HW: Tensor, after_B3HW: Tensor) -> None:

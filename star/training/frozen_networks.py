@@ -3,6 +3,8 @@
 Then the networks are looked at once for their digests, and loaded when a picture is to be drawn or the model written.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from star.data.errors import InputError
@@ -47,9 +49,18 @@ class FrozenNetworks:
             return self.tokenizer.to(device), self.text_encoder.to(device)
         return self._load(device)
 
-    def generator(self, transformer: NextScaleTransformer) -> StarGenerator:
-        """The generator that a transformer makes with them, where the transformer is."""
-        return StarGenerator(transformer, *self.networks(transformer.head.weight.device))
+    def text(self, device: str | torch.device) -> TextEncoder:
+        """The text encoder alone, on a device."""
+        own = self.text_encoder
+        return (
+            own.to(device)
+            if isinstance(own, TextEncoder)
+            else TextEncoder.from_pretrained(self.places[1], device=device)
+        )
+
+    def generator(self, transformer: NextScaleTransformer, aspects: Sequence[str] = ()) -> StarGenerator:
+        """The generator that a transformer makes with them, where the transformer is. aspects: those it learnt."""
+        return StarGenerator(transformer, *self.networks(transformer.head.weight.device), aspects=aspects)
 
     def _load(self, device: str | torch.device) -> tuple[MultiScaleTokenizer, TextEncoder]:
         tokenizer, text_encoder = self.places

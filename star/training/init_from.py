@@ -36,7 +36,7 @@ def continued(path: str | Path, fresh: TransformerConfig) -> TransformerConfig:
     """
     directory = ModelDirectory.read(place_of(path), family="star")
     source = from_dict(TransformerConfig, directory.config["transformer"], f"{path} config.transformer")
-    if (source.vocabulary, source.code_width) != (fresh.vocabulary, fresh.code_width):
+    if (source.tokens, source.code_width) != (fresh.tokens, fresh.code_width):
         raise InputError(
             f"{path} speaks {source.vocabulary} codes of width {source.code_width}, the tokenizer has "
             f"{fresh.vocabulary} of width {fresh.code_width}: give the tokenizer that the model was trained with"

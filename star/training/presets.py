@@ -121,6 +121,20 @@ CURRICULUM_SIZES = {
     "models/tokenizer-1024": SIZES_1024,
 }
 
+_TEST = replace(
+    EMOJI_CPU,
+    run=RunConfig(steps=4, batch_size=4, log_every=1, sample_every=2, checkpoint_every=2),
+    width=32,
+    depth=2,
+    heads=2,
+    warmup=0,
+    compile=False,
+    dtype="float32",
+    validate_every=2,
+    held_out=0.2,
+    sample_prompts=("a red circle",),
+)
+
 PRESETS: dict[str, TrainConfig] = {
     "emoji-cpu": EMOJI_CPU,  # 64 px, about 70 minutes on 2 cores
     # 64 px on 2 CPU cores without bf16 units, with --init-from=MODEL: on to the tokenizer "emoji-cpu-fine"
@@ -181,6 +195,14 @@ PRESETS: dict[str, TrainConfig] = {
             guidance_scale=2.0, guidance_ramp=0.0, temperature=0.7, top_p=0.8, temperature_decay=0.2
         ),
     ),
+    # on the tokenizer "emoji-bits": a token is 16 bits, any of which may be flipped (Han et al. 2024: up to 0.3)
+    "emoji-bits": replace(
+        EMOJI_CPU,
+        tokenizer="runs/tokenizer/model",
+        code_noise=0.2,
+        noise_neighbours=0,
+        sample_options=SampleOptions(guidance_scale=2.0, guidance_ramp=0.0, temperature=0.5, temperature_decay=0.2),
+    ),
     "emoji-128": replace(
         EMOJI_CPU,  # 128 px on one GPU, to be ended by --run.minutes; at most 0.32 TFLOP a picture and 36 GB in all
         run=replace(EMOJI_CPU.run, steps=12000, batch_size=64, sample_every=2000, checkpoint_every=2000),
@@ -207,17 +229,16 @@ PRESETS: dict[str, TrainConfig] = {
     "star-d30-256-finish": _D30_256_FINISH,  # on curated ones
     "star-d30-512": _D30_512,
     "star-d30-1024": _D30_1024,
-    "test": replace(
-        EMOJI_CPU,
-        run=RunConfig(steps=4, batch_size=4, log_every=1, sample_every=2, checkpoint_every=2),
-        width=32,
-        depth=2,
-        heads=2,
-        warmup=0,
-        compile=False,
-        dtype="float32",
-        validate_every=2,
-        held_out=0.2,
-        sample_prompts=("a red circle",),
+    "test": _TEST,
+    "bits-test": replace(_TEST, tokenizer="runs/tokenizer/model", noise_neighbours=0),
+}
+
+# Pictures of several shapes, each batch of one, from the weights of squares; the tokenizer is convolutions, which take
+# any shape as they are. Widths and heights as Infinity (Han et al. 2024) has them, up to 2:1.
+ASPECTS = ("1:1", "5:4", "4:5", "4:3", "3:4", "3:2", "2:3", "7:4", "4:7", "2:1", "1:2")
+PRESETS |= {
+    "emoji-aspect": replace(
+        PRESETS["emoji"], init_from="star-emoji", aspects=ASPECTS, lr=5e-4, lr_hold=0.0, precompute=False
     ),
+    "test-aspect": replace(PRESETS["test"], aspects=("1:1", "3:2", "1:2"), precompute=False, code_noise=0.0),
 }

@@ -7,77 +7,73 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from star.tokenizer.quantizer import Quantizer
+from star.tokenizer.quantizer import MultiScaleQuantizer
 from star.tokenizer.scales import ScaleSchedule
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """teacher_input_BlE: (B, L - l_0, E) float32. codes_BL: the right answers, int64. L may end after some scales."""
+    """teacher_input_BlE: (B, L - l_0, E) float32. codes_BL: the right answers, (B, L, ...). L may end after a scale.
+    schedule: the grids of the batch's pictures, all scales."""
 
     teacher_input_BlE: Tensor
     codes_BL: Tensor
+    schedule: ScaleSchedule
 
 
 @torch.no_grad()
 def make_targets(
-    quantizer: Quantizer, latent_BEhw: Tensor, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None
+    quantizer: MultiScaleQuantizer,
+    latent_BEhw: Tensor,
+    *,
+    noise: float = 0.0,
+    neighbours: int = 0,
+    scales: int | None = None,
 ) -> Targets:
     """Quantises latents into what teacher forcing needs, if asked for with mistakes to repair.
 
     noise: each picture draws a rate from U(0, noise), and each of its codes is replaced with that probability before
     the following scales are computed; their right answers then describe what the mistakes left over, so
     the network learns to repair what it will get wrong when it draws (Han et al. 2024, "bitwise self-correction").
-    neighbours: a replacement is one of so many codes nearest to the right one; 0 is any code.
+    Of a token that is a row of bits, each bit is flipped with that probability.
+    neighbours: a replacement is one of so many codes nearest to the right one; 0 is any code. Not for bits.
     scales: the targets ends after so many, all if None.
     """
-    schedule = quantizer.schedule
+    schedule = quantizer.schedule_of(latent_BEhw)
     count = len(latent_BEhw)
     if not noise:
-        return targets_of_codes(quantizer, quantizer.encode(latent_BEhw).codes, scales)
+        return targets_of_codes(quantizer, quantizer.encode(latent_BEhw).codes, scales, schedule)
     rate_B1 = torch.rand(count, 1, device=latent_BEhw.device) * noise
-    total_BEhw = quantizer.empty_latent(count)
+    total_BEhw = quantizer.empty_latent(count, schedule)
     inputs, answers = [], []
-    near_Vn = _nearest_codes(quantizer, neighbours) if neighbours else None
-    for k, (size, length) in enumerate(zip(schedule.sizes, schedule.lengths, strict=True)):
-        rest_BEhw = latent_BEhw - total_BEhw
-        if k < schedule.count - 1:
-            rest_BEhw = F.interpolate(rest_BEhw, size=(size, size), mode="area")
-        right_Bl = quantizer.nearest(rest_BEhw.flatten(2).transpose(1, 2))
+    mistaken = quantizer.mistakes(neighbours)
+    for k in range(schedule.count):
+        right_Bl = quantizer.nearest(quantizer.down(latent_BEhw - total_BEhw, k))
         answers.append(right_Bl)
         if k + 1 == (scales or schedule.count):
             break
-        wrong_Bl = _replacements(right_Bl, near_Vn, quantizer.config.vocabulary)
-        chosen_Bl = torch.where(torch.rand(count, length, device=latent_BEhw.device) < rate_B1, wrong_Bl, right_Bl)
-        total_BEhw, input_BlE = quantizer.accumulate(total_BEhw, chosen_Bl, k)
+        total_BEhw, input_BlE = quantizer.accumulate(total_BEhw, mistaken(right_Bl, rate_B1), k)
         inputs.append(input_BlE)
     known = [i for i in inputs if i is not None]
     empty_BlE = latent_BEhw.new_zeros(count, 0, latent_BEhw.shape[1])
-    return Targets(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1))
+    return Targets(torch.cat(known, dim=1) if known else empty_BlE, torch.cat(answers, dim=1), schedule)
 
 
-def targets_of_codes(quantizer: Quantizer, codes: Sequence[Tensor], scales: int | None = None) -> Targets:
-    """The targets of codes (B, l) that are known, of the first `scales` scales; of all if None."""
+def targets_of_codes(
+    quantizer: MultiScaleQuantizer,
+    codes: Sequence[Tensor],
+    scales: int | None = None,
+    schedule: ScaleSchedule | None = None,
+) -> Targets:
+    """The targets of codes (B, l) that are known, of the first `scales` scales; of all if None.
+
+    schedule: their grids; squares if None.
+    """
     codes = codes[:scales]
-    return Targets(quantizer.teacher_input(codes), torch.cat(list(codes), dim=1))
-
-
-def _nearest_codes(quantizer: Quantizer, count: int) -> Tensor:
-    """The `count` other codes that are nearest to each: (V, n) int64."""
-    book_VE = quantizer.codebook.weight.float()
-    distance_VV = torch.cdist(book_VE, book_VE)
-    distance_VV.fill_diagonal_(float("inf"))
-    return distance_VV.topk(min(count, len(book_VE) - 1), largest=False).indices
-
-
-def _replacements(codes_Bl: Tensor, near_Vn: Tensor | None, vocabulary: int) -> Tensor:
-    """A wrong code for each: one of those near it, or any."""
-    if near_Vn is None:
-        return torch.randint_like(codes_Bl, vocabulary)
-    return near_Vn[codes_Bl, torch.randint_like(codes_Bl, near_Vn.shape[1])]
+    teacher_input_BlE = quantizer.teacher_input(codes, schedule)
+    return Targets(teacher_input_BlE, torch.cat(list(codes), dim=1), schedule or quantizer.schedule)
 
 
 def kept_lengths(schedule: ScaleSchedule, keep_last: float) -> tuple[int, ...]:
@@ -113,20 +109,3 @@ def scale_weights(lengths: tuple[int, ...], power: float) -> Tensor:
     """
     total = sum(length**power for length in lengths)
     return torch.cat([torch.full((length,), length ** (power - 1) / total) for length in lengths])
-
-
-def code_counts(codes_BL: Tensor, lengths: Sequence[int], vocabulary: int) -> Tensor:
-    """How often each code comes at each scale: int64 (K, V)."""
-    parts = codes_BL.long().split(list(lengths), dim=1)
-    return torch.stack([torch.bincount(codes_Bl.flatten(), minlength=vocabulary) for codes_Bl in parts])
-
-
-def unigram_nats(train_KV: Tensor, held_KV: Tensor) -> Tensor:
-    """Nats per token (K,) that knowing only each scale's code frequencies would cost on held-out pictures.
-
-    Cross-entropy of held-out codes under the training codes' frequencies, with one count added for every code; both
-    are given as `code_counts`.
-    """
-    counts_KV = train_KV.double() + 1
-    log_share_KV = counts_KV.log() - counts_KV.sum(dim=1, keepdim=True).log()
-    return (-(held_KV * log_share_KV).sum(dim=1) / held_KV.sum(dim=1)).float()

@@ -5,12 +5,13 @@ A scale never sees finer ones, so the first scales of a picture are a whole targ
 decides the shape of a picture can be learnt from many more pictures than its edges in the same time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from star.tokenizer.scales import ScaleSchedule
-from star.training.targets import draw_kept, kept_lengths
+from star.training.targets import draw_kept, kept_lengths, scale_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class Part:
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each scale that take part."""
         return kept_lengths(self.schedule, self.keep_last)[: self.scales]
+
+    def of(self, schedule: ScaleSchedule) -> "Part":
+        """The same part of pictures of other grids."""
+        return self if schedule == self.schedule else replace(self, schedule=schedule)
 
     def draw(self) -> Tensor | None:
         """Which tokens of these scales take part in one step, see targets.draw_kept; None is all of them."""
@@ -78,3 +83,15 @@ class ScaleCurriculum:
     @property
     def _coarse(self) -> Part:
         return Part(self.schedule, self.coarse_scales)
+
+
+class TokenWeights(dict[Part, Tensor]):
+    """The weight (L,) of each token of a part, see targets.scale_weights; computed when it is first asked for."""
+
+    def __init__(self, power: float, device: torch.device) -> None:
+        super().__init__()
+        self.power, self.device = power, device
+
+    def __missing__(self, part: Part) -> Tensor:
+        self[part] = weights_L = scale_weights(part.lengths, self.power).to(self.device)
+        return weights_L

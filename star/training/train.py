@@ -41,8 +41,8 @@ from star.training.frozen_networks import FrozenNetworks
 from star.training.init_from import start_from
 from star.training.inputs import EncodedSet, Encoder, TrainingInputs, encoded_bytes
 from star.training.optimizers import make_optimizers
-from star.training.targets import per_scale, scale_weights
-from star.training.token_dropping import Part
+from star.training.targets import per_scale
+from star.training.token_dropping import Part, TokenWeights
 from star.training.validation import Validation, is_held_out, shared_out
 
 
@@ -57,7 +57,8 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     shards = [shard for source, _ in sources for shard in source]
     encoding = encoding_of((*shards, *(list_shards(config.validation) if config.validation else ())))
     if encoding is not None:
-        encoding.check_use(config.crop, config.code_noise)
+        encoding.check_use(config.crop, config.code_noise, config.aspects)
+    if encoding is not None or config.aspects:
         config = replace(config, precompute=False)
     refuse_untrainable(config.attention, Accelerator().device)
     frozen = FrozenNetworks(config.tokenizer, config.text_encoder, encoding)
@@ -76,8 +77,10 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         for part, share in curriculum.shares().items()
     )
     run.throughput.flops_per_image = done.forward + done.backward  # what is computed a second time is no use
+    if network.bits:
+        run.say(f"a token is {network.bits} bits: all losses are nats per bit")
     batches = feed.batches(run, pipeline)
-    weights = {part: scale_weights(part.lengths, config.scale_power).to(run.device) for part in curriculum.shares()}
+    weights = TokenWeights(config.scale_power, run.device)
     if config.compile:
         compile_blocks(run.unwrap(model), run.device)
     model.train()
@@ -85,7 +88,7 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         lr = set_rates(config, run, optimizers, step)
         part = curriculum.at(step, run.total_steps)
         for _ in run.micro_steps(model):
-            learn(config, run, model, encoder, validation.without_held_out(next(batches)), part, weights[part])
+            learn(config, run, model, encoder, validation.without_held_out(next(batches)), part, weights)
         run.log({"grad_norm": run.clip(model.parameters()), "lr": lr})
         for optimizer in optimizers.values():
             optimizer.step()
@@ -96,10 +99,10 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         if run.sample_due(step) and config.sample_prompts:
             whole = run.whole(smooth, lambda: NextScaleTransformer(network))
             if run.is_main:
-                show(config, run, frozen.generator(whole), step)
+                show(config, run, frozen.generator(whole, config.aspects), step)
     whole = run.whole(smooth, lambda: NextScaleTransformer(network))
     if run.is_main:
-        save(config, frozen.generator(whole), out / "model", card(config, run, validation))
+        save(config, frozen.generator(whole, config.aspects), out / "model", card(config, run, validation))
         run.say(pipeline.report.text())
     return out / "model"
 
@@ -112,7 +115,8 @@ def make_feed(
     resume: bool,
 ) -> Feed[TrainConfig]:
     """The stream of training pictures, or of what was encoded of them."""
-    first = sources[0][0][0]
+    first, cell = sources[0][0][0], frozen.tokenizer.resolution // frozen.tokenizer.schedule.finest
+    grids = [schedule.grid for schedule in config.schedules(frozen.tokenizer.schedule)]
     return Feed(
         config,
         sources,
@@ -122,6 +126,7 @@ def make_feed(
         keep="precompute",
         more_bytes=partial(encoded_bytes, frozen, first),
         reader=None if frozen.encoding is None else EncodedReader(frozen.encoding.config),
+        buckets=tuple((h * cell, w * cell) for h, w in grids) if config.aspects else (),
     )
 
 
@@ -165,21 +170,27 @@ def learn(
     encoder: TrainingInputs,
     batch: Batch,
     part: Part,
-    weights_L: Tensor,
+    weights: Mapping[Part, Tensor],
 ) -> None:
     """Gradients of one batch: teacher forcing on the scales and tokens that take part, each with its weight."""
     targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours, scales=part.scales)
     prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
     text = encoder.batch_text(batch, prompts)
+    part = part.of(targets.schedule)
     kept_L, codes_BL = part.draw(), targets.codes_BL
     if kept_L is not None:
         kept_L = kept_L.to(run.device)
         codes_BL = codes_BL[:, kept_L]
     with run.autocast():
         loss_BL = model(
-            targets.teacher_input_BlE, text, kept_L=kept_L, codes_BL=codes_BL, label_smoothing=config.label_smoothing
+            targets.teacher_input_BlE,
+            text,
+            kept_L=kept_L,
+            codes_BL=codes_BL,
+            label_smoothing=config.label_smoothing,
+            schedule=targets.schedule,
         )
-    loss = (loss_BL.mean(dim=0) * weights_L).sum()
+    loss = (loss_BL.mean(dim=0) * weights[part]).sum()
     run.backward(loss)
     losses = {f"loss_scale/{k}": value for k, value in enumerate(per_scale(loss_BL, part.lengths))}
     run.log({"loss": loss.detach()} | losses, images=len(batch))
@@ -188,16 +199,20 @@ def learn(
 def measure(run: Run, smooth: NextScaleTransformer, validation: Validation, step: int) -> None:
     """Losses of the held-out pictures; every process must ask for it."""
     losses_K = validation.losses(smooth)
-    run.note({"validation_loss": losses_K.mean(), "validation_loss_scale": losses_K})
+    shapes = {f"validation_loss/{shape}": found_K.mean() for shape, found_K in validation.of_shapes.items()}
+    run.note({"validation_loss": losses_K.mean(), "validation_loss_scale": losses_K} | shapes)
     if run.is_main:
         validation.write(run.out / "validation.json", losses_K, step)
 
 
 def show(config: TrainConfig, run: Run, generator: StarGenerator, step: int) -> None:
-    """Sample pictures."""
+    """Sample pictures, a grid for each aspect."""
     prompts = config.sample_prompts
-    pixels_B3HW = generator.generate(prompts, seeds=range(len(prompts)), options=config.sample_options)
-    run.picture("samples", grid(pixels_B3HW, columns=8), step)
+    for aspect in config.aspects or ("",):
+        options = replace(config.sample_options, size=aspect) if aspect else config.sample_options
+        pixels_B3HW = generator.generate(prompts, seeds=range(len(prompts)), options=options)
+        name = f"samples-{aspect.replace(':', 'to')}" if aspect else "samples"
+        run.picture(name, grid(pixels_B3HW, columns=8), step)
 
 
 def save(config: TrainConfig, generator: StarGenerator, path: Path, text: str) -> None:
@@ -240,10 +255,11 @@ def prepare_data(
     half = config.run.precision == "bf16"
     # Every process needs what is in memory; of what is streamed each decodes its turn, see validation.shared_out.
     loaded = loaded_at_once(frozen.tokenizer.resolution)
-    every = pipeline.alone(loaded)
+    every, schedules = pipeline.alone(loaded), config.schedules(frozen.tokenizer.schedule)
     encoder: TrainingInputs
     if frozen.encoding is not None:
-        encoder = EncodedShards(frozen.encoding, run.device)
+        captions = frozen.encoding.config.text == "captions"
+        encoder = EncodedShards(frozen.encoding, run.device, frozen.text(run.device) if captions else None)
     elif config.precompute:
         encoder = EncodedSet(*frozen.networks(run.device), run.device, every.one_pass(), half=half)
     else:
@@ -252,10 +268,10 @@ def prepare_data(
         held = replace(feed.settings, sources=((config.validation, 1.0),), workers=0, cache=False)
         source = Pipeline(held, batch_size=loaded, reader=feed.reader)
         batches = shared_out(source, run, lambda _key: True, config.validation_pictures)
-        validation = Validation(encoder, batches, run)
+        validation = Validation(encoder, batches, run, schedules=schedules)
     else:
         batches = shared_out(every, run, lambda key: is_held_out(key, config.held_out), config.validation_pictures)
-        validation = Validation(encoder, batches, run, share=config.held_out)
+        validation = Validation(encoder, batches, run, share=config.held_out, schedules=schedules)
     validation.count_codes(encoder, every)
     return pipeline, encoder, validation
 
@@ -268,7 +284,8 @@ def card(config: TrainConfig, run: Run, validation: Validation) -> str:
     return (
         "# A STAR generator\n\n"
         f"Trained for {run.step} steps of {run.config.batch_size} pictures.\n\n"
-        f"Nats per token on {validation.pictures} held-out pictures, and what code frequencies alone would cost:\n\n"
+        f"Nats per {validation.tokens.unit} on {validation.pictures} held-out pictures, and what "
+        "code frequencies alone would cost:\n\n"
         f"| side | network | frequencies |\n|---|---|---|\n{table}\n"
         f"```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
     )

@@ -2,7 +2,7 @@
 
 Every process has a part of them, and all together compute each number, in portions that fit beside the training.
 
-N pictures of this process, B batch, L tokens of all scales, K number of scales, V codebook.
+N pictures of this process, B batch, L tokens of all scales, K number of scales.
 """
 
 import hashlib
@@ -20,8 +20,10 @@ from star.data.text import TextFeatures
 from star.generators.training.run import Run
 from star.model.transformer import NextScaleTransformer
 from star.planning.memory import looked_at_once
+from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.tokens import TokenKind, zeros
 from star.training.inputs import TrainingInputs
-from star.training.targets import code_counts, per_scale, targets_of_codes, unigram_nats
+from star.training.targets import per_scale, targets_of_codes
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -32,66 +34,114 @@ def is_held_out(key: str, share: float) -> bool:
 class Measured:
     """Pictures whose losses are measured: their codes and words, kept in main memory."""
 
-    def __init__(self, encoder: TrainingInputs, batches: Iterator[Batch]) -> None:
-        """batches: encoded once, each picture under its first caption."""
+    def __init__(
+        self, encoder: TrainingInputs, batches: Iterator[Batch], schedules: Sequence[ScaleSchedule] = ()
+    ) -> None:
+        """batches: encoded once, each picture under its first caption. schedules: of all shapes that come; squares
+        where none are given."""
         self.encoder, self.schedule = encoder, encoder.tokenizer.schedule
-        codes, texts = [torch.zeros(0, self.schedule.length, dtype=torch.int64)], []
+        kind, null_text = encoder.tokenizer.tokens, encoder.null_text
+        self.shapes = {schedule: _Shape(schedule, null_text, kind) for schedule in schedules or (self.schedule,)}
         for batch in batches:
-            codes.append(encoder.targets(batch).codes_BL.cpu())
-            texts.append(encoder.batch_text(batch, batch.prompts).to("cpu"))
-        self.codes_NL = torch.cat(codes)
-        self.text_N = TextFeatures.cat(texts) if texts else None
+            targets = encoder.targets(batch)
+            self.shapes[targets.schedule].add(
+                targets.codes_BL.cpu(), encoder.batch_text(batch, batch.prompts).to("cpu")
+            )
 
     def __len__(self) -> int:
-        return len(self.codes_NL)
+        return sum(len(shape) for shape in self.shapes.values())
+
+    def losses(self, network: NextScaleTransformer, run: Run, *, alone: bool = False) -> Tensor:
+        """Mean nats per token (K,) of the pictures of all processes; nan where there are none. See `sums`."""
+        return means(self.sums(network, run, alone=alone).sum(dim=0))
 
     @torch.no_grad()
-    def losses(self, network: NextScaleTransformer, run: Run, *, alone: bool = False) -> Tensor:
-        """Mean nats per token (K,) of the pictures of all processes; nan where there are none.
+    def sums(self, network: NextScaleTransformer, run: Run, *, alone: bool = False) -> Tensor:
+        """Sums over pictures of mean nats per token or bit of each scale, and their number: float64 (shapes, K + 1).
 
         Every process must ask for it, since a network in pieces computes in all of them at once; alone: this process's
         pictures only, for a network that is whole.
         """
         portion = looked_at_once(network.config, half=run.config.precision == "bf16")
-        rounds, world = -(-len(self) // portion), 1 if alone else run.world
+        rounds = torch.tensor([-(-len(shape) // portion) for shape in self.shapes.values()], device=run.device)
+        world = 1 if alone else run.world
         if world > 1:
-            rounds = int(run.accelerator.gather(torch.tensor([rounds], device=run.device)).max())
+            rounds = run.accelerator.gather(rounds).view(world, -1).amax(dim=0)
         was_training = network.training
         network.eval()
-        sum_K1 = torch.zeros(self.schedule.count + 1, dtype=torch.float64, device=run.device)  # and the pictures
-        for start in range(0, rounds * portion, portion):
-            codes_BL, text, count = self._portion(slice(start, start + portion), run.device)
-            targets = targets_of_codes(self.encoder.tokenizer.quantizer, self.schedule.split(codes_BL))
-            with run.autocast():
-                loss_BL = network(targets.teacher_input_BlE, text, codes_BL=codes_BL)
-            sum_K1[:-1] += per_scale(loss_BL, self.schedule.lengths) * count
-            sum_K1[-1] += count
+        sum_SK1 = torch.zeros(len(rounds), self.schedule.count + 1, dtype=torch.float64, device=run.device)
+        for sum_K1, shape, times in zip(sum_SK1, self.shapes.values(), rounds.tolist(), strict=True):
+            for start in range(0, times * portion, portion):
+                codes_BL, text, count = shape.portion(slice(start, start + portion), run.device)
+                codes, schedule = shape.schedule.split(codes_BL), shape.schedule
+                targets = targets_of_codes(self.encoder.tokenizer.quantizer, codes, schedule=schedule)
+                with run.autocast():
+                    loss_BL = network(targets.teacher_input_BlE, text, codes_BL=codes_BL, schedule=schedule)
+                sum_K1[:-1] += per_scale(loss_BL, schedule.lengths) * count
+                sum_K1[-1] += count
         network.train(was_training)
         if reshard := getattr(network, "reshard", None):  # the root of a network in pieces stays whole after a forward
             reshard()
-        if world > 1:
-            sum_K1 = run.accelerator.reduce(sum_K1, "sum")
-        return (sum_K1[:-1] / sum_K1[-1]).float()
+        return run.accelerator.reduce(sum_SK1, "sum") if world > 1 else sum_SK1
 
-    def _portion(self, span: slice, device: torch.device) -> tuple[Tensor, TextFeatures, int]:
+
+class _Shape:
+    """The pictures of one shape."""
+
+    def __init__(self, schedule: ScaleSchedule, null_text: TextFeatures, tokens: TokenKind) -> None:
+        self.schedule, self.null_text, self.tokens = schedule, null_text, tokens
+        self._codes = [zeros(tokens, 0, schedule.length)]
+        self._texts: list[TextFeatures] = []
+
+    def add(self, codes_BL: Tensor, text: TextFeatures) -> None:
+        """Takes some pictures, on the CPU."""
+        self._codes.append(codes_BL)
+        self._texts.append(text)
+
+    def __len__(self) -> int:
+        return sum(len(codes_BL) for codes_BL in self._codes)
+
+    @property
+    def codes_NL(self) -> Tensor:
+        """Those of all pictures."""
+        if len(self._codes) > 1:
+            self._codes = [torch.cat(self._codes)]
+        return self._codes[0]
+
+    def portion(self, span: slice, device: torch.device) -> tuple[Tensor, TextFeatures, int]:
         """Codes (B, L), words, and how many pictures count: none where others still have some, and one is made up."""
         codes_BL = self.codes_NL[span].to(device)
-        if not len(codes_BL) or self.text_N is None:
-            return torch.zeros(1, self.schedule.length, dtype=torch.int64, device=device), self.encoder.null_text, 0
-        rows = torch.arange(len(self))[span]
-        return codes_BL, self.text_N[rows].to(device), len(codes_BL)
+        if not len(codes_BL):
+            return zeros(self.tokens, 1, self.schedule.length, device), self.null_text, 0
+        if len(self._texts) > 1:
+            self._texts = [TextFeatures.cat(self._texts)]
+        return codes_BL, self._texts[0][torch.arange(len(self))[span]].to(device), len(codes_BL)
+
+
+def means(sum_K1: Tensor) -> Tensor:
+    """Mean nats per token (K,), float32, of sums and the number of pictures."""
+    return (sum_K1[:-1] / sum_K1[-1]).float()
 
 
 class Validation:
     """Held-out pictures: what they cost the network, and what they would cost knowing only how frequent codes are."""
 
-    def __init__(self, encoder: TrainingInputs, batches: Iterator[Batch], run: Run, *, share: float = 0.0) -> None:
+    def __init__(
+        self,
+        encoder: TrainingInputs,
+        batches: Iterator[Batch],
+        run: Run,
+        *,
+        share: float = 0.0,
+        schedules: Sequence[ScaleSchedule] = (),
+    ) -> None:
         """batches: this process's. share: of the training shards, where the held-out pictures are among those; see
-        `without_held_out`."""
+        `without_held_out`. schedules: see Measured."""
         self.share, self.run = share, run
-        self.measured = Measured(encoder.unprepared(), batches)
+        self.measured = Measured(encoder.unprepared(), batches, schedules)
+        self.of_shapes: dict[str, Tensor] = {}  # the latest losses (K,) of each shape, where there are several
         self.pictures = int(_sum(torch.tensor(len(self.measured)), run))
-        self.schedule, self.vocabulary = encoder.tokenizer.schedule, encoder.tokenizer.vocabulary
+        self.schedule, self.tokens = encoder.tokenizer.schedule, encoder.tokenizer.tokens
         self.unigram_K = torch.full((self.schedule.count,), float("nan"))
 
     def without_held_out(self, batch: Batch) -> Batch:
@@ -116,21 +166,34 @@ class Validation:
         """
         if not self.pictures:
             return
-        train_KV = torch.zeros(self.schedule.count, self.vocabulary, dtype=torch.int64)
+        shapes = self.measured.shapes.values()
+        held = torch.stack([self.tokens.counts(shape.schedule.split(shape.codes_NL)) for shape in shapes]).sum(dim=0)
+        train = torch.zeros_like(held)
         for batch in shared_out(every, self.run, lambda key: not is_held_out(key, self.share), most):
-            train_KV += code_counts(encoder.targets(batch).codes_BL.cpu(), self.schedule.lengths, self.vocabulary)
-        held_KV = code_counts(self.measured.codes_NL, self.schedule.lengths, self.vocabulary)
-        self.unigram_K = unigram_nats(_sum(train_KV, self.run), _sum(held_KV, self.run))
+            targets = encoder.targets(batch)
+            train += self.tokens.counts(targets.schedule.split(targets.codes_BL))
+        self.unigram_K = self.tokens.unigram_nats(_sum(train, self.run), _sum(held, self.run))
 
     def losses(self, network: NextScaleTransformer) -> Tensor:
         """Mean nats per token (K,) of the held-out pictures, see Measured; nan where there are none."""
-        return self.measured.losses(network, self.run)
+        sum_SK1 = self.measured.sums(network, self.run)
+        if len(sum_SK1) > 1:
+            names = ("{}x{}".format(*schedule.grid) for schedule in self.measured.shapes)
+            found = zip(names, sum_SK1, strict=True)
+            self.of_shapes = {name: means(sum_K1) for name, sum_K1 in found if float(sum_K1[-1])}
+        return means(sum_SK1.sum(dim=0))
 
     def write(self, path: Path, losses_K: Tensor, step: int) -> None:
         """Both numbers of every scale, for the model card and the logs."""
         scales = zip(self.schedule.sizes, losses_K.tolist(), self.unigram_K.tolist(), strict=True)
         values = [{"size": size, "loss": round(loss, 4), "unigram": round(nats, 4)} for size, loss, nats in scales]
         found = {"step": step + 1, "pictures": self.pictures, "scales": values}
+        if self.tokens.unit != "token":
+            found["unit"] = self.tokens.unit
+        if self.of_shapes:  # by the finest grid, h x w
+            found["shapes"] = {
+                shape: [round(loss, 4) for loss in of_K.tolist()] for shape, of_K in self.of_shapes.items()
+            }
         write_text(path, json.dumps(found, indent=1) + "\n")
         self.table = values
 

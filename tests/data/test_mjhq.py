@@ -40,6 +40,14 @@ def test_entries_keep_their_order_and_line_breaks_become_spaces(tmp_path: Path) 
         assert (meta.faults, meta.joined) == ([], ["a"])
 
 
+def test_subject_and_style_are_read_where_they_are_texts(tmp_path: Path) -> None:
+    said = {"a": {**GOOD, "subject": " pie ", "style": "noto"}, "b": {**GOOD, "subject": ["pie"], "style": None}}
+    meta = read_meta(meta_file(tmp_path, json.dumps(said)))
+    assert meta.entries == [MetaEntry("a", "a pie", "food", "pie", "noto"), MetaEntry("b", "a pie", "food")]
+    packed = {entry.name: entry.record for entry in entries(str(tmp_path), "mjhq", [])}
+    assert packed == {"a": {"category": "food", "subject": "pie", "style": "noto"}, "b": {"category": "food"}}
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
@@ -53,6 +61,7 @@ def test_entries_keep_their_order_and_line_breaks_become_spaces(tmp_path: Path) 
         ('"x": {"category": "food", "prompt": "a \\ud83d pie"}', BAD_TEXT),
         ('"x": {"category": "\\udc00", "prompt": "a pie"}', BAD_TEXT),
         ('"\\ud83d": {"category": "food", "prompt": "a pie"}', BAD_TEXT),
+        ('"x": {"category": "food", "prompt": "a pie", "subject": "\\ud83d"}', BAD_TEXT),
         ('"x": {"category": "food", "prompt": "p\xe2t\xe9"}', BAD_TEXT),  # written in Latin-1 below
         ('"../x": {"category": "food", "prompt": "a pie"}', BAD_ID),
         ('"/x": {"category": "food", "prompt": "a pie"}', BAD_ID),

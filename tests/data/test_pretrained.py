@@ -10,7 +10,8 @@ import pytest
 
 from star.data.errors import InputError
 from star.data.pretrained import check_folder
-from star.data.text import TOWERS, TextEncoder, text_projection
+from star.data.text import TextEncoder, text_projection
+from star.data.text_towers import TOWERS
 from star.data.tiny import tiny_text_encoder
 
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 import torch
 from torch import Tensor
 
+from star.data.tiny import tiny_text_encoder
+from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.protocol import Family, SampleOptions
+from star.tiny import CODE_WIDTH, tiny_tokenizer, tiny_transformer
 from tests.generators import contract
 from tests.generators.toy import ToyGenerator
 
@@ -26,9 +30,21 @@ LAWS: list[Law] = [
 ]
 
 
-@pytest.fixture(params=["toy", *registry.families()])
+class BitwiseStar(StarGenerator):
+    """The family `star` with tokens of bits: another tokenizer and another head, the same class."""
+
+    @classmethod
+    def for_test(cls) -> Self:
+        transformer = tiny_transformer(bits=CODE_WIDTH, vocabulary=2)
+        return cls(transformer, tiny_tokenizer(bits=True), tiny_text_encoder())
+
+
+OTHERS: dict[str, type[Family]] = {"toy": ToyGenerator, "star of bits": BitwiseStar}
+
+
+@pytest.fixture(params=[*OTHERS, *registry.families()])
 def family(request: pytest.FixtureRequest) -> type[Family]:
-    return ToyGenerator if request.param == "toy" else registry.family(request.param)
+    return OTHERS[request.param] if request.param in OTHERS else registry.family(request.param)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

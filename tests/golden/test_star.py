@@ -13,9 +13,10 @@ from star.convert.names import rename
 from star.data.text import TextFeatures
 from star.generators.protocol import SampleOptions
 from star.model.block import Block
+from star.model.heads import filter_logits
 from star.model.rope import Rotation, rotate, scale_rotation
 from star.model.transformer import NextScaleTransformer, TransformerConfig
-from star.sampling.sampler import SampleRng, draw_codes, draw_pass, filter_logits, join
+from star.sampling.sampler import SampleRng, draw_codes, draw_pass, join
 from star.tokenizer.convert import config_of
 from star.tokenizer.convert import rename as rename_tokenizer
 from star.tokenizer.tokenizer import MultiScaleTokenizer

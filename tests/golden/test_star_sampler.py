@@ -15,7 +15,7 @@ from star.model.refiner import Refiner, RefinerConfig, ScalePlan, masked_loss
 from star.model.transformer import NextScaleTransformer
 from star.sampling.masked_decoding import MaskedDecoder, PartialScale, unmask_counts
 from star.sampling.sampler import SampleRng, draw_pass, join
-from star.tokenizer.quantizer import Quantizer
+from star.tokenizer.quantizer import MultiScaleQuantizer
 from tests.golden.cases import Case, cases, close
 from tests.golden.test_star import batch_source, reading_from, text_rows, tokenizer, transformer_config
 
@@ -65,7 +65,7 @@ class Recorded(MaskedDecoder):
     """Keeps what was revealed when."""
 
     refiner: Refiner
-    quantizer: Quantizer
+    quantizer: MultiScaleQuantizer
     canvases: dict[int, PartialScale] = field(default_factory=dict)
 
     def reveal(self, hidden_RlC: Tensor, logits_BlV: Tensor, k: int, *rest: Any) -> PartialScale:
@@ -79,7 +79,7 @@ def teacher_forced(case: Case, refiner: Refiner, hidden_BLC: Tensor, text: TextF
     codes_Bl, known_Bl = case["in/target_idx"][:, span], case["in/visible_mask"].bool()
     logits_BlV = refiner(
         refiner.text_token(text.pooled_BD),
-        tokenizer(case).quantizer.codebook(codes_Bl),
+        tokenizer(case).quantizer.vectors(codes_Bl, 0),
         known_Bl,
         hidden_BLC[:, span],
         span,

@@ -36,7 +36,7 @@ def test_networks_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="conditioning='class'"):
         VarGenerator(tiny_transformer(), tiny_tokenizer())
     wide = tiny_transformer(conditioning="class", cross_attention=False, vocabulary=64)
-    with pytest.raises(ValueError, match="scales, vocabulary and code width are"):
+    with pytest.raises(ValueError, match="scales, vocabulary, code width and bits are"):
         VarGenerator(wide, tiny_tokenizer())
 
 

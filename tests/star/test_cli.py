@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from star.cli import main
-from star.commands import sample, shards
+from star.commands import shards
 from star.commands.train import TRAINERS, configure
 from star.data.images import read_png
+from star.pictures import names
 
 MODEL = ("--model", "star-test")
 
@@ -127,7 +128,7 @@ def test_long_prompt_is_truncated_with_a_warning(
         (["paint"], "invalid choice: 'paint'"),
         (["train", "star"], "no preset was given, expected --preset with one of .*emoji"),
         (["train", "star", "--preset", "emjoi", "--data", "x"], "no preset 'emjoi' of star, expected one of .*emoji"),
-        (["train", "clip", "--preset", "test"], "no shards were given"),
+        (["train", "clip", "--preset", "test"], "no data were given"),
         (["train", "tokenizer", "--preset", "test", "--data", "nowhere/"], "nowhere"),
         (["data", "check", "nowhere/"], "nowhere"),
         (["data", "synthetic", "out", "--count", "-1"], "-1"),
@@ -148,7 +149,7 @@ def test_other_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.M
     def fail(*args: object) -> None:
         raise RuntimeError("a defect of ours")
 
-    monkeypatch.setattr(sample, "draw", fail)
+    monkeypatch.setattr("star.pictures.job.draw", fail)
     with pytest.raises(RuntimeError, match="a defect of ours"):
         run("sample", "a cat", *MODEL, "--out", tmp_path)
 
@@ -220,7 +221,7 @@ def test_choices_are_those_of_the_data_room() -> None:
 
 
 def test_slugs_are_short_and_safe() -> None:
-    assert sample.slug("A Red/Apple: ../../etc") == "a-red-apple-etc"
-    assert sample.slug("  ") == "unconditional"
-    assert sample.slug("🍎🍏") == "picture"
-    assert len(sample.slug("я" * 500).encode()) <= sample.LONGEST_NAME
+    assert names.slug("A Red/Apple: ../../etc") == "a-red-apple-etc"
+    assert names.slug("  ") == "unconditional"
+    assert names.slug("🍎🍏") == "picture"
+    assert len(names.slug("я" * 500).encode()) <= names.LONGEST_NAME

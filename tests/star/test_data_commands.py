@@ -1,12 +1,14 @@
-"""`star data encode` and `star data bench`, as they are typed."""
+"""`star data encode`, `star data benchmark` and `star data bench`, as they are typed."""
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from star.cli import main
-from star.commands import encode
+from star.commands import benchmark, encode
+from star.data.benchmark import Split
 from star.data.images import CROPS
 from star.data.synthetic import write
 from star.data.tiny import tiny_text_encoder
@@ -73,3 +75,12 @@ def test_bench_tells_mistakes_in_one_sentence(
 
 def test_choices_are_those_of_the_room_below() -> None:
     assert encode.CROPS == CROPS
+    assert get_args(Split) == benchmark.SPLITS
+
+
+def test_benchmark_says_what_it_wrote_and_what_it_refuses(house: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ("data", "benchmark", house / "data" / "train", house / "made", "--count", 5)
+    assert run(*command) == 0
+    assert "5 pictures in 2 categories, 5 with a subject, 5 with a style, in" in capsys.readouterr().out
+    assert run(*command) == 2
+    assert "give an empty folder, or one that is not there" in capsys.readouterr().err

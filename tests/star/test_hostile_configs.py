@@ -26,6 +26,7 @@ from star.generators.stylenat.model import StyleNatConfig
 from star.model.refiner import RefinerConfig
 from star.model.transformer import TransformerConfig
 from star.tokenizer.autoencoder import AutoencoderConfig
+from star.tokenizer.bitwise import BitwiseConfig
 from star.tokenizer.quantizer import QuantizerConfig
 
 CONFIGS = (
@@ -34,6 +35,7 @@ CONFIGS = (
         RefinerConfig,
         AutoencoderConfig,
         QuantizerConfig,
+        BitwiseConfig,
         ClipConfig,
         ClassifierConfig,
         StyleGanTConfig,

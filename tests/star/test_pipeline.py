@@ -92,7 +92,7 @@ def test_the_callback_sees_the_picture_grow_to_what_is_drawn(pipe: Pipeline) -> 
         ({"guidance_scale": 0.5}, "guidance_scale is 0.5, expected a number of at least 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
-        ({"height": 4096}, "this model draws"),
+        ({"height": 4096}, "expected 8 x 8"),
         ({"output_type": "latent"}, "expected pil, pt or np"),
         ({"seed": [1, 2]}, "2 seeds were given for 1 pictures"),
         ({"seed": -1}, "seed is -1"),
@@ -197,3 +197,61 @@ def test_a_saved_pipeline_draws_the_same(pipe: Pipeline, tmp_path: Path) -> None
     assert again.to("cpu", torch.float32)("a dog", seed=2).images[0].size == pipe.resolution[::-1]
     with pytest.raises(InputError, match="there is no model"):
         star.load("star-emojy")
+
+
+# ---- other shapes than the square
+
+
+def test_rectangles_are_drawn_by_size_by_aspect_and_in_any_batch(pipe: Pipeline) -> None:
+    drawn = pipe(["a dog", "a cat"], seed=3, size="3:2")
+    assert drawn.pixels.shape == (2, 3, 6, 10)
+    assert [image.size for image in drawn.images] == [(10, 6)] * 2
+    assert torch.equal(pipe("a cat", seed=3, height=6, width=10).pixels[0], drawn.pixels[1])
+    assert torch.equal(pipe("a cat", seed=3, size="6x10", negative_prompt="").pixels[0], drawn.pixels[1])
+    assert torch.equal(pipe("a cat", seed=3, height=8, width=8).pixels, pipe("a cat", seed=3).pixels)
+    seen: list[Image.Image] = []
+    pipe("a cat", seed=3, size="3:2", callback_on_scale=lambda k, image: seen.append(image))
+    assert np.array_equal(np.asarray(seen[-1]), np.asarray(drawn.images[1]))
+    for wrong, message in (
+        ({"size": "3/2"}, "expected 56x84 or 3:2"),
+        ({"size": "9:1"}, "expected 4 x 4, or a rectangle up to 4:1"),
+        ({"height": 7}, "multiples of 2"),
+        ({"size": "3:2", "width": 10}, "both given"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe("a dog", **wrong)
+
+
+def test_a_model_of_squares_says_that_it_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = Pipeline(StarGenerator.for_test(), OPTIONS)
+    pipe("a dog", seed=1)
+    assert not caplog.records
+    pipe("a dog", seed=1, size="2:1", num_images_per_prompt=2, batch_size=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "6 x 12 pixels are asked of a model trained on 8 x 8; it may not compose them well."
+    ]
+
+
+def test_rectangles_are_varied_and_inpainted(pipe: Pipeline) -> None:
+    assert isinstance(pipe.generator, StarGenerator)
+    wide = pipe("a dog", seed=3, size="3:2").pixels[0]
+    tokenizer, size = pipe.generator.tokenizer, (6, 10)
+    codes = encode_picture(pipe.generator, wide, size)
+    kept = pipe.vary(wide, "a cat", strength=0.0, seed=1, size="3:2").pixels
+    schedule = tokenizer.config.schedule_of(*size)
+    assert torch.equal(kept, tokenizer.latent_to_pixels(tokenizer.quantizer.decode(codes, schedule=schedule)))
+    none = pipe.vary(wide, "a cat", keep=0, seed=1, height=6, width=10).pixels
+    assert torch.equal(none, pipe("a cat", seed=1, size="3:2").pixels)
+    mask = torch.zeros(3, *size, dtype=torch.uint8)
+    mask[:, :, 5:] = 255
+    drawn = pipe.inpaint(wide, mask, "a cat", seed=3, size="3:2").pixels[0]
+    assert torch.equal(drawn[:, :, :5], wide[:, :, :5])
+    assert not torch.equal(drawn, wide)
+
+
+def test_a_picture_is_extended_to_a_wider_canvas(pipe: Pipeline, picture: torch.Tensor) -> None:
+    drawn = pipe.outpaint(picture, "a cat", seed=3, width=16).pixels[0]
+    assert drawn.shape == (3, 8, 16)
+    assert torch.equal(drawn[:, :, 4:12], picture)
+    small = pipe.outpaint(picture, "a cat", seed=3, width=12, margin=0.25).pixels[0]
+    assert torch.equal(small[:, 2:6, 3:9], to_pixels(picture, (4, 6)))

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from star.cli import main
-from star.commands import sample
 from star.commands.train import configure
 from star.data.disk import check_writable, refusal, write_text, writing
 from star.data.errors import DivergenceError, InputError
 from star.generators.devices import usable
 from star.generators.protocol import SampleOptions
 from star.generators.registry import place_of
+from star.pictures import job, names
 
 ROOT = Path(__file__).parents[2]
 MODEL = ("--model", "star-test")
@@ -52,7 +52,7 @@ def test_names_are_taken_in_one_step(tmp_path: Path) -> None:
         for picture in range(20):
             partial = tmp_path / f".{number}-{picture}"
             partial.write_text(f"{number} {picture}")
-            taken.append(sample.put(partial, tmp_path, "a-cat-0"))
+            taken.append(names.put(partial, tmp_path, "a-cat-0"))
             partial.unlink()
 
     threads = [threading.Thread(target=draw, args=(number,)) for number in range(8)]
@@ -72,7 +72,7 @@ def test_names_are_taken_where_there_are_no_links(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "a.png").write_text("another's")
     (tmp_path / ".mine").write_text("mine")
-    assert sample.put(tmp_path / ".mine", tmp_path, "a") == tmp_path / "a-2.png"
+    assert names.put(tmp_path / ".mine", tmp_path, "a") == tmp_path / "a-2.png"
     assert (tmp_path / "a.png").read_text() == "another's"
     assert (tmp_path / "a-2.png").read_text() == "mine"
 
@@ -126,7 +126,7 @@ def test_a_signal_ends_a_command_cleanly(
         os.kill(os.getpid(), number)
         raise AssertionError("the signal came too late")
 
-    monkeypatch.setattr(sample, "put", interrupted)
+    monkeypatch.setattr("star.pictures.job.put", interrupted)
     assert run("sample", "a cat", *MODEL, "--out", tmp_path / "out") == code
     assert capsys.readouterr().err.splitlines()[-1] == said
     assert os.listdir(tmp_path / "out") == []
@@ -219,7 +219,7 @@ def test_no_room_for_a_checkpoint(tmp_path: Path) -> None:
 def test_no_room_for_a_picture_or_a_text(tmp_path: Path) -> None:
     noise = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     with small_files(), pytest.raises(InputError, match=r"/a-cat-0.png could not be written .*: make room$"):
-        sample._save_new(noise, tmp_path, "a-cat-0", {})
+        job.save_new(noise, tmp_path, "a-cat-0", {})
     with small_files(), pytest.raises(InputError, match=r"scores.json could not be written .*: make room"):
         write_text(tmp_path / "scores.json", "x" * 9999)
     assert os.listdir(tmp_path) == []

@@ -21,11 +21,9 @@ from star.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerConfig
 from star.tokenizer.train import train
 
 # The preset "test" makes 2 of 16 pixels (8 a cell and 4 a patch); the finer one has cells of half the side.
-OLD = replace(PRESETS["test"].network, quantizer=QuantizerConfig(vocabulary=32, code_width=8, sizes=(1, 2)))
-FINE = TokenizerConfig(
-    autoencoder=replace(OLD.autoencoder, multipliers=(1,)),
-    quantizer=replace(OLD.quantizer, sizes=(1, 2, 4)),
-)
+CODES = QuantizerConfig(vocabulary=32, code_width=8, sizes=(1, 2, 4))
+OLD = replace(PRESETS["test"].network, quantizer=replace(CODES, sizes=(1, 2)))
+FINE = TokenizerConfig(autoencoder=replace(OLD.autoencoder, multipliers=(1,)), quantizer=CODES)
 
 
 def config(**changes: object) -> TokenizerTrainConfig:
@@ -68,10 +66,11 @@ def test_the_finer_tokenizer_learns_to_say_what_the_old_one_said(shards: Path, o
     mark = aligned.aligned_to
     assert mark is not None
     assert mark.digest == teacher.digest
-    torch.testing.assert_close(
-        aligned.quantizer.codebook.weight * mark.scale, teacher.quantizer.codebook.weight, rtol=1e-2, atol=1e-4
-    )
-    assert aligned.quantizer.codebook.weight.square().mean().sqrt() == pytest.approx(1, abs=0.01)
+    assert isinstance(aligned.quantizer, Quantizer)
+    assert isinstance(teacher.quantizer, Quantizer)
+    book, theirs = aligned.quantizer.codebook.weight, teacher.quantizer.codebook.weight
+    torch.testing.assert_close(book * mark.scale, theirs, rtol=1e-2, atol=1e-4)
+    assert book.square().mean().sqrt() == pytest.approx(1, abs=0.01)
 
 
 def test_without_alignment_the_model_is_not_marked(old: Path) -> None:
@@ -100,7 +99,7 @@ def test_latents_that_were_kept_are_those_computed(shards: Path, old: Path) -> N
 @pytest.mark.parametrize(
     ("network", "named"),
     [
-        (replace(FINE, quantizer=replace(FINE.quantizer, vocabulary=64)), "codes 32"),
+        (replace(FINE, quantizer=replace(CODES, vocabulary=64)), "codes 32"),
         (replace(FINE, quantizer=replace(FINE.quantizer, sizes=(2, 4))), r"first scales \(1, 2\)"),
         (replace(FINE, quantizer=replace(FINE.quantizer, sizes=(1, 2, 3))), "resolution 16"),
     ],

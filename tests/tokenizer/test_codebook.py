@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, Usage, count_codes, usage_from_counts
+from star.tokenizer.codebook import CodebookConfig, CodebookTrainer
 from star.tokenizer.quantizer import Pyramid, Quantizer, QuantizerConfig
+from star.tokenizer.tokens import Codes, CodeUsage
 
 SIZES, VOCABULARY = (1, 2, 4), 8
 CALM = CodebookConfig(decay=0.75, restart_below=0.0, scale_floor=0.0)  # nothing restarts
@@ -189,8 +190,8 @@ def test_grace_runs_out() -> None:
 def test_usage() -> None:
     counts = torch.tensor([[6.0, 2, 0, 0], [0, 0, 4, 4]])
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    usage = usage_from_counts(counts)
-    assert usage == Usage(
+    usage = Codes(4).usage(counts)
+    assert usage == CodeUsage(
         distinct=[2, 2],
         perplexity=[pytest.approx(math.exp(entropy)), pytest.approx(2.0)],  # type: ignore[list-item]
         distinct_overall=4,
@@ -199,13 +200,13 @@ def test_usage() -> None:
     )
     shares = (6 / 16, 2 / 16, 4 / 16, 4 / 16)
     assert usage.perplexity_overall == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
-    assert usage_from_counts(counts, threshold=2.0).distinct == [1, 2]
-    assert usage_from_counts(counts, threshold=2.0).distinct_overall == 3
-    assert usage_from_counts(torch.zeros(1, 4)).perplexity == [1.0]
+    assert Codes(4).usage(counts, threshold=2.0).distinct == [1, 2]
+    assert Codes(4).usage(counts, threshold=2.0).distinct_overall == 3
+    assert Codes(4).usage(torch.zeros(1, 4)).perplexity == [1.0]
 
 
 def test_codes_are_counted_by_scale() -> None:
-    counts = count_codes([torch.tensor([[2], [2]]), torch.tensor([[0, 1], [1, 3]])], 5)
+    counts = Codes(5).counts([torch.tensor([[2], [2]]), torch.tensor([[0, 1], [1, 3]])])
     assert counts.tolist() == [[0, 0, 2, 0, 0], [1, 2, 0, 1, 0]]
     assert counts.dtype == torch.float64
 

@@ -36,6 +36,19 @@ def test_reconstruction_is_the_mean_square_and_a_share_of_the_mean_absolute_erro
     assert half.dtype == torch.float32
 
 
+def test_log_error_is_the_psnr_of_each_picture() -> None:
+    target = torch.zeros(2, 3, 4, 4)
+    image = torch.stack([torch.full((3, 4, 4), 0.02), torch.full((3, 4, 4), 0.5)])
+    psnr_B = -10 * torch.log10((image / 2).square().mean(dim=(1, 2, 3)))
+    expected = -(psnr_B - 10 * math.log10(4)).mean() * math.log(10) / 10
+    found = reconstruction_loss(image, target, 0.0, log=True)
+    assert float(found) == pytest.approx(float(expected), abs=0.12)  # 1e-4 is added to each error
+    better = reconstruction_loss(image * torch.tensor([0.5, 1.0]).view(2, 1, 1, 1), target, 0.0, log=True)
+    worse = reconstruction_loss(image * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1), target, 0.0, log=True)
+    assert float(found - better) > 0.4, "halving a small error counts nearly as much as halving a large one"
+    assert float(found - worse) == pytest.approx(math.log(2), abs=0.01)
+
+
 @pytest.mark.parametrize("commit_to", ["last", "all"])
 @pytest.mark.parametrize("relative", [False, True])
 def test_quantisation_pulls_latent_and_sums_towards_each_other(commit_to: str, relative: bool) -> None:

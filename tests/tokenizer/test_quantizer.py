@@ -6,10 +6,11 @@ B batch, E code width, V codebook, h w latent grid, l tokens of one scale, K sca
 import pytest
 import torch
 
-from star.tokenizer.codebook import CodebookConfig, CodebookTrainer, usage_from_counts
+from star.tokenizer.codebook import CodebookConfig, CodebookTrainer
 from star.tokenizer.losses import straight_through
 from star.tokenizer.quantizer import Quantizer, QuantizerConfig, phi_index
 from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.tokens import Codes
 
 RELEASED = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
@@ -143,13 +144,13 @@ def test_a_collapsed_codebook_comes_back_to_life_at_every_scale() -> None:
         for step in range(60):
             batch = torch.randn(32, 6, 5, 5, generator=torch.Generator().manual_seed(step))
             trainer.update(quantizer, quantizer.encode(batch))
-        alive[restart_below] = usage_from_counts(trainer.hits_KV, threshold=0.01).distinct
+        alive[restart_below] = Codes(64).usage(trainer.hits_KV, threshold=0.01).distinct
     assert max(alive[0.0]) <= 4
     assert min(alive[0.02]) >= 16
 
 
 def test_perplexity_of_uniform_use_is_the_number_of_codes() -> None:
-    usage = usage_from_counts(torch.tensor([[5.0, 5, 5, 5, 0], [1, 0, 0, 0, 0]]))
+    usage = Codes(5).usage(torch.tensor([[5.0, 5, 5, 5, 0], [1, 0, 0, 0, 0]]))
     assert usage.distinct == [4, 1]
     assert usage.distinct_overall == 4
     assert usage.perplexity == pytest.approx([4.0, 1.0])
@@ -167,7 +168,7 @@ def test_a_starving_scale_is_given_codes_of_its_own() -> None:
             # the mean of a picture varies little, its cells vary much: what starves the 1x1 grid
             batch = torch.randn(32, 6, 5, 5, generator=generator) + 0.02 * torch.randn(32, 6, 1, 1, generator=generator)
             trainer.update(quantizer, quantizer.encode(batch - batch.mean((2, 3), keepdim=True) * 0.9))
-        first_scale[floor] = usage_from_counts(trainer.hits_KV, threshold=0.05).distinct[0]
+        first_scale[floor] = Codes(64).usage(trainer.hits_KV, threshold=0.05).distinct[0]
     assert first_scale[0.5] >= 1.5 * first_scale[0.0]
     assert first_scale[0.5] >= 20
 

@@ -18,6 +18,7 @@ from star.tokenizer.losses import FeatureDistance
 from star.tokenizer.metrics import measure, psnr_B
 from star.tokenizer.presets import PRESETS
 from star.tokenizer.tokenizer import MultiScaleTokenizer
+from star.tokenizer.tokens import CodeUsage
 from star.tokenizer.train import _initial, jittered, train
 
 
@@ -43,12 +44,12 @@ def test_ten_steps_equal_five_a_stop_and_five(shards: Path, tmp_path: Path, monk
     real = module.reconstruction_loss
     calls = 0
 
-    def dies_in_step_eight(*arguments: object) -> Tensor:
+    def dies_in_step_eight(*arguments: object, **named: object) -> Tensor:
         nonlocal calls
         calls += 1
         if calls > 7:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "reconstruction_loss", dies_in_step_eight)
     with pytest.raises(KeyboardInterrupt):
@@ -98,6 +99,7 @@ def test_the_stored_model_scores_what_its_record_says(shards: Path, tmp_path: Pa
     assert scores.pictures == record["pictures"] == 6
     assert scores.psnr == pytest.approx(record["psnr"], abs=1e-4)
     assert scores.psnr_at_cut[-1] == scores.psnr
+    assert isinstance(scores.usage, CodeUsage)
     assert scores.usage.distinct == record["usage"]["distinct"]
     assert "PSNR" in (directory / "README.md").read_text()
 
@@ -184,13 +186,14 @@ def test_detail_needs_patches_that_halve() -> None:
         replace(PRESETS["var-256"].network, detail=DetailConfig())
 
 
-def test_jittered_pictures_are_the_same_moved_mirrored_and_recoloured() -> None:
+def test_jittered_pictures_are_the_same_moved_and_mirrored() -> None:
     torch.manual_seed(0)
     image = torch.rand(16, 3, 16, 16) * 2 - 1
     out = jittered(image)
     assert out.shape == image.shape
     for before, after in zip(image, out, strict=True):
-        assert set(after.unique().tolist()) <= set(before.unique().tolist())
+        for channel in range(3):
+            assert set(after[channel].unique().tolist()) <= set(before[channel].unique().tolist())
     ramp = torch.arange(16.0).expand(16, 3, 16, 16)
     across = jittered(ramp)[:, 0, 0].diff(dim=1)
     assert across.abs().max() == 1
@@ -199,6 +202,4 @@ def test_jittered_pictures_are_the_same_moved_mirrored_and_recoloured() -> None:
     assert (across == 0).any()
     flat = torch.full((8, 3, 16, 16), 0.25)
     flat[:, 1] = -0.5
-    recoloured = jittered(flat)
-    assert (recoloured == 0.25).sum() == (flat == 0.25).sum()  # edges go on outwards, channels change places only
-    assert len({tuple(picture[:, 0, 0].tolist()) for picture in recoloured}) > 1
+    assert torch.equal(jittered(flat), flat)  # edges go on outwards

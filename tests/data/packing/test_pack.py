@@ -124,7 +124,7 @@ def test_tables_of_every_format_say_the_same(suffix: str, tmp_path: Path, pictur
     assert packed[1].members["png"] == picture(1)
     assert report.skipped.reasons == {"empty caption": 1, "missing picture": 2, "broken picture": 1}
     assert "row 6: missing" in {fault.key for fault in report.skipped.named}
-    with pytest.raises(InputError, match="has no column caption, image but file, text, artist"):
+    with pytest.raises(InputError, match="has no column image but file, text, artist"):
         pack(table, tmp_path / "other")
 
 

@@ -1,5 +1,6 @@
 """Shard writers among others: one at a time in a folder, and what a killed one left is known and removed."""
 
+import gzip
 import logging
 import os
 import signal
@@ -15,7 +16,8 @@ from star.data.errors import InputError
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.packing.pack import pack
 from star.data.shards.check import check
-from star.data.shards.write import LOCK_NAME, PACKING_MARK, ShardWriter, read_index
+from star.data.shards.tar import read_shard
+from star.data.shards.write import LOCK_NAME, PACKING_MARK, ShardWriter, read_index, write_shard
 
 ROOT = Path(__file__).parents[3]
 # Writes two shards and a half, says so, and waits.
@@ -176,3 +178,19 @@ def test_a_packing_that_is_stopped_is_known_as_unfinished_and_begins_again(
         assert pack(small, out).samples == 1
     assert "not finished; they are removed, and packing begins again" in caplog.text
     assert check(out).ok
+
+
+def test_a_compressed_shard_holds_the_same_and_tells_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [(f"k{number}", {"txt": b"caption" * 40, "bin": bytes([number]) * 900}) for number in range(6)]
+    for name in ("plain.tar", "one.tar.gz"):
+        assert write_shard(tmp_path / name, samples) == 6
+    monkeypatch.setattr("time.time", lambda: 12345.0)
+    (tmp_path / "later").mkdir()
+    write_shard(tmp_path / "later" / "one.tar.gz", samples)
+    assert (tmp_path / "later" / "one.tar.gz").read_bytes() == (tmp_path / "one.tar.gz").read_bytes()
+    assert gzip.decompress((tmp_path / "one.tar.gz").read_bytes()) == (tmp_path / "plain.tar").read_bytes()
+    plain, zipped = (
+        [(group.key, dict(group.members)) for group in read_shard(str(tmp_path / name), [])]
+        for name in ("plain.tar", "one.tar.gz")
+    )
+    assert plain == zipped == samples

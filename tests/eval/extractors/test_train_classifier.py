@@ -11,8 +11,15 @@ from torch import Tensor
 
 from star.data.errors import InputError
 from star.data.images import pixels_to_image
+from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.synthetic import write
-from star.eval.extractors.classifier import ClassifierConfig, ClassifierNetwork, read_classifier
+from star.eval.extractors.classifier import (
+    ClassifierConfig,
+    ClassifierNetwork,
+    read_classifier,
+    read_phrases,
+    subject_meant,
+)
 from star.eval.extractors.extractor import extractor
 from star.eval.extractors.train_classifier import (
     NONE,
@@ -25,6 +32,7 @@ from star.eval.extractors.train_classifier import (
     train,
     with_labels,
 )
+from star.generators.pretrained import ModelDirectory
 from star.generators.training.run import RunConfig
 
 TINY = ClassifierConfig(
@@ -188,3 +196,9 @@ def test_it_learns_the_training_shards_and_only_measures_the_others(shards: Path
     assert logged[-1]["validation/subject"] == pytest.approx(held_out["subject"], abs=0.13)  # stored in bfloat16
     assert known["style"] > 1.5 / len(network.config.styles)
     assert known["subject"] <= known["subject_5"]
+    phrases = read_phrases(ModelDirectory.read(model), network.config.subjects)
+    assert set(phrases.values()) == set(network.config.subjects)
+    infos = [
+        info for _, info in Pipeline(DataConfig(shards=tuple(train_shards), resolution=16), batch_size=8).records()
+    ]
+    assert all(subject_meant(str(info["caption"]), phrases) == info["subject"] for info in infos)

@@ -99,7 +99,14 @@ def mean(inputs: Inputs) -> tuple[float, None]:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"name": "A/b"}, {"needs": ()}, {"needs": ("generated", "rewards")}, {"needs": ("texts",)}, {"digits": -1}],
+    [
+        {"name": "A/b"},
+        {"needs": ()},
+        {"needs": ("generated", "rewards")},
+        {"needs": ("texts",)},
+        {"digits": -1},
+        {"needs": ("labels",)},
+    ],
 )
 def test_what_is_no_metric_is_refused(wrong: dict) -> None:
     right: dict = {

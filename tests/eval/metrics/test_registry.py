@@ -49,10 +49,12 @@ def test_a_name_tells_kind_and_network() -> None:
 
 def test_what_has_to_be_computed() -> None:
     wanted = ["fd/a", "clip_score/clip:x/y", "kid/a", "cmmd/clip:x/y", "prompt_rank_20/clip:z", "image_reward/x/y"]
+    wanted += ["subject_1/judge:b", "subject_5/judge:b"]
     assert plan_of(wanted) == Plan(
-        generated=("a", "clip:x/y", "clip:z"),
+        generated=("a", "clip:x/y", "clip:z", "judge:b"),
         references=("a", "clip:x/y"),
         texts=("clip:x/y", "clip:z"),
+        labels=("judge:b",),
         rewards=("x/y",),
     )
     assert plan_of(["fid/inception-pytorch-fid"]).generated == ("inception-pytorch-fid",)

@@ -1,12 +1,15 @@
 """Retrieval among real pictures of a style: laws of the rank, chance, and the way through the metrics."""
 
+import pytest
 import torch
 
 from star.eval.extractors.extractor import extractor
+from star.eval.metrics.metric import Inputs
 from star.eval.metrics.registry import alignment, plan_of
-from star.eval.metrics.retrieval import Thumbnail, retrieval_ranks, style_of
+from star.eval.metrics.retrieval import Thumbnail, retrieval_ranks, style_of, styles_of
 
-PROMPTS = [f"thing {i}, {'noto' if i % 2 else 'blob'} emoji style" for i in range(40)]
+STYLES = ["noto" if i % 2 else "blob" for i in range(40)]
+PROMPTS = [f"thing {i}, {style} emoji style" for i, style in enumerate(STYLES)]
 
 
 def pictures(count: int, size: int = 64) -> torch.Tensor:
@@ -16,16 +19,15 @@ def pictures(count: int, size: int = 64) -> torch.Tensor:
 
 def test_a_copy_finds_itself_and_noise_on_it_too() -> None:
     real = Thumbnail()(pictures(40))
-    assert retrieval_ranks(real, real, PROMPTS).tolist() == [0] * 40
-    assert retrieval_ranks(real + 0.01, real, PROMPTS).tolist() == [0] * 40
+    assert retrieval_ranks(real, real, STYLES).tolist() == [0] * 40
+    assert retrieval_ranks(real + 0.01, real, STYLES).tolist() == [0] * 40
 
 
 def test_only_pictures_of_the_same_style_compete() -> None:
     real = torch.arange(40.0).unsqueeze(1)
     drawn = real + 1  # exactly the next picture, which is of the other style; 1 away from its own and from i + 2
-    assert retrieval_ranks(drawn, real, PROMPTS).max() == 0  # a tie of two counts half of one, rounded down
-    alone = [prompt.split(",")[0] for prompt in PROMPTS]  # one style for all
-    assert retrieval_ranks(drawn, real, alone).tolist() == [1] * 39 + [0]
+    assert retrieval_ranks(drawn, real, STYLES).max() == 0  # a tie of two counts half of one, rounded down
+    assert retrieval_ranks(drawn, real, ["one for all"] * 40).tolist() == [1] * 39 + [0]
 
 
 def test_the_rank_counts_those_that_are_nearer() -> None:
@@ -44,6 +46,17 @@ def test_features_that_tell_nothing_reach_chance_only() -> None:
 def test_the_style_is_behind_the_last_comma() -> None:
     assert style_of("a flag, waving, noto emoji style") == "noto emoji style"
     assert style_of("a flag") == ""
+
+
+def test_the_style_that_a_benchmark_names_comes_first() -> None:
+    own = ["a" if i < 20 else "" for i in range(40)]
+    assert styles_of(Inputs(prompts=PROMPTS)) == [f"{style} emoji style" for style in STYLES]
+    assert styles_of(Inputs(prompts=PROMPTS, styles=own))[18:22] == ["a", "a", "blob emoji style", "noto emoji style"]
+    real = torch.arange(40.0).unsqueeze(1)
+    drawn = {"net": real + 1}  # the next picture of all, which is of the other style by the prompts
+    for styles, share in ((STYLES, 1.0), (["one"] * 40, 1 / 40)):
+        found = alignment(["retrieval_1/net"], PROMPTS, drawn, {}, {}, real={"net": real}, styles=styles, seed=0)
+        assert found["retrieval_1/net"].mean() == pytest.approx(share)
 
 
 def test_thumbnails_tell_colour_and_outline_at_any_size() -> None:

@@ -163,6 +163,24 @@ def test_real_pictures_have_a_row_below_the_models_where_their_score_is_known(tm
     assert rows[place - 1][0].text == "CLIP score ↑"
 
 
+def test_a_record_made_before_a_metric_shows_a_dash_and_notes_name_their_models(tmp_path: Path) -> None:
+    name, note = "subject_1/judge-emoji", "left out: the <benchmark> names no subjects"
+    newer, noted = record("newer"), record("noted")
+    newer.metrics["overall"][name] = estimate(0.25, 0.125)
+    paths = save(tmp_path, record("older"), newer, replace(noted, notes={name: note}))
+    older = json.loads(paths[0].read_text())
+    del older["notes"]  # as records were before there were notes
+    paths[0].write_text(json.dumps(older))
+    comparison = gather(paths)
+    line = next(line for line in markdown(comparison).splitlines() if line.startswith("| subject named right"))
+    assert line == "| subject named right ↑ (judge-emoji) | – | 0.250 (0.125 to 0.375) | – |"
+    said = "Subject named right by judge-emoji: left out: the &lt;benchmark&gt; names no subjects (noted)."
+    assert said in markdown(comparison)
+    assert said in html(comparison)
+    everyone = gather(save(tmp_path / "all", replace(noted, notes={name: note})))
+    assert said.replace(" (noted)", "") in markdown(everyone)
+
+
 def test_a_network_that_models_were_trained_with_is_noted(comparison: Comparison) -> None:
     table = tables.summary(comparison)
     assert "† clip-emoji conditions star-emoji" in table.note

@@ -45,6 +45,19 @@ def test_a_folder_is_read_in_the_order_of_keys(benchmark: Path) -> None:
     assert spread(layout.items, 100) == layout.items
 
 
+def test_subjects_and_styles_count_in_the_digest_only_where_there_are_any(benchmark: Path) -> None:
+    before = survey(benchmark)
+    assert {(item.subject, item.style) for item in before.items} == {("", "")}
+    change(benchmark, **{"0004": {"category": "food", "prompt": before.items[4].prompt, "subject": "a pie"}})
+    named = survey(benchmark)
+    assert (named.items[4].subject, named.items[4].style) == ("a pie", "")
+    assert named.prompts == prompts_digest(named.items) != before.prompts
+    change(benchmark, **{"0004": {"category": "food", "prompt": before.items[4].prompt, "style": "a pie"}})
+    assert survey(benchmark).prompts not in (named.prompts, before.prompts)
+    change(benchmark, **{"0004": {"category": "food", "prompt": before.items[4].prompt, "subject": 5}})
+    assert survey(benchmark).prompts == before.prompts
+
+
 @pytest.mark.parametrize("top", ["", "MJHQ-30K/"])
 def test_a_zip_is_the_folder(benchmark: Path, tmp_path: Path, top: str) -> None:
     found = survey(pack(benchmark, tmp_path / "made.zip", top))

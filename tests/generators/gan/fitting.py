@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from star.class_generator import VarGenerator
 from star.generator import StarGenerator
 from star.generators.gan.generator import GanGenerator
-from star.model.losses import token_losses
 from star.training.targets import make_targets
 from tests.generators.toy import ToyGenerator
 
@@ -44,7 +43,7 @@ def fitting_loss(generator: Any, prompts: list[str]) -> tuple[nn.Module, Loss]:
             if isinstance(generator, StarGenerator)
             else torch.tensor([generator.label(prompt) for prompt in prompts])
         )
-        return transformer, lambda: token_losses(transformer(taught.teacher_input_BlE, told), taught.codes_BL).mean()
+        return transformer, lambda: transformer(taught.teacher_input_BlE, told, codes_BL=taught.codes_BL).mean()
     if isinstance(generator, ToyGenerator):
         noise_BW = torch.randn(len(prompts), generator.width, generator=picture_generator)
         return generator, lambda: F.mse_loss(generator.to_image(noise_BW).tanh().view_as(image_B3HW), image_B3HW)

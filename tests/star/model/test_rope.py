@@ -74,3 +74,15 @@ def test_the_written_out_gradient_is_the_derived_one(turned: bool) -> None:
     (expected,) = torch.autograd.grad((plain * weight).sum(), heads)
     assert torch.allclose(gradient, expected, atol=1e-6)
     assert rotate_to_unit(heads.bfloat16(), table).dtype == torch.float32
+
+
+def test_rectangles_span_the_range_of_squares_along_both_sides() -> None:
+    wide = scale_rotation((3, 5), WIDTH, norm=8.0)
+    by_column, by_row = wide.sin_lP.reshape(3, 5, WIDTH // 2).chunk(2, dim=-1)
+    five, three = (scale_rotation(n, WIDTH, norm=8.0).sin_lP.reshape(n, n, WIDTH // 2) for n in (5, 3))
+    assert torch.equal(by_column[1], five[0, :, : WIDTH // 4])
+    assert torch.equal(by_row[:, 2], three[:, 0, WIDTH // 4 :])
+    square = scale_rotation((4, 4), WIDTH)
+    assert torch.equal(square.cos_lP, scale_rotation(4, WIDTH).cos_lP)
+    row = scale_rotation((1, 3), WIDTH)  # a single row stands where a single cell does
+    assert torch.equal(row.sin_lP[:, WIDTH // 4 :], torch.zeros(3, WIDTH // 4))

@@ -11,7 +11,7 @@ import star.model.transformer
 from star.data.text import TextFeatures
 from star.model.block import Block, draw_paths
 from star.model.losses import token_losses, tokens_at_once
-from star.model.rope import tables_of
+from star.model.tables import tables_of
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_transformer
 from star.tokenizer.scales import ScaleSchedule
@@ -297,3 +297,47 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         model.step(inputs()[:, :4], 0, model.begin(condition(model)))
     with pytest.raises(ValueError, match="give labels"):
         network("var")(inputs(), condition(model))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("aspect", ["3:2", "1:3"])
+@pytest.mark.parametrize("kind", ["star", "eager", "scalewise", "plain attention"])
+def test_rectangles_are_drawn_with_a_cache_as_they_are_taught(kind: str, aspect: str) -> None:
+    model, wide = network(kind), SCHEDULE.of_aspect(aspect)
+    text = condition(model)
+    teacher_input = torch.randn(2, wide.length - 1, CODE_WIDTH, generator=torch.Generator().manual_seed(1))
+    logits_BLV = model(teacher_input, text, schedule=wide)
+    assert logits_BLV.shape == (2, wide.length, VOCABULARY)
+    state = model.begin(text, schedule=wide)
+    for k, part in enumerate(wide.slices):
+        scale_input = None if k == 0 else teacher_input[:, part.start - 1 : part.stop - 1]
+        own_BlV = model.logits(model.step(scale_input, k, state), state.condition_BC)
+        assert torch.allclose(own_BlV, logits_BLV[:, part], atol=2e-4), f"scale {k}"
+    assert torch.equal(model(teacher_input, text, schedule=wide), logits_BLV)
+    turned = model(teacher_input, text, schedule=SCHEDULE.at(*wide.grid[::-1]))
+    assert not torch.allclose(turned, logits_BLV, atol=1e-3)  # as many tokens, elsewhere
+
+
+def test_rectangles_need_rotary_positions_and_the_same_scales() -> None:
+    wide = SCHEDULE.of_aspect("3:2")
+    model = network("var")
+    with pytest.raises(ValueError, match="rectangles need positions='rope'"):
+        model.begin(condition(model), schedule=wide)
+    model = network("star")
+    with pytest.raises(ValueError, match="a schedule of sides"):
+        model.begin(condition(model), schedule=ScaleSchedule((1, 2, 4)).of_aspect("3:2"))
+    with pytest.raises(ValueError, match=f"L - l_0, E\\) = \\(B, {wide.length - 1}"):
+        model(inputs(), condition(model), schedule=wide)
+
+
+def test_tables_of_rectangles_follow_the_network_and_serve_training() -> None:
+    model, wide = network("star"), SCHEDULE.of_aspect("3:2")
+    with torch.inference_mode():
+        tables = model.tables.of(wide)
+    assert tables.cos_LP is not None
+    assert not tables.cos_LP.is_inference()
+    assert model.tables.of(wide) is tables
+    halved = model.half().tables.of(wide).cos_LP
+    assert halved is not None
+    assert halved.dtype == torch.float32
+    assert "tables" not in " ".join(model.state_dict())

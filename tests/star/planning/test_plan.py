@@ -5,6 +5,7 @@ storages that are alive; a tensor counts until nothing holds its storage. FLOPs 
 """
 
 import copy
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,8 @@ from star.model.losses import token_losses
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.planning.flops import FLEX_BLOCK, pairs_seen, work
 from star.planning.memory import Parameters, looked_bytes, memory
-from star.planning.plan import GPUS, Plan, Shapes, plan
+from star.planning.plan import GPUS, Plan, Shapes, TooLargeError, plan
+from star.planning.propose import proposals
 from star.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
 from star.tokenizer.portions import map_bytes
 from star.training.presets import CURRICULUM_SIZES, PRESETS
@@ -287,6 +289,63 @@ def test_what_cannot_be_is_refused_with_the_reason(
     config = replace(PRESETS["star-d30-512"], **changes)
     with pytest.raises(InputError, match=message):
         plan(config, Shapes.of(config), **asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "gpu", "rows"),
+    [
+        ({}, 1, "h100", 4),
+        ({"checkpointing": False}, 8, "rtx4090", 4),
+        ({"checkpointing": False}, 2, "h100", 8),
+    ],
+)
+def test_what_is_proposed_fits_and_is_the_largest_that_does(
+    changes: dict[str, Any], gpus: int, gpu: str, rows: int
+) -> None:
+    asked = PRESETS["star-d30-512"]
+    config = replace(asked, run=replace(asked.run, sharding="none"), **changes)
+    shapes = Shapes.of(config)
+    with pytest.raises(TooLargeError):
+        plan(config, shapes, gpus=gpus, gpu=gpu)
+    found = proposals(config, shapes, gpus=gpus, gpu=gpu, images=10**8)
+    assert len(found) == rows
+    for one in found:
+        planned = plan(
+            one.config, shapes, gpus=gpus, gpu=gpu, images=10**8
+        )  # it fits, and takes the time that was said
+        assert (planned.days, planned.per_device) == (pytest.approx(one.days), one.per_device)
+        assert planned.memory.peak == one.peak
+        fewer = [n for n in range(1, one.config.run.accumulate) if one.config.run.batch_size % (n * gpus) == 0]
+        if fewer:
+            larger = replace(one.config, run=replace(one.config.run, accumulate=fewer[-1]))
+            with pytest.raises(TooLargeError):
+                plan(larger, shapes, gpus=gpus, gpu=gpu)
+    assert [one.days for one in found] == sorted(one.days for one in found)
+    assert found[0].config.run.precision == "bf16"
+
+
+def test_the_command_lists_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--preset", "star-d30-512", "--gpus", "1", "--images", "100M"]) == 2
+    out, err = capsys.readouterr()
+    assert "what fits on 1 x h100, 192 pictures in a step:" in out
+    options = out.splitlines()[3].split("  ")[-1].split()
+    assert main(["plan", "--preset", "star-d30-512", "--gpus", "1", "--images", "100M", *options]) == 0
+    assert "take one of the settings above" in err
+    assert main(["plan", "--preset", "star-d30-1024", "--gpus", "1", "--gpu", "rtx4090"]) == 2
+    out, err = capsys.readouterr()
+    assert "what fits" not in out
+    assert "nothing makes it fit: take larger or more devices" in err
+
+
+def test_the_precision_is_said_and_what_the_other_would_take(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "--preset", "star-d30-512", "--gpus", "64", "--images", "100M"]
+    assert main(asked) == 0
+    told = re.search(r"precision +no: float32.*--run.precision=bf16 would take ([\d.]+) days", capsys.readouterr().out)
+    assert main([*asked, "--run.precision=bf16"]) == 0
+    out = capsys.readouterr().out
+    assert "precision       bf16: products in bfloat16" in out
+    assert told is not None
+    assert f"time            {told[1]} days" in out
 
 
 def test_weights_in_one_piece_are_what_does_not_fit() -> None:

@@ -25,7 +25,7 @@ from star.data.synthetic import write
 from star.data.tiny import tiny_text_encoder
 from star.generator import StarGenerator
 from star.generators.training.run import RunConfig
-from star.precomputed.dataset import EncodedReader
+from star.precomputed.dataset import EncodedReader, EncodedShards
 from star.precomputed.encode import encode
 from star.precomputed.format import NAME, encoding_of
 from star.tiny import tiny_tokenizer, tiny_transformer
@@ -269,3 +269,56 @@ def test_sources_have_weights(house: Path, tmp_path: Path) -> None:
     train(config(house, weights=(3.0, 1.0), held_out=0.2), data=places, out=tmp_path / "run")
     with pytest.raises(InputError, match="1 weights were given for 2 places of data"):
         train(config(house, weights=(1.0,)), data=places, out=tmp_path / "run2")
+
+
+def test_training_on_captions_is_training_on_their_features(house: Path, tmp_path: Path) -> None:
+    """The text encoder computes in the training what it would have computed before: the losses are the same."""
+    report = make(house, house / "captions", text="captions")
+    assert report.finished
+    names = sorted(path.name for path in (house / "captions").iterdir())
+    assert names == [
+        "encoding.safetensors",
+        "index.json",
+        *(f"{name}.tar.gz" for name in ("test-00000", "train-00000", "train-00001", "train-00002")),
+    ]
+    train(config(house, dropout=0.1), data=[str(house / "codes")], out=tmp_path / "features")
+    train(config(house, dropout=0.1), data=[str(house / "captions")], out=tmp_path / "captions")
+    assert losses(tmp_path / "features") == losses(tmp_path / "captions")
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("features", "captions"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_captions_alone_are_small_and_bytes_are_the_same_again(house: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make(house, tmp_path / name, text="captions")
+    for path in sorted((tmp_path / "one").glob("*.tar.gz")):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+        features = house / "codes" / path.name.removesuffix(".gz")
+        assert path.stat().st_size < features.stat().st_size / 8
+    assert make(house, tmp_path / "one", text="captions").kept == 4
+    with pytest.raises(InputError, match="text 'captions', expected 'features'"):
+        make(house, tmp_path / "two", text="features")
+
+
+def test_each_caption_is_encoded_once(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(house, house / "captions", text="captions")
+    shards = [str(path) for path in sorted((house / "captions").glob("train*.tar.gz"))]
+    encoding = encoding_of(shards)
+    assert encoding is not None
+    encoder, seen = tiny_text_encoder(0, max_tokens=64), []
+    encode_text = encoder.encode
+
+    def counted(prompts: list[str], **more: Any) -> Any:
+        seen.extend(prompts)
+        return encode_text(prompts, **more)
+
+    monkeypatch.setattr(encoder, "encode", counted)
+    inputs = EncodedShards(encoding, torch.device("cpu"), encoder)
+    pipeline = Pipeline(DataConfig(shards=tuple(shards)), batch_size=6, reader=EncodedReader(encoding.config))
+    for batch in islice(pipeline.batches(), 12):
+        text = inputs.batch_text(batch, ["", *batch.prompts[1:]])
+        assert torch.equal(text.tokens_BTD[0], encoding.null_text.tokens_BTD[0])
+        assert torch.equal(text.mask_BT[1], encode_text(batch.prompts[1:2]).mask_BT[0])
+    assert len(seen) == len(set(seen))
+    with pytest.raises(ValueError, match="need a text encoder"):
+        EncodedShards(encoding, torch.device("cpu")).batch_text(batch, batch.prompts)

@@ -8,8 +8,8 @@ from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.protocol import Generator, SampleOptions
 from star.model.attention import KeyValueCache
+from star.model.heads import filter_logits
 from star.sampling.baseline import ConcatenatedCache, full_sort_filter
-from star.sampling.sampler import filter_logits
 
 OPTIONS = SampleOptions(guidance_scale=4.0, top_k=9, top_p=0.9)
 

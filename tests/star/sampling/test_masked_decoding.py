@@ -245,3 +245,15 @@ def test_a_plan_tells_which_steps_ask_the_refiner_and_which_are_shuffled(k: int,
     assert not torch.equal(canvas.codes_Bl, unguided.codes_Bl)
     again_Bl = stable.draw(hidden_RlC[:1], logits_BlV, k, rows, 2.0, SampleRng([0], SampleOptions()))
     assert torch.equal(again_Bl, alone.codes_Bl)
+
+
+def test_rectangles_are_revealed_whole() -> None:
+    star = generator()
+    options, seen = SampleOptions(guidance_scale=3.0, size="3:2"), []
+    pixels = star.generate(["a cat"], seeds=[2], options=options, watch=lambda k, logits, codes: seen.append(codes))
+    schedule = star.tokenizer.schedule.of_aspect("3:2")
+    assert [codes.shape for codes in seen] == [(1, length) for length in schedule.lengths]
+    latent = star.tokenizer.quantizer.decode(seen, schedule=schedule)
+    assert torch.equal(pixels, star.tokenizer.latent_to_pixels(latent))
+    plain = star.generate(["a cat"], seeds=[2], options=SampleOptions(guidance_scale=3.0, size="3:2", refine=False))
+    assert not torch.equal(pixels, plain)

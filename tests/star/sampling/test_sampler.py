@@ -9,16 +9,15 @@ from torch import Tensor
 from star.data.text import TextFeatures
 from star.data.tiny import tiny_text_encoder
 from star.generators.protocol import SampleOptions
+from star.model.heads import filter_logits, pick
 from star.sampling.sampler import (
     SampleRng,
     choose,
     draw_codes,
     draw_pass,
-    filter_logits,
     guidance_at,
     guide,
     join,
-    pick,
     temperature_at,
     uniforms,
 )

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from star.data.errors import InputError
 from star.data.synthetic import write
 from star.data.text import TextEncoder
+from star.data.text_towers import mean_of_tokens
 from star.data.tiny import tiny_text_encoder
 from star.generator import StarGenerator
 from star.generators.registry import build
@@ -161,7 +162,7 @@ def test_a_t5_reads_the_prompts_by_configuration(house: Path, tmp_path: Path) ->
     model = train(settings, data=[str(house / "data/train")], out=tmp_path / "run")
     generator = build(model)
     assert isinstance(generator, StarGenerator)
-    assert not generator.text_encoder.is_clip
+    assert generator.text_encoder.kind.pool is mean_of_tokens
     assert generator.transformer.config.text_width == 16
     pictures = [generator.generate([prompt] * 3, seeds=[1, 2, 3]) for prompt in ("a red circle", "a blue star")]
     assert not torch.equal(*pictures)

@@ -1,6 +1,7 @@
 """Adapters and fine-tuning: a few pictures are learnt, and what was learnt is applied, alone, to its own base only."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from star.generator import StarGenerator
 from star.generators.pretrained import ModelDirectory
 from star.generators.training.run import RunConfig
 from star.tiny import tiny_tokenizer, tiny_transformer
-from star.training.finetune import FinetuneConfig, Learnt, finetune
+from star.training.finetune import FinetuneConfig, Learnt, finetune, span
 from star.training.lora import Adapter, write_base
 
 LAYERS = ("blocks.0.attention.query_key_value", "blocks.1.cross_attention.key_value", "blocks.1.mlp.down")
@@ -163,9 +164,31 @@ def test_all_weights_learn_the_pictures_of_a_folder(house: Path, tmp_path: Path)
     assert "| trained | 8 |" in (result / "README.md").read_text()
 
 
-def test_several_folders_are_refused(house: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="2 places of data were given"):
-        finetune(str(house / "model"), FinetuneConfig(run=run(1)), data=[str(house / "pictures")] * 2, out=tmp_path)
+def test_several_places_are_packed_and_its_time_is_told_before(
+    house: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [str(house / "pictures"), str(house / "data" / "train")]
+    finetune(str(house / "model"), FinetuneConfig(run=run(2)), data=data, out=tmp_path)
+    told = capsys.readouterr().err
+    assert json.loads((tmp_path / "losses.json").read_text())["trained"]["pictures"] == 16
+    place = re.search(r"2 steps of [\d.]+ s take about [\d.]+ s here, besides [\d.]+ s to measure", told)
+    assert place is not None
+    assert place.start() < told.index("2 steps and 8 images in")
+
+
+def test_minutes_end_it(house: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["finetune", str(house / "model"), "--data", str(house / "pictures"), "--minutes", "0.02", "--batch", "4"]
+    assert main([*asked, "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().err
+    assert "training ends after 1.2 s, in about" in told
+    steps = int(re.findall(r"(\d+) steps and \d+ images in", told)[-1])
+    assert 1 <= steps < 5000
+    assert sorted((tmp_path / "checkpoints").iterdir())[-1].name == f"step-{steps:08d}"
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.123, "0.12 s"), (42.4, "42 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_times_are_told_in_a_unit_that_fits(seconds: float, told: str) -> None:
+    assert span(seconds) == told
 
 
 def test_a_state_of_other_tensors_is_refused() -> None:
@@ -177,7 +200,6 @@ def test_a_state_of_other_tensors_is_refused() -> None:
 @pytest.mark.slow
 def test_lora_learns_and_its_adapter_draws_what_was_drawn(house: Path, tmp_path: Path) -> None:
     """Slow for what peft imports. The wrapped network and the merged weights give the same logits."""
-    pytest.importorskip("peft", reason="LoRA is trained through peft, of the extra lora")
     config = FinetuneConfig(run=run(40), lora=4, lr=2e-2, warmup=2, code_noise=0.0)
     result = finetune(str(house / "model"), config, data=[str(house / "pictures")], out=tmp_path / "whole")
     assert {path.name for path in result.iterdir()} == {

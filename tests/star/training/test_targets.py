@@ -7,18 +7,16 @@ import torch
 
 from star.model.losses import token_losses
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_tokenizer
+from star.tokenizer.quantizer import Quantizer
 from star.tokenizer.scales import ScaleSchedule
+from star.tokenizer.tokens import Codes
 from star.training.targets import (
-    _nearest_codes,
-    _replacements,
-    code_counts,
     draw_kept,
     kept_lengths,
     make_targets,
     per_scale,
     scale_weights,
     targets_of_codes,
-    unigram_nats,
 )
 
 SCHEDULE = ScaleSchedule(SIZES)
@@ -61,8 +59,9 @@ def test_noise_changes_inputs_and_asks_for_repair(neighbours: int) -> None:
 
 def test_neighbours_are_the_nearest_other_codes() -> None:
     quantizer = tiny_tokenizer().quantizer
+    assert isinstance(quantizer, Quantizer)
     codes = torch.arange(VOCABULARY).repeat(50, 1)
-    wrong = _replacements(codes, _nearest_codes(quantizer, 3), VOCABULARY)
+    wrong = quantizer.mistakes(3)(codes, torch.ones(50, 1))
     book = quantizer.codebook.weight
     ranks = torch.cdist(book, book).argsort(dim=1)
     for code in range(VOCABULARY):
@@ -86,17 +85,16 @@ def test_weights_of_scales() -> None:
 
 
 def test_unigram_nats() -> None:
-    lengths = (1, 4)
+    schedule, tokens = ScaleSchedule((1, 2)), Codes(VOCABULARY)
     train = torch.randint(VOCABULARY, (5000, 5))
     train[:, 0] = 3
-    counts = [code_counts(codes_BL, lengths, VOCABULARY) for codes_BL in (train, train[:500])]
-    nats = unigram_nats(*counts)
+    counts = [tokens.counts(schedule.split(codes_BL)) for codes_BL in (train, train[:500])]
+    nats = tokens.unigram_nats(*counts)
     assert nats[0] < 0.01
     assert nats[1].item() == pytest.approx(math.log(VOCABULARY), abs=0.01)
     rare = torch.full((10, 5), 4)
-    assert unigram_nats(counts[0], code_counts(rare, lengths, VOCABULARY))[0].item() == pytest.approx(
-        math.log(5000 + VOCABULARY)
-    )
+    of_rare = tokens.unigram_nats(counts[0], tokens.counts(schedule.split(rare)))
+    assert of_rare[0].item() == pytest.approx(math.log(5000 + VOCABULARY))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
@@ -128,13 +126,13 @@ def test_half_of_the_noise_is_the_share_of_wrong_codes() -> None:
 
 
 def test_replacements_are_any_code_or_any_of_the_near() -> None:
-    codes = torch.full((2000,), 3)
-    assert set(_replacements(codes, None, 5).tolist()) == {0, 1, 2, 3, 4}
-    near = torch.arange(12).view(6, 2)
-    assert set(_replacements(codes, near, 6).tolist()) == {6, 7}
+    codes, always = torch.full((1, 4000), 3), torch.ones(1, 1)
     quantizer = tiny_tokenizer().quantizer
-    assert _nearest_codes(quantizer, 999).shape == (VOCABULARY, VOCABULARY - 1)
-    assert _nearest_codes(quantizer, 2).shape == (VOCABULARY, 2)
+    assert set(quantizer.mistakes()(codes, always)[0].tolist()) == set(range(VOCABULARY))
+    assert len(set(quantizer.mistakes(2)(codes, always)[0].tolist())) == 2
+    others = set(range(VOCABULARY)) - {3}
+    assert set(quantizer.mistakes(999)(codes, always)[0].tolist()) == others  # no more than there are
+    assert torch.equal(quantizer.mistakes()(codes, torch.zeros(1, 1)), codes)
 
 
 def test_a_share_of_the_finest_scale_takes_part() -> None:

@@ -24,8 +24,8 @@ from star.model.losses import token_losses
 from star.model.transformer import NextScaleTransformer
 from star.tiny import VOCABULARY, tiny_tokenizer, tiny_transformer
 from star.tokenizer.portions import at_once, loaded_at_once
+from star.tokenizer.tokens import Codes
 from star.training.inputs import Encoder
-from star.training.targets import code_counts, unigram_nats
 from star.training.validation import Measured, Validation, is_held_out, shared_out
 
 
@@ -121,8 +121,9 @@ def test_losses_and_frequencies_do_not_depend_on_the_number_of_processes(
     with torch.no_grad():
         loss_BL = torch.cat([direct(networks[0], training_inputs, batch) for batch in batches[:4]])
     expected_K = torch.stack([part.mean() for part in loss_BL.split(schedule.lengths, dim=1)])
-    train_KV = code_counts(torch.cat(codes)[:30], schedule.lengths, VOCABULARY)
-    unigram_K = unigram_nats(train_KV, code_counts(torch.cat(codes[:4]), schedule.lengths, VOCABULARY))
+    kind = Codes(VOCABULARY)
+    train_KV, held_KV = (kind.counts(schedule.split(torch.cat(some)[:30])) for some in (codes, codes[:4]))
+    unigram_K = kind.unigram_nats(train_KV, held_KV)
     seen: list[int] = []
     for network in networks:
         network.register_forward_pre_hook(lambda _module, given: seen.append(len(given[0])))

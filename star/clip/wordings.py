@@ -1,0 +1,290 @@
+"""What people call the subjects of captioned pictures, and prompts said in the words of the captions.
+
+    expansion = gather(infos, colours, "node_modules/emojibase-data/en", "node_modules/emojilib/dist/emoji-en-US.json")
+    expansion.expand("a red car")          # "an automobile, fluent flat emoji style"
+
+A model learns from captions that call a thing by one name and always name a style; people say "a dog". Each subject
+knows by what it is called, and how surely: its own name, short codes of chat programs, search tags. A prompt is given
+to the subject that its words fit best, and drawn as that one's caption; what fits none is drawn as it is. Records of
+the shards give names, tags and code points; emojibase (MIT) and emojilib (MIT) the rest.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from star.clip.colours import NAMES
+from star.data.disk import write_text
+from star.data.errors import InputError
+
+CHATS = ("github", "emojibase", "iamcal", "joypixels", "cldr")  # files of short codes that emojibase carries
+PHRASE = re.compile(r"[a-z][a-z' ]{1,60}[a-z]")
+# Points: a subject's own name, its name without "face" and the like, short codes, tags of three sources, the words of
+# its name alone.
+NAME, SHORTENED, FIRST_CODE, OTHER_CODE, TAG, RECORD_TAG, KEYWORD, HEAD = 30.0, 6.0, 4.0, 3.0, 2.0, 1.0, 1.0, 1.2
+BESIDES = ("people-body", "flags", "symbols")  # categories that a word seldom means where there is a thing of that name
+ENOUGH = 2.0  # points that a prompt needs to stand for a subject
+COLOUR_SHARE = 0.3  # of a subject's pixels, for it to have that colour
+COLOUR_POINTS = 3.0
+ARTICLES = frozenset({"a", "an", "the", "some", "my", "one"})
+JOINTS = frozenset({"on", "in", "with", "at", "under", "near", "and", "over", "by", "from", "for", "behind", "beside"})
+PORTIONS = frozenset(
+    {"cup", "glass", "bowl", "mug", "slice", "piece", "plate", "bunch", "loaf", "bottle", "pair", "picture", "drawing"}
+    | {"icon", "emoji", "photo", "image", "group", "can", "box", "bag", "pot", "head", "stack", "pile"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """caption: "an automobile", its captions without the style. style: the words of one it has pictures in.
+
+    names: points by phrase. colours: shares by name.
+    """
+
+    caption: str
+    style: str
+    names: Mapping[str, float]
+    colours: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """styles: the words that name one, as captions end in them; the first is for prompts that fit no subject."""
+
+    styles: tuple[str, ...]
+    subjects: Mapping[str, Subject]
+    about: str = ""
+
+    def expand(self, prompt: str) -> str:
+        """The prompt in the words of the captions; as it is where it already says a style in other ways, or nothing."""
+        head, _, style = prompt.rpartition(", ")
+        if style not in self.styles:
+            head, style = prompt, ""
+        known = self._captions.get(plain(head))
+        if known is not None:
+            return prompt if style else f"{head}, {known.style}"
+        if not plain(head) or "," in head or (not style and self._names_style(prompt)):
+            return prompt
+        found = self.find(head)
+        if found is None:
+            return prompt if style else f"{prompt}, {self.styles[0]}"
+        subject, caption = found
+        return f"{caption}, {style or self.subjects[subject].style}"
+
+    def find(self, words: str) -> tuple[str, str] | None:
+        """The subject that some words fit best, and its caption; the caption says a colour that the subject has not.
+
+        None where no subject has enough points.
+        """
+        said = [word for word in plain(words).split() if word not in ARTICLES]
+        if "of" in said[:-1] and said[0] in PORTIONS and " ".join(said) not in self._index:
+            said = said[said.index("of") + 1 :]
+        if " ".join(said) not in self._index:
+            joint = next((place for place, word in enumerate(said) if place and word in JOINTS), len(said))
+            said = said[:joint]
+        colours = [word for word in said if word in NAMES]
+        points = self._points(said)
+        for subject in points:
+            shares = self.subjects[subject].colours
+            points[subject] += sum(COLOUR_POINTS * (shares.get(colour, 0.0) > COLOUR_SHARE) for colour in colours)
+        if not points:
+            return None
+        best = max(sorted(points), key=lambda subject: points[subject])
+        if points[best] < ENOUGH:
+            return None
+        chosen = self.subjects[best]
+        called = plain(" ".join((best, *(name for name, score in chosen.names.items() if score >= OTHER_CODE)))).split()
+        missing = [c for c in colours if chosen.colours.get(c, 0.0) <= COLOUR_SHARE and c not in called]
+        return best, f"a {missing[0]} {plain(best)}" if missing and chosen.caption[:2] in (
+            "a ",
+            "an",
+        ) else chosen.caption
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of what `save` writes."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON, a line for each subject."""
+        write_text(Path(path), self._text())
+
+    def _text(self) -> str:
+        lines = []
+        for name, known in sorted(self.subjects.items()):
+            numbers = ({key: float(value) for key, value in sorted(of.items())} for of in (known.names, known.colours))
+            line = json.dumps([known.caption, known.style, *numbers], ensure_ascii=False, separators=(",", ":"))
+            lines.append(f"{json.dumps(name, ensure_ascii=False)}: {line}")
+        head = f'"about": {json.dumps(self.about)},\n"styles": {json.dumps(self.styles)},\n"subjects": {{\n'
+        return "{\n" + head + ",\n".join(lines) + "\n}\n}\n"
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Expansion":
+        """From the file that `save` wrote. Raises InputError where it is none."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            subjects = {
+                str(name): Subject(
+                    caption=str(caption),
+                    style=str(style),
+                    names={str(phrase): float(points) for phrase, points in names.items()},
+                    colours={str(colour): float(share) for colour, share in colours.items()},
+                )
+                for name, (caption, style, names, colours) in content["subjects"].items()
+            }
+            styles = tuple(str(style) for style in content["styles"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is no file of wordings ({type(error).__name__}), expected JSON with styles and subjects: "
+                "`star data wordings` makes one"
+            ) from error
+        if not styles or not subjects:
+            raise InputError(f"{path} names no style or no subject: make it again with `star data wordings`")
+        return cls(styles, subjects, str(content.get("about", "")))
+
+    def _points(self, said: Sequence[str]) -> dict[str, float]:
+        """Of every subject that some run of the words is a name of; long runs count more, and names that many have less
+        unless they are all that was said."""
+        points: dict[str, float] = defaultdict(float)
+        for first in range(len(said)):
+            for last in range(first + 1, len(said) + 1):
+                run = " ".join(said[first:last])
+                for form in (run, run.removesuffix("s")) if run.endswith("s") else (run,):
+                    known = self._index.get(form, {})
+                    common = 1 + math.log(max(len(known), 1)) if last - first < len(said) else 1.0
+                    for subject, score in known.items():
+                        points[subject] += score * (last - first) / common
+        return points
+
+    def _names_style(self, prompt: str) -> bool:
+        return any(word in self._style_words for word in plain(prompt).split())
+
+    @cached_property
+    def _index(self) -> dict[str, dict[str, float]]:
+        """By phrase, the points of the subjects that it names."""
+        index: dict[str, dict[str, float]] = defaultdict(dict)
+        for name, subject in self.subjects.items():
+            for phrase, points in subject.names.items():
+                index[phrase][name] = points
+        return dict(index)
+
+    @cached_property
+    def _captions(self) -> dict[str, Subject]:
+        return {plain(subject.caption): subject for subject in self.subjects.values()}
+
+    @cached_property
+    def _style_words(self) -> frozenset[str]:
+        """The names of styles alone: words that no subject is called by."""
+        words = {word for style in self.styles for word in plain(style).split()}
+        called = {word for phrase in self._index for word in phrase.split()}
+        return frozenset(words - called - {"style", "emoji", "and"} | {"drawn"})
+
+
+def plain(words: str) -> str:
+    """In small letters, underscores and hyphens as spaces."""
+    return re.sub(r"[\s_-]+", " ", words.replace("’", "'")).strip(" .!?").lower()
+
+
+def gather(
+    captions: Sequence[Sequence[str]],
+    infos: Sequence[Mapping[str, Any]],
+    colours: Mapping[str, Mapping[str, float]],
+    emojibase: str | Path,
+    emojilib: str | Path,
+    styles: Sequence[str] = (),
+) -> Expansion:
+    """The expansion of all subjects of some records.
+
+    captions: of each picture, the first as in "a crab, twemoji style". infos: records with subject, style, tags and
+    codepoints. colours: of a subject's pictures, shares by name, see star.clip.colours. emojibase: its folder `en`.
+    emojilib: its emoji-en-US.json. styles: which one a subject's caption names first of all, as records have it; else
+    the most frequent. Raises InputError where a file cannot be read or no record will do.
+    """
+    counts = Counter(info["style"] for info in infos if "style" in info)
+    order = [*styles, *(style for style, _ in counts.most_common() if style not in styles)]
+    codes: dict[str, Counter[str]] = defaultdict(Counter)
+    records: dict[str, dict[str, tuple[str, Mapping[str, Any]]]] = defaultdict(dict)
+    for several, info in zip(captions, infos, strict=True):
+        if {"subject", "style", "codepoints"} <= info.keys() and "skin_tone" not in info and ", " in several[0]:
+            codes[info["subject"]][_bare(info["codepoints"])] += 1
+            records[info["subject"]][info["style"]] = (several[0], info)
+    if not codes:
+        raise InputError("no record names a subject, a style and code points, as those of the emoji shards do")
+    sources = _Sources.read(Path(emojibase), Path(emojilib))
+    words = {style: caption.rsplit(", ", 1)[1] for found in records.values() for style, (caption, _) in found.items()}
+    subjects = {}
+    for name, found in records.items():
+        caption, info = found[min(found, key=order.index)]
+        points: dict[str, float] = defaultdict(float)
+        for phrase, score in sources.names(name, codes[name].most_common(1)[0][0], info.get("tags", ())):
+            if PHRASE.fullmatch(phrase):
+                points[phrase] += score
+        # Of equals the plainest, and the one that most collections have; things before signs.
+        extra = 0.1 * min(len(found), 10) - 0.15 * len(name.split()) - 0.6 * (info.get("category") in BESIDES)
+        head, _, style = caption.rpartition(", ")
+        subjects[name] = Subject(
+            caption=head,
+            style=style,
+            names={phrase: round(score + extra, 2) for phrase, score in sorted(points.items()) if score + extra > 0},
+            colours={colour: round(share, 2) for colour, share in sorted(colours.get(name, {}).items()) if share > 0.1},
+        )
+    return Expansion(tuple(words[style] for style in order if style in words), subjects)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sources:
+    """By code points: tags of emojibase, short codes by chat program, keywords of emojilib."""
+
+    tags: dict[str, list[str]]
+    codes: dict[str, dict[str, Any]]
+    keywords: dict[str, list[str]]
+
+    @classmethod
+    def read(cls, emojibase: Path, emojilib: Path) -> "_Sources":
+        try:
+            entries = json.loads((emojibase / "data.json").read_text(encoding="utf-8"))
+            folder = emojibase / "shortcodes"
+            codes = {chat: json.loads((folder / f"{chat}.json").read_text(encoding="utf-8")) for chat in CHATS}
+            library = json.loads(emojilib.read_text(encoding="utf-8"))
+            return cls(
+                tags={_bare(entry["hexcode"]): entry.get("tags", []) for entry in entries},
+                codes={chat: {_bare(code): words for code, words in table.items()} for chat, table in codes.items()},
+                keywords={_bare("-".join(f"{ord(c):X}" for c in emoji)): words for emoji, words in library.items()},
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{emojibase} and {emojilib} cannot be read as emojibase-data/en and emojilib's emoji-en-US.json "
+                f"({error}): `npm install emojibase-data emojilib` brings both"
+            ) from error
+
+    def names(self, subject: str, code: str, tags: Sequence[str]) -> list[tuple[str, float]]:
+        """Everything that a subject is called, plain, each with its points."""
+        found = [(subject, NAME)]
+        endings = (" face", " symbol", " button")
+        found += [(subject.removesuffix(end), SHORTENED) for end in endings if subject.endswith(end)]
+        for table in self.codes.values():
+            several = table.get(code, [])
+            several = [several] if isinstance(several, str) else several
+            found += [
+                (words, OTHER_CODE if place else FIRST_CODE)
+                for place, words in enumerate(several)
+                if not words[-1:].isdigit()
+            ]
+        found += [(words, TAG) for words in self.tags.get(code, [])] + [(words, RECORD_TAG) for words in tags]
+        found += [(words, KEYWORD + 1 / place) for place, words in enumerate(self.keywords.get(code, [])[1:], 1)]
+        words = plain(subject).split()
+        if 1 < len(words) < 4 and ":" not in subject:
+            found += [(words[-1], HEAD), (words[0], HEAD)]
+        return [(plain(words), score) for words, score in found]
+
+
+def _bare(code: str) -> str:
+    """Code points without the one that asks for colour."""
+    return code.replace("-FE0F", "")
