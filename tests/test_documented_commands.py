@@ -1,6 +1,6 @@
 """Every command that the README and the documentation show is parsed, and run at a tiny size.
 
-A block of code below `<!-- not run: why -->` is parsed only: what needs a GPU, a hub, hours, or an end by hand. Names
+A block of code below `<!-- not run: why -->` is parsed only: what needs a GPU, a hub, hours, or an end by hand; and so is training by another preset than the tiny one. Names
 of models become those of tiny ones, capital letters what `house` has made of them. Blocks of one page run one after
 the other in one folder, as a reader would run them.
 """
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"<!-- not run: (.+) -->")
 WHO = re.compile(r"(star|make|torchrun|accelerate) \S")
-# What makes a command small; given last, so that it counts. Training is shown with the preset test, which is small.
+# What makes a command small; given last, so that it counts. Of training, only the preset test is run.
 SMALL = {
     "sample": ("--device", "cpu", "--batch", "2"),
     "finetune": ("--steps", "1", "--batch", "2"),
@@ -120,10 +120,13 @@ def small(command: Command) -> list[str]:
     return [*words, *SMALL.get(words[0], ())]
 
 
-RUN = {
-    page.name: [one for one in ALL if one.page == page.name and not one.not_run and one.words[0] == "star"]
-    for page in PAGES
-}
+def runs(command: Command) -> bool:
+    """Whether it is run: a marked one is not, nor training by another preset than the tiny one."""
+    trains = command.words[:2] == ("star", "train")
+    return command.words[0] == "star" and not command.not_run and (not trains or "test" in command.words)
+
+
+RUN = {page.name: [one for one in ALL if one.page == page.name and runs(one)] for page in PAGES}
 
 
 @pytest.mark.parametrize("page", [page for page, several in RUN.items() if several])
