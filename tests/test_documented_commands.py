@@ -1,8 +1,8 @@
 """Every command that the README and the documentation show is parsed, and run at a tiny size.
 
-A block of code below `<!-- not run: why -->` is parsed only: what needs a GPU, a hub, hours, or an end by hand; and so is training by another preset than the tiny one. Names
-of models become those of tiny ones, capital letters what `house` has made of them. Blocks of one page run one after
-the other in one folder, as a reader would run them.
+A block of code below `<!-- not run: why -->` is parsed only: what needs a GPU, a hub, hours, or an end by hand; and
+so is training by another preset than the tiny one. Names of models become those of tiny ones, capital letters what
+`house` has made of them. Blocks of one page run one after the other in one folder, as a reader would run them.
 """
 
 import re
