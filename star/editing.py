@@ -81,8 +81,8 @@ def scales_of(schedule: ScaleSchedule, keep: int | str | None, strength: float |
 
 def given_coarse(codes: Sequence[Tensor], schedule: ScaleSchedule, count: int, pictures: int) -> GivenCodes:
     """The first `count` scales stay, for so many pictures."""
-    known = [torch.full((pictures, length), k < count) for k, length in enumerate(schedule.lengths)]
-    return GivenCodes([code.expand(pictures, *code.shape[1:]) for code in codes], known)
+    rows = [code.expand(pictures, *code.shape[1:]) for code in codes]
+    return GivenCodes(rows, [torch.full(row.shape[:2], k < count) for k, row in enumerate(rows)])
 
 
 def given_outside(codes: Sequence[Tensor], schedule: ScaleSchedule, covered_HW: Tensor, pictures: int) -> GivenCodes:

@@ -22,7 +22,7 @@ from star.generators.gan import editing
 from star.generators.gan.generator import GanGenerator
 from star.generators.interpolation import slerp, steps
 from star.generators.protocol import Generator, SampleOptions
-from star.sampling.gumbel import GumbelRng, between, posterior
+from star.sampling.gumbel import GumbelRng, between, choices, posterior
 from star.sampling.sampler import SampleRng
 
 Stop = tuple[str, int]  # a prompt and a seed
@@ -39,11 +39,6 @@ def morph(generator: Generator, stops: Sequence[Stop], options: SampleOptions, f
             "prompts, or two seeds"
         )
     if isinstance(generator, StarGenerator):
-        if generator.transformer.config.bits:
-            raise InputError(
-                "a morph was asked of a model whose tokens are bits, expected one of codes, between whose noise there "
-                "is a way: load another model"
-            )
         return _through(generator, stops, options, frames)
     if isinstance(generator, GanGenerator):
         return editing.morph(generator, stops, options, frames)
@@ -84,12 +79,13 @@ class _End:
     @classmethod
     def draw(cls, star: StarGenerator, stop: Stop, options: SampleOptions) -> "_End":
         prompt, seed = stop
-        rng, last = SampleRng([seed], options), max(star.tokenizer.schedule.count - 1, 1)
+        head = star.transformer.token_head
+        rng, last = SampleRng([seed], options, head=head), max(star.tokenizer.schedule.count - 1, 1)
         text, noise = star.text_encoder.encode([star.expanded(prompt, options)]), []
 
         def watch(k: int, logits_BlV: Tensor, codes_Bl: Tensor) -> None:
             kept_BlV = rng.keep(logits_BlV, k / last)
-            noise.append(posterior(kept_BlV[0], codes_Bl[0], seed, k))
+            noise.append(posterior(choices(kept_BlV, head), codes_Bl.flatten(), seed, k))
 
         pixels_13HW = star.draw_one(text, rng, watch=watch)
         return cls(text, rng, pixels_13HW[0], noise)
@@ -102,6 +98,6 @@ def _through(star: StarGenerator, stops: Sequence[Stop], options: SampleOptions,
         start, end = end, _End.draw(star, stop, options)
         for t in steps(frames)[1:-1]:
             nearest = start if t < 0.5 else end
-            rng = GumbelRng(nearest.rng.seeds, options, between(start.noise, end.noise, t))
+            rng = GumbelRng(nearest.rng.seeds, options, noise=between(start.noise, end.noise, t))
             yield star.draw_one(mix_text(start.text, end.text, t), rng)[0]
         yield end.pixels_3HW

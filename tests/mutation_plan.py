@@ -6,9 +6,12 @@ PLAN: dict[str, list[str]] = {
     "tokenizer/codebook.py": ["tests/tokenizer/test_codebook.py", "tests/tokenizer/test_quantizer.py"],
     "generators/gan/losses.py": ["tests/generators/gan/test_losses.py"],
     "generators/gan/init_from.py": ["tests/generators/gan/test_families.py"],
-    "star/sampling/sampler.py": ["tests/star/test_sampler.py"],
-    "star/sampling/masked_decoding.py": ["tests/star/test_stable_sampler.py"],
-    "star/training/targets.py": ["tests/star/test_teaching.py"],
+    "tokenizer/bitwise.py": ["tests/tokenizer/test_bitwise.py"],
+    "tokenizer/tokens.py": ["tests/tokenizer/test_bitwise.py", "tests/tokenizer/test_codebook.py"],
+    "star/model/heads.py": ["tests/star/model/test_heads.py", "tests/star/sampling/test_sampler.py"],
+    "star/sampling/sampler.py": ["tests/star/sampling/test_sampler.py"],
+    "star/sampling/masked_decoding.py": ["tests/star/sampling/test_masked_decoding.py"],
+    "star/training/targets.py": ["tests/star/training/test_targets.py"],
     "eval/metrics/distances.py": ["tests/eval/test_distances.py"],
     "eval/metrics/manifold.py": ["tests/eval/test_manifold.py"],
     "eval/metrics/resampling.py": ["tests/eval/test_estimates.py", "tests/eval/test_metrics.py"],
@@ -39,23 +42,14 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "Gt to GtE",
         ): "at a floor of 0 no scale is below it",
     },
-    "star/training/targets.py": {
-        ("if k < schedule.count - 1:", "Lt to LtE"): "the finest scale is averaged to its own size",
-        ("if k < schedule.count - 1:", "Sub to Add"): "the same",
-        (
-            "for k, (size, length) in enumerate(zip(schedule.sizes, schedule.lengths, strict=True)):",
-            "True to False",
-        ): "a schedule has as many sizes as lengths",
-    },
-    "star/sampling/sampler.py": {
+    "star/model/heads.py": {
         ("if 0 < top_k < logits_BlV.shape[-1]:", "Lt to LtE"): "the smallest of all removes nothing",
-        (
-            "ascending, order = logits_BlV.sort(dim=-1, stable=True)",
-            "True to False",
-        ): "on a CPU the other sort is stable, too",
     },
     "star/sampling/masked_decoding.py": {
-        ("canvas = PartialScale(start, start - 1)", "1 to 2"): "unknown is whatever is below 0",
+        (
+            "canvas = PartialScale(start, torch.full((B, length), -1, device=logits_BlV.device))",
+            "1 to 2",
+        ): "unknown is whatever is below 0",
     },
     "eval/metrics/distances.py": {
         (

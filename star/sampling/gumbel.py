@@ -10,7 +10,8 @@ down (Maddison et al. 2014, §3; Oberst & Sontag 2019): the sum of the drawn cod
 are cut off below it. Over all pictures that is Gumbel noise again, and it leads to the very code. As normal scores, one
 for one, such noises are joined by arcs (`slerp`), which keep their distribution.
 
-B pictures, l tokens of one scale, V codebook, K scales, k scale index.
+B pictures, l tokens of one scale, n choices of one scale (as many, or one for each bit of each token), V codebook, or 2
+of a bit, K scales, k scale index.
 """
 
 import hashlib
@@ -18,27 +19,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from star.generators.interpolation import slerp
+from star.model.heads import BitHead, TokenHead
 from star.sampling.sampler import SampleRng
 
 
-def posterior(kept_lV: Tensor, codes_l: Tensor, seed: int, k: int) -> Tensor:
-    """Gumbel noise (l, V), float64 on the CPU, under which the codes win; a function of logits, codes, seed and scale.
+def choices(kept_1l: Tensor, head: TokenHead) -> Tensor:
+    """The logits of one picture's tokens as n choices among V: a code of V for each token, or 0 or 1 for each bit."""
+    if isinstance(head, BitHead):
+        return torch.stack((F.logsigmoid(-kept_1l), F.logsigmoid(kept_1l)), dim=-1).view(-1, 2)
+    return kept_1l[0]
 
-    kept_lV: the logits that a scale was drawn from, -inf for codes that were out of the question.
+
+def posterior(kept_nV: Tensor, codes_n: Tensor, seed: int, k: int) -> Tensor:
+    """Gumbel noise (n, V), float64 on the CPU, under which the codes win; a function of logits, codes, seed and scale.
+
+    kept_nV: the logits that a scale was drawn from, -inf for codes that were out of the question.
     """
     digest = hashlib.sha256(f"{seed}/{k}/gumbel".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-    length, vocabulary = kept_lV.shape
-    waits_lV = torch.empty(length, vocabulary + 1, dtype=torch.float64).exponential_(generator=generator)
-    gumbel_lV, largest_l1 = -waits_lV[:, 1:].log(), -waits_lV[:, :1].log()
-    log_p_lV = kept_lV.double().cpu().log_softmax(dim=-1)
-    below_lV = -torch.logaddexp(-largest_l1, -(gumbel_lV + log_p_lV))
-    noise_lV = torch.where(log_p_lV.isneginf(), gumbel_lV, below_lV - log_p_lV)
-    codes_l1 = codes_l.cpu()[:, None]
-    return noise_lV.scatter(1, codes_l1, largest_l1 - log_p_lV.gather(1, codes_l1))
+    length, vocabulary = kept_nV.shape
+    waits_nV = torch.empty(length, vocabulary + 1, dtype=torch.float64).exponential_(generator=generator)
+    gumbel_nV, largest_n1 = -waits_nV[:, 1:].log(), -waits_nV[:, :1].log()
+    log_p_nV = kept_nV.double().cpu().log_softmax(dim=-1)
+    below_nV = -torch.logaddexp(-largest_n1, -(gumbel_nV + log_p_nV))
+    noise_nV = torch.where(log_p_nV.isneginf(), gumbel_nV, below_nV - log_p_nV)
+    codes_n1 = codes_n.cpu().long()[:, None]
+    return noise_nV.scatter(1, codes_n1, largest_n1 - log_p_nV.gather(1, codes_n1))
 
 
 def to_normal(gumbel: Tensor) -> Tensor:
@@ -54,7 +64,7 @@ def to_gumbel(score: Tensor) -> Tensor:
 
 
 def between(start: Sequence[Tensor], end: Sequence[Tensor], t: float) -> list[Tensor]:
-    """Noise of every scale (l, V) at t in 0..1 of the way between that of two pictures."""
+    """Noise of every scale (n, V) at t in 0..1 of the way between that of two pictures."""
     return [
         to_gumbel(slerp(to_normal(a).flatten(), to_normal(b).flatten(), t)).view_as(a)
         for a, b in zip(start, end, strict=True)
@@ -63,7 +73,7 @@ def between(start: Sequence[Tensor], end: Sequence[Tensor], t: float) -> list[Te
 
 @dataclass(frozen=True, slots=True)
 class GumbelRng(SampleRng):
-    """The randomness of one picture as Gumbel noise: K tensors (l, V).
+    """The randomness of one picture as Gumbel noise: K tensors (n, V), see `choices`.
 
     Where a scale is drawn in several steps the uniform numbers of the seed serve, as without noise.
     """
@@ -71,8 +81,10 @@ class GumbelRng(SampleRng):
     noise: Sequence[Tensor] = ()
 
     def pick(self, kept_BlV: Tensor, k: int, step: int | None = None) -> Tensor:
-        """Codes (1, l) of scale k."""
+        """Tokens (1, l, ...) of scale k."""
         if step is not None or self.options.top_k == 1:
             return SampleRng.pick(self, kept_BlV, k, step)
-        log_p_BlV = kept_BlV.double().cpu().log_softmax(dim=-1)
-        return (log_p_BlV + self.noise[k]).argmax(dim=-1).to(kept_BlV.device)
+        log_p_nV = choices(kept_BlV, self.head).double().cpu().log_softmax(dim=-1)
+        drawn_n = (log_p_nV + self.noise[k]).argmax(dim=-1).to(kept_BlV.device)
+        bits = isinstance(self.head, BitHead)
+        return drawn_n.to(torch.uint8).view(kept_BlV.shape) if bits else drawn_n.view(kept_BlV.shape[:-1])

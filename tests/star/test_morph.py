@@ -6,17 +6,23 @@ import torch
 from PIL import Image
 
 from star.data.errors import InputError
+from star.data.tiny import tiny_text_encoder
+from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
 from star.generators.registry import build
 from star.morph import mix_text
 from star.pipeline import Pipeline
+from star.tiny import CODE_WIDTH, tiny_tokenizer, tiny_transformer
 
-FAMILIES = ("star", "stylegan-t", "stylenat", "styleformer")
+FAMILIES = ("star", "bits", "stylegan-t", "stylenat", "styleformer")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def pipe(request: pytest.FixtureRequest) -> Pipeline:
-    options = SampleOptions(guidance_scale=2.0, top_p=0.9) if request.param == "star" else SampleOptions()
+    options = SampleOptions(guidance_scale=2.0, top_p=0.9) if request.param in ("star", "bits") else SampleOptions()
+    if request.param == "bits":  # a STAR whose tokens are bits
+        transformer = tiny_transformer(bits=CODE_WIDTH, vocabulary=2)
+        return Pipeline(StarGenerator(transformer, tiny_tokenizer(bits=True), tiny_text_encoder()), options)
     return Pipeline(build(f"{request.param}-test"), options)
 
 

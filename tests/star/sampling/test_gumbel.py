@@ -3,7 +3,8 @@
 import torch
 
 from star.generators.protocol import SampleOptions
-from star.sampling.gumbel import GumbelRng, between, posterior, to_gumbel, to_normal
+from star.model.heads import BitHead
+from star.sampling.gumbel import GumbelRng, between, choices, posterior, to_gumbel, to_normal
 from star.sampling.sampler import SampleRng
 
 OPTIONS = SampleOptions(temperature=0.8, top_p=0.9)
@@ -28,7 +29,7 @@ def test_the_noise_leads_to_the_very_codes() -> None:
         kept_1lV, codes_1l = drawn(seed)
         noise_lV = posterior(kept_1lV[0], codes_1l[0], seed, 0)
         assert noise_lV.isfinite().all()
-        rng = GumbelRng([seed], OPTIONS, [noise_lV])
+        rng = GumbelRng([seed], OPTIONS, noise=[noise_lV])
         assert torch.equal(rng.pick(kept_1lV, 0), codes_1l)
 
 
@@ -67,3 +68,18 @@ def test_the_likeliest_codes_need_no_noise() -> None:
     greedy = SampleOptions(top_k=1)
     logits = torch.randn(1, 5, 9)
     assert torch.equal(GumbelRng([3], greedy).pick(logits, 0), logits.argmax(dim=-1))
+
+
+def test_bits_are_choices_between_two() -> None:
+    head, length, bits = BitHead(), 200, 6
+    logits = 3 * torch.randn(1, length, bits, generator=torch.Generator().manual_seed(0))
+    rng = SampleRng([4], OPTIONS, head=head)
+    kept = rng.keep(logits)
+    assert kept.isinf().any()  # bits that top-p leaves no choice
+    codes = rng.pick(kept, 0)
+    noise_n2 = posterior(choices(kept, head), codes.flatten(), 4, 0)
+    assert noise_n2.shape == (length * bits, 2)
+    assert noise_n2.isfinite().all()
+    again = GumbelRng([4], OPTIONS, noise=[noise_n2], head=head).pick(kept, 0)
+    assert torch.equal(again, codes)
+    assert again.dtype == codes.dtype
