@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"<!-- not run: (.+) -->")
 # Pages whose commands another test runs as they stand, or that take minutes at any size.
-PARSED_ONLY = {"working-with-pictures.md": "`make pictures` runs them"}
+PARSED_ONLY = {"working-with-pictures.md": "tests/star/commands/test_page.py runs them"}
 WHO = re.compile(r"(star|make|torchrun|accelerate) \S")
 # What makes a command small; given last, so that it counts. Of training, only the preset test is run.
 SMALL = {
