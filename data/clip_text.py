@@ -6,7 +6,7 @@ Importing transformers takes longer than drawing a picture; `reads` tells which 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -31,7 +31,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu, "silu": F.silu}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +97,7 @@ class _Attention(nn.Module):
 class _Mlp(nn.Module):
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 

@@ -71,7 +71,8 @@ class ClipWords:
     def from_folder(cls, folder: Path) -> Self:
         """Reads tokenizer.json and tokenizer_config.json; `reads` tells whether they will do."""
         model = read_json(folder / "tokenizer.json", "a tokenizer", largest=LARGEST, most=MOST)["model"]
-        merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+        merges = [(first, second) for first, second in pairs]
         return cls(model["vocab"], merges, read_json(folder / "tokenizer_config.json"))
 
     def save_pretrained(self, path: str | Path) -> None:

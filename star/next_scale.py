@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from star.generators.protocol import Conditioning, SampleOptions
 from star.model.transformer import NextScaleTransformer
 from star.planning.flops import work
 from star.tokenizer.tokenizer import MultiScaleTokenizer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 class NextScaleGenerator(ABC):
     """A transformer and its tokenizer; where they compute and what size of picture they draw."""
 
+    conditioning: Conditioning
     transformer: NextScaleTransformer
     tokenizer: MultiScaleTokenizer
 
@@ -32,7 +34,7 @@ class NextScaleGenerator(ABC):
         return self.transformer.head.weight.device
 
     @abstractmethod
-    def conditions(self, prompts: Sequence[str]) -> tuple[Any, Any]:
+    def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[Any, Any]:
         """What the transformer is conditioned on: of the prompts, and of the one row that draws without."""
 
     def baseline(self) -> "BaselineGenerator":

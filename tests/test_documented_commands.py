@@ -1,8 +1,8 @@
 """Every command that the README and the documentation show is parsed, and run at a tiny size.
 
-A block of code below `<!-- not run: why -->` is parsed only: what needs a GPU, a hub, hours, or an end by hand. Names
-of models become those of tiny ones, capital letters what `house` has made of them. Blocks of one page run one after
-the other in one folder, as a reader would run them.
+A block of code below `<!-- not run: why -->` is parsed only: what needs a GPU, a hub, hours, or an end by hand; and
+so is training by another preset than the tiny one. Names of models become those of tiny ones, capital letters what
+`house` has made of them. Blocks of one page run one after the other in one folder, as a reader would run them.
 """
 
 import re
@@ -25,8 +25,10 @@ from star.tiny import tiny_tokenizer, tiny_transformer
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"<!-- not run: (.+) -->")
+# Pages whose commands another test runs as they stand, or that take minutes at any size.
+PARSED_ONLY = {"working-with-pictures.md": "tests/star/commands/test_page.py runs them"}
 WHO = re.compile(r"(star|make|torchrun|accelerate) \S")
-# What makes a command small; given last, so that it counts. Training is shown with the preset test, which is small.
+# What makes a command small; given last, so that it counts. Of training, only the preset test is run.
 SMALL = {
     "sample": ("--device", "cpu", "--batch", "2"),
     "finetune": ("--steps", "1", "--batch", "2"),
@@ -120,8 +122,14 @@ def small(command: Command) -> list[str]:
     return [*words, *SMALL.get(words[0], ())]
 
 
+def runs(command: Command) -> bool:
+    """Whether it is run: a marked one is not, nor training by another preset than the tiny one."""
+    trains = command.words[:2] == ("star", "train")
+    return command.words[0] == "star" and not command.not_run and (not trains or "test" in command.words)
+
+
 RUN = {
-    page.name: [one for one in ALL if one.page == page.name and not one.not_run and one.words[0] == "star"]
+    page.name: [one for one in ALL if one.page == page.name and page.name not in PARSED_ONLY and runs(one)]
     for page in PAGES
 }
 

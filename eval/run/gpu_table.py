@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def training(shape: str, batch: int, device: torch.device, top: Ceilings, steps:
     """Steps on random codes, after two that do not count; blocks compiled on a GPU."""
     generator: Any = load(UNTRAINED + shape, str(device), torch.float32)
     network = generator.transformer.train().requires_grad_(True)
-    text, _ = generator.conditions(["a red apple"] * batch)
+    text, _ = generator.conditions(["a red apple"] * batch, OPTIONS)
     length, first = network.schedule.length, network.schedule.lengths[0]
     codes_BL = torch.randint(network.config.vocabulary, (batch, length), device=device)
     input_BlE = torch.randn(batch, length - first, network.config.code_width, device=device)
@@ -147,8 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = [asdict(top)]
     smallest = min(_side(shape) for shape in args.shapes)
     train = [shape for shape in args.shapes if _side(shape) == smallest]
-    jobs = [(drawing, shape, batch) for shape in args.shapes for batch in args.batch]
-    for work, shape, batch in [*jobs, *((training, shape, args.train_batch) for shape in train)]:
+    jobs: list[tuple[Callable[..., DrawingRow | TrainingRow], str, int]] = [
+        (drawing, shape, batch) for shape in args.shapes for batch in args.batch
+    ]
+    jobs += [(training, shape, args.train_batch) for shape in train]
+    for work, shape, batch in jobs:
         if time.monotonic() - began > args.seconds:
             print(f"{shape}, batch {batch}, {work.__name__}: not measured, {args.seconds:g} s were over", flush=True)
             continue

@@ -139,7 +139,7 @@ def alternate(
 
 @contextmanager
 def scale_times(one: Contender) -> Iterator[dict[int, float]]:
-    """Seconds in the blocks of a next-scale transformer by the end of each scale, for as long as the context lasts."""
+    """Seconds in the blocks of a next-scale transformer by the tokens of each scale, while the context lasts."""
     spent: dict[int, float] = {}
     transformer: Any = getattr(one.generator, "transformer", None)
     if not hasattr(transformer, "run_blocks"):
@@ -147,10 +147,11 @@ def scale_times(one: Contender) -> Iterator[dict[int, float]]:
         return
     work = transformer.run_blocks
 
-    def timed(x: Any, span: slice, *args: Any, **named: Any) -> Any:
+    def timed(x_BlC: Any, *args: Any, **named: Any) -> Any:
         start = now(one.device)
-        result = work(x, span, *args, **named)
-        spent[span.stop] = spent.get(span.stop, 0.0) + now(one.device) - start
+        result = work(x_BlC, *args, **named)
+        tokens = x_BlC.shape[1]
+        spent[tokens] = spent.get(tokens, 0.0) + now(one.device) - start
         return result
 
     transformer.run_blocks = timed  # of this object alone

@@ -21,14 +21,13 @@ def dense(layer: nn.Module, x: Tensor, bias: Tensor | None = None, activation: A
 
     A layer that an adapter stands around computes by itself.
     """
-    plain = type(layer) is nn.Linear
-    if plain and by_onednn(x):
+    if type(layer) is nn.Linear and by_onednn(x):
         own = layer.bias if bias is None else bias
         return onednn()(x, layer.weight, own, activation, [], "tanh" if activation == "gelu" else "")
     if bias is None:
         y = layer(x)
     else:
-        y = F.linear(x, layer.weight, bias) if plain else layer(x) + bias
+        y = F.linear(x, layer.weight, bias) if type(layer) is nn.Linear else layer(x) + bias
     return F.gelu(y, approximate="tanh") if activation == "gelu" else y
 
 

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from star.class_generator import VarGenerator
 from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.protocol import Generator, SampleOptions
 from star.model.attention import KeyValueCache
+from star.model.block import Block
 from star.model.heads import filter_logits
 from star.sampling.baseline import ConcatenatedCache, full_sort_filter
 
@@ -37,9 +39,16 @@ def test_the_shipped_model_draws_the_same_to_the_bit() -> None:
 
 def test_the_baseline_computes_text_keys_at_every_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     model = StarGenerator.for_test()
-    attention = model.transformer.blocks[0].cross_attention
-    calls, encode = [], attention.encode_text
-    monkeypatch.setattr(attention, "encode_text", lambda tokens: calls.append(1) or encode(tokens))
+    block = model.transformer.blocks[0]
+    assert isinstance(block, Block)
+    assert block.cross_attention is not None
+    calls, encode = list[int](), block.cross_attention.encode_text
+
+    def counted(tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(1)
+        return encode(tokens_BTD)
+
+    monkeypatch.setattr(block.cross_attention, "encode_text", counted)
     model.baseline().generate(["a"], seeds=[0], options=OPTIONS)
     assert len(calls) == model.transformer.schedule.count
     calls.clear()
