@@ -26,7 +26,6 @@ class BaselineGenerator:
         self.generator: Any = generator
         self.transformer, self.tokenizer = generator.transformer.float(), generator.tokenizer
         self.tokenizer.draw_in(torch.float32)
-        self.tokenizer.decoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.conditioning, self.text_encoder = generator.conditioning, getattr(generator, "text_encoder", None)
 
     @property

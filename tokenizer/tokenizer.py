@@ -138,12 +138,14 @@ class MultiScaleTokenizer(nn.Module):
         return image_B3HW.clamp(-1, 1) if clamp else image_B3HW
 
     def draw_in(self, dtype: torch.dtype) -> Self:
-        """Prepares the decoder for drawing: in a type, and with channels last, by which convolutions are fastest.
+        """Prepares the decoder for drawing in a type; below float32 with channels last, where convolutions are faster.
 
-        Encoder and quantizer, which decide what codes mean, stay in float32. Returns itself.
+        In float32 that would move single pixels by one level. Encoder and quantizer, which decide what codes mean,
+        stay in float32. Returns itself.
         """
         self.decoder_dtype = dtype
-        self.decoder.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
+        self.decoder.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
         return self
 
     @torch.no_grad()
