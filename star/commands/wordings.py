@@ -9,7 +9,7 @@ PREFERRED = (
     "noto",
     "twemoji",
 )  # styles whose pictures tell a subject's colours; all where none is there
-ABOUT = "Names: emojibase, Copyright Miles Johnson, MIT (from Unicode CLDR, Unicode License); emojilib, MIT."
+ABOUT = "Names: emojibase, Copyright Miles Johnson, MIT (from Unicode CLDR, Unicode License); emojilib, Copyright Mu-An Chiou, MIT."
 
 
 def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

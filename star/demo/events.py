@@ -15,7 +15,8 @@ from star.demo.studio import MOST_MODELS, Studio, Wish
 CANVAS = 384  # pixels of the side on which a mask is painted
 REMEMBERED = 24  # pictures of a gallery
 SETTINGS = ("prompt", "models", "seed", "guidance", "more", "made")  # what the browser remembers
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def refusing(work: Callable[P, T]) -> Callable[P, T]:
@@ -122,8 +123,8 @@ class Events:
         current: str,
         models: list[str],
         prompt: str,
-        seed: float | None,
-        guidance: float | None,
+        seed: str,
+        guidance: str,
         more: str,
         keep: str,
         count: float,
@@ -140,8 +141,8 @@ class Events:
         current: str,
         models: list[str],
         prompt: str,
-        seed: float | None,
-        guidance: float | None,
+        seed: str,
+        guidance: str,
         more: str,
         painted: Any,
         made: list[str],

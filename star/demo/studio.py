@@ -23,6 +23,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from star.calls import Callback
 from star.data.errors import InputError
 from star.data.images import pixels_to_pil, read_png, save_png
 from star.generator import StarGenerator
@@ -185,9 +186,9 @@ class Studio:
         prompt = "" if generator.conditioning == "none" else wish.prompt
 
         def draw() -> None:
-            watch = {"callback_on_scale": lambda k, image: seen.put((k, image))} if scales > 1 else {}
+            watch: Callback | None = (lambda k, image: seen.put((k, image))) if scales > 1 else None
             try:
-                seen.put(pipe(prompt, seed=wish.seed, output_type="np", **watch, **options))
+                seen.put(pipe(prompt, seed=wish.seed, output_type="np", callback_on_scale=watch, **options))
             except BaseException as error:
                 seen.put(error)
 
