@@ -6,13 +6,9 @@ from typing import Any
 
 # Styles whose pictures tell the colours of a subject; all where none of them is there.
 PREFERRED = ("fluent_flat", "noto", "twemoji")
-    "fluent_flat",
-    "noto",
-    "twemoji",
-)  # styles whose pictures tell a subject's colours; all where none is there
 ABOUT = (
-    "Names: emojibase, Copyright Miles Johnson, MIT (from Unicode CLDR, Unicode License); emojilib, Copyright Mu-An Chiou, "
-    "MIT."
+    "Names: emojibase, Copyright Miles Johnson, MIT (from Unicode CLDR, Unicode License); emojilib, Copyright Mu-An "
+    "Chiou, MIT."
 )
 
 
