@@ -71,8 +71,10 @@ def work(args: argparse.Namespace) -> int:
 
     from star.generators import registry
     from star.generators.config import to_dict
+    from star.generators.devices import usable
     from star.generators.placement import placed
 
+    usable(args.device)  # a missing device is reported before models are looked for
     for model in args.models:
         if not model.startswith(UNTRAINED):
             registry.recommended(model)  # a missing model is reported before the others are measured

@@ -13,8 +13,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from star.class_generator import VarConfig
 from star.convert.names import REFINER, our_key
 from star.convert.published import RELEASED, TEXT_ENCODER, Kind, Released
@@ -23,6 +21,7 @@ from star.data.errors import InputError
 from star.data.files import described
 from star.data.progress import Progress
 from star.data.text import TextEncoder
+from star.data.unfilled import unfilled
 from star.generator import StarConfig
 from star.generators.config import to_dict
 from star.generators.pickle_loader import CheckpointFile, Shapes, check_fit
@@ -132,7 +131,7 @@ def network_of(shapes: Shapes, released: Released, file: str | Path = "the file"
     """The network that the shapes of a released file describe. Raises InputError unless all tensors fit, one to one."""
     transformer, refiner = configs_of(shapes, released, file)
     try:
-        with torch.device("meta"):
+        with unfilled():
             wanted = dict(NextScaleTransformer(transformer).state_dict())
             if refiner is not None:
                 behind = Refiner(refiner, transformer).state_dict()

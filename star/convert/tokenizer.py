@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from star.convert.published import TOKENIZER_FILE, VAR_HUB
 from star.data.errors import InputError
 from star.data.files import described
+from star.data.unfilled import unfilled
 from star.generators.config import from_dict, to_dict
 from star.generators.pickle_loader import CheckpointFile, check_fit
 from star.generators.pretrained import ModelDirectory, write
@@ -58,7 +58,7 @@ def codes_of(source: CheckpointFile, sizes: tuple[int, ...]) -> Codes:
     shapes = source.shapes
     config = config_of(shapes, sizes)
     names = {ours: key for key in shapes if (ours := our_key(key)) is not None}
-    with torch.device("meta"):
+    with unfilled():
         network = MultiScaleTokenizer(config)
     check_fit(network.state_dict(), names, shapes, source.path)
     return Codes(config, source.renamed(names), source.path)

@@ -54,6 +54,6 @@ def test_what_was_allowed_is_allowed_again_after_an_error() -> None:
 
 @pytest.mark.parametrize(("table", "precise"), [(STARS, {"star-d30-512"}), (TOKENIZERS, set())])
 def test_large_presets_compute_in_bfloat16_but_for_those_named_here(table: dict[str, Any], precise: set[str]) -> None:
-    large = {name: preset for name, preset in table.items() if name != "test" and "cpu" not in name}
+    large = {name: preset for name, preset in table.items() if "test" not in name and "cpu" not in name}
     assert large
     assert {name for name, preset in large.items() if preset.run.precision == "no"} == precise

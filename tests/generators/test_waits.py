@@ -21,7 +21,7 @@ STEPS = 4
 # Chance that belongs to the host, drawn on the CPU by generators of its own or torch's.
 # And Adam's count of steps, which torch keeps on the CPU unless it is asked otherwise.
 OF_THE_HOST = {"sample_rng.py:chance", "backbones.py:random_crop", "backbones.py:<genexpr>", "trainer.py:_update"}
-ONCE = {"text.py:_forward"}  # for each caption when it is first met
+ONCE = {"clip_text.py:forward"}  # for each caption when it is first met
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
 from star.generators.training.run import Run, RunConfig
 from star.model.refiner import Refiner, RefinerConfig, ScalePlan
-from star.morph import morph
 from star.precomputed.encode import encode
 from star.precomputed.format import encoding_of
 from star.sampling.masked_decoding import MaskedDecoder
@@ -128,11 +127,6 @@ def test_given_bits_stay_and_the_rest_is_drawn(generator: StarGenerator) -> None
     for row in (seen[:4], seen[4:]):  # one pass for each picture
         assert all(torch.equal(row[k], codes[k]) for k in (0, 1))
         assert not torch.equal(row[3], codes[3])
-
-
-def test_a_morph_is_refused(generator: StarGenerator) -> None:
-    with pytest.raises(InputError, match="a morph was asked of a model whose tokens are bits"):
-        list(morph(generator, [("a", 1), ("b", 2)], SampleOptions(), frames=3))
 
 
 def test_networks_of_another_kind_of_token_are_refused() -> None:

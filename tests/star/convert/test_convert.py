@@ -368,6 +368,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from star.convert.convert import convert
+import huggingface_hub.serialization, star.generator, torch._dynamo  # what converting imports counts as before
 def resident(what):
     return int(re.search(rf"{what}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 before = resident("VmRSS")
