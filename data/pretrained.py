@@ -65,15 +65,28 @@ def folder_of(source: str | Path, files: Collection[str], expected: str) -> Path
     """
     if Path(source).is_dir():
         return Path(source)
-    from huggingface_hub import snapshot_download  # takes a while, and most never need it
-
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(files)))
+        return snapshot(str(source), files)
     except (OSError, ValueError) as error:  # no network, no such repository, not a repository name at all
         raise InputError(
             f"{source} is neither a folder here nor a hub repository within reach, expected {expected} in "
             "transformers' format: check the path, or fetch the repository first where the hub can be reached"
         ) from error
+
+
+def snapshot(hub_id: str, files: Collection[str]) -> Path:
+    """The local copy of a hub repository; where the hub cannot be reached, what an earlier download left.
+
+    Raises what the library raises, OSError or ValueError for the most part.
+    """
+    from huggingface_hub import HfApi, snapshot_download  # takes a while, and most never need it
+
+    reachable = True
+    try:
+        HfApi().model_info(hub_id, timeout=10)  # the download itself would try for most of a minute
+    except Exception:  # whatever the reason: what an earlier download left may still do
+        reachable = False
+    return Path(snapshot_download(hub_id, allow_patterns=list(files), local_files_only=not reachable))
 
 
 @contextmanager

@@ -244,17 +244,12 @@ def near(name: str, known: Collection[str]) -> str:
 
 
 def _from_hub(hub_id: str, name: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from star.data.pretrained import snapshot
 
-    reachable = True
-    try:
-        HfApi().model_info(hub_id, timeout=10)  # the download itself would try for most of a minute
-    except Exception:  # whatever the reason: what an earlier download left may still do
-        reachable = False
     try:
         # Never code, never pickles.
         wanted = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=not reachable))
+        return snapshot(hub_id, wanted)
     except Exception as error:
         raise InputError(
             f"model {name!r} is neither a name of `star list` nor a folder here, and {hub_id} could not be had from "
