@@ -164,7 +164,7 @@ def test_help_lists_fields_with_their_comments(capsys: pytest.CaptureFixture, mo
     for text in (
         "--inherited INT from the base (default: 1)",
         "--steps INT (default: 3)",
-        "--flag {true,false} far above see # this (default: False)",
+        "--flag {true,false} (default: False)",
         "--betas FLOAT FLOAT",
         "--long-name STR (default: '# no comment')",
         "fields of inner.book:",
@@ -174,7 +174,7 @@ def test_help_lists_fields_with_their_comments(capsys: pytest.CaptureFixture, mo
         assert text in told
     assert told.count("two lines above (default: 0.5)") == 1
     assert told.count("beside (default: x)") == 1
-    assert told.count("far above") == 1
+    assert "far above" not in told  # a blank line parts them
     assert lines.index("fields:") < lines.index("fields of inner:") < lines.index("fields of inner.book:")
     assert not any("made" in line for line in lines)
 
