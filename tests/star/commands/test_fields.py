@@ -83,6 +83,8 @@ def changed(*overrides: str) -> Outer:
         ("clamp", "None", None),
         ("clamp", "none", None),
         ("clamp", "1e-3", 1e-3),
+        ("clamp", "-1e-3", -1e-3),
+        ("clamp", "-.5E+2", -50.0),
         ("name", "None", None),
         ("name", "3", "3"),
         ("kind", "", ""),
