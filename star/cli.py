@@ -10,7 +10,6 @@ where nobody reads the output any more. Anything else is our own defect and keep
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
 
 from star import terminal
 from star.commands import (
@@ -31,6 +30,7 @@ from star.commands import (
     train,
     vary,
 )
+from star.commands.parsing import Parser
 from star.data.disk import refusal
 from star.data.errors import DivergenceError, InputError
 from star.eval.commands import bench as bench_command
@@ -60,16 +60,6 @@ COMMANDS = (
     bench_command,
     convert,
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that tells a mistake in one line, and takes no option for a longer one."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**({"allow_abbrev": False} | options))
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells more\n")
 
 
 def parser() -> Parser:

@@ -121,8 +121,7 @@ def configure(network: str, preset: str, overrides: Sequence[str] = ()) -> Any:
     known = presets(network)
     if preset not in known:
         raise InputError(f"there is no preset {preset!r} of {network}, expected one of {', '.join(known)}: choose one")
-    import tyro
-
+    from star.commands import fields
     from star.generators.config import to_dict
     from star.generators.renamed import refuse_old_fields
     from star.generators.training import ranges
@@ -130,15 +129,6 @@ def configure(network: str, preset: str, overrides: Sequence[str] = ()) -> Any:
     refuse_old_fields(overrides)
     config = known[preset]
     assert dataclasses.is_dataclass(config)
-    spelt = [_spell(override) for override in overrides]
-    plain = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
-    name = f"star train {network} --preset {preset}"
-    chosen = tyro.cli(type(config), default=config, args=spelt, prog=name, config=plain, description="")
+    chosen = fields.change(config, overrides, prog=f"star train {network} --preset {preset}")
     ranges.check(to_dict(chosen))
     return chosen
-
-
-def _spell(override: str) -> str:
-    """Booleans as Python spells them."""
-    name, equals, value = override.partition("=")
-    return f"{name}={value.capitalize()}" if equals and value in ("true", "false") else override

@@ -330,7 +330,7 @@ def test_the_ends_of_the_ranges_draw(tmp_path: Path) -> None:
 def test_absurd_settings_are_refused_beforehand(field: str, capsys: pytest.CaptureFixture) -> None:
     try:
         code = run("train", "star", "--preset", "test", "--data", "nowhere", *f"--{field}".split())
-    except SystemExit as end:  # tyro's, of what the config itself refuses
+    except SystemExit as end:  # of what the config itself refuses
         code = int(end.code or 0)
     assert code == 2
     error = " ".join(capsys.readouterr().err.replace("│", " ").split())
