@@ -34,9 +34,8 @@ def reconstruction_loss(image_B3HW: Tensor, target_B3HW: Tensor, l1_weight: floa
     that as a loss), so that the plain pictures, where a small error is seen, count as much as the busy ones.
     """
     error = image_B3HW.float() - target_B3HW.float()
-    squared_B = error.square().mean(dim=(1, 2, 3))
-    squared = (squared_B + 1e-4).log().mean() if log else squared_B.mean()
-    return squared + l1_weight * error.abs().mean()
+    squared = (error.square().mean(dim=(1, 2, 3)) + 1e-4).log() if log else error.square()
+    return squared.mean() + l1_weight * error.abs().mean()
 
 
 def quantisation_loss(
