@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from star.calls import watcher
 from star.data.errors import InputError
 from star.data.text import TextFeatures
 from star.generator import StarGenerator
@@ -61,15 +62,8 @@ class AttentionMaps:
 @torch.inference_mode()
 def growth(generator: StarGenerator, text: TextFeatures, *, seed: int, options: SampleOptions) -> list[Tensor]:
     """What is known of the picture of an encoded prompt after each of K scales, (3, H, W) uint8; last, the whole."""
-    codes: list[Tensor] = []
     pixels: list[Tensor] = []
-    schedule = generator.schedule_for(options)
-
-    def watch(k: int, _logits: Tensor, codes_Bl: Tensor) -> None:
-        codes.append(codes_Bl)
-        latent_BEhw = generator.tokenizer.quantizer.decode(codes, k + 1, schedule)
-        pixels.append(generator.tokenizer.latent_to_pixels(latent_BEhw)[0])
-
+    watch = watcher(generator, options, lambda _k, pixels_3HW: pixels.append(pixels_3HW))
     generator.draw_one(text, SampleRng([seed], options), watch=watch)
     return pixels
 

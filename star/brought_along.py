@@ -8,7 +8,7 @@ import torch
 from star.clip.wordings import Expansion
 from star.data.errors import InputError
 from star.data.text import TextEncoder
-from star.generators.pretrained import ModelDirectory
+from star.generators.pretrained import ModelDirectory, sha256
 
 WORDINGS = "wordings.json"
 
@@ -17,10 +17,10 @@ def read_expansion(directory: ModelDirectory, digest: str) -> Expansion | None:
     """wordings.json, whose sha256 the config names; None where it names none. Raises InputError for another one."""
     if not digest:
         return None
-    expansion = Expansion.read(directory.path / WORDINGS)
-    if expansion.digest != digest:
-        raise InputError(f"{directory.path / WORDINGS} is not the one that the model came with: get the model again")
-    return expansion
+    file = directory.path / WORDINGS
+    if file.is_file() and sha256(file) != digest:
+        raise InputError(f"{file} is not the one that the model came with: get the model again")
+    return Expansion.read(file)
 
 
 def read_text_encoder(directory: ModelDirectory, device: str | torch.device, dtype: torch.dtype | None) -> TextEncoder:

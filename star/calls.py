@@ -19,17 +19,24 @@ OutputType = Literal["pil", "pt", "np"]
 Callback = Callable[[int, Image.Image], None]
 
 
-def watcher(star: StarGenerator, callback: Callback, options: SampleOptions) -> Callable[[int, Tensor, Tensor], None]:
-    """Decodes what is known of a picture after each scale."""
+def watcher(
+    star: StarGenerator, options: SampleOptions, take: Callable[[int, Tensor], object]
+) -> Callable[[int, Tensor, Tensor], None]:
+    """Decodes what is known of a picture after each scale, and hands over the number of the scale and (3, H, W)."""
     codes: list[Tensor] = []
-    schedule = star.tokenizer.config.schedule_of(*star.size_of(options.size))
+    schedule = star.schedule_for(options)
 
     def watch(k: int, _logits: Tensor, codes_Bl: Tensor) -> None:
         codes.append(codes_Bl)
         latent_BEhw = star.tokenizer.quantizer.decode(codes, k + 1, schedule)
-        callback(k, pixels_to_pil(star.tokenizer.latent_to_pixels(latent_BEhw)[0]))
+        take(k, star.tokenizer.latent_to_pixels(latent_BEhw)[0])
 
     return watch
+
+
+def as_pil(callback: Callback) -> Callable[[int, Tensor], None]:
+    """What `watcher` hands over, as the callback takes it."""
+    return lambda k, pixels_3HW: callback(k, pixels_to_pil(pixels_3HW))
 
 
 def check_count(name: str, value: int) -> None:

@@ -1,7 +1,7 @@
 """What a next-scale model can do with a picture: which of its codes stay when it is drawn again.
 
     codes = encode_picture(generator, to_pixels("cat.png"))
-    given = given_coarse(codes, schedule, 4, pictures=6)           # six variations of the picture's broad shape
+    given = given_coarse(codes, 4, pictures=6)           # six variations of the picture's broad shape
     given = given_outside(codes, schedule, covered_HW, pictures=1)  # inpainting
     pixels = generator.generate([prompt] * 6, seeds=range(6), given=given)
 
@@ -79,7 +79,7 @@ def scales_of(schedule: ScaleSchedule, keep: int | str | None, strength: float |
     return int(keep)
 
 
-def given_coarse(codes: Sequence[Tensor], schedule: ScaleSchedule, count: int, pictures: int) -> GivenCodes:
+def given_coarse(codes: Sequence[Tensor], count: int, pictures: int) -> GivenCodes:
     """The first `count` scales stay, for so many pictures."""
     rows = [code.expand(pictures, *code.shape[1:]) for code in codes]
     return GivenCodes(rows, [torch.full(row.shape[:2], k < count) for k, row in enumerate(rows)])

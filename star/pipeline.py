@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from star.calls import Callback, OutputType, as_output, check_count, negatives_of, seeds_of, watcher
+from star.calls import Callback, OutputType, as_output, as_pil, check_count, negatives_of, seeds_of, watcher
 from star.data.errors import InputError
 from star.editing import encode_picture, given_coarse, given_outside, on_canvas, paste, scales_of, to_pixels
 from star.generator import StarGenerator
@@ -173,7 +173,7 @@ class Pipeline(Motions):
         star, chosen = self._next_scale("vary"), self._options(guidance_scale, options, height, width)
         codes = encode_picture(star, to_pixels(picture), star.size_of(chosen.size))
         count = scales_of(star.tokenizer.schedule, keep, strength)
-        given = given_coarse(codes, star.tokenizer.schedule, count, num_images)
+        given = given_coarse(codes, count, num_images)
         return self._with_given(given, prompt, num_images, seed, output_type, chosen)
 
     def inpaint(
@@ -312,7 +312,7 @@ class Pipeline(Motions):
                     options=options,
                     negative_prompts=None if negatives is None else negatives[part],
                     given=None if given is None else given.rows(part),
-                    watch=None if callback is None else watcher(star, callback, options),
+                    watch=None if callback is None else watcher(star, options, as_pil(callback)),
                 )
             )
         return torch.cat(parts)

@@ -1,7 +1,7 @@
 """What people call the subjects of captioned pictures, and prompts said in the words of the captions.
 
-    expansion = gather(infos, colours, "node_modules/emojibase-data/en", "node_modules/emojilib/dist/emoji-en-US.json")
-    expansion.expand("a red car")          # "an automobile, fluent flat emoji style"
+    expansion = Expansion.read("wordings.json")         # which `star data wordings` gathered and wrote
+    expansion.expand("a red car")                       # "an automobile, fluent flat emoji style"
 
 A model learns from captions that call a thing by one name and always name a style; people say "a dog". Each subject
 knows by what it is called, and how surely: its own name, short codes of chat programs, search tags. A prompt is given
@@ -107,7 +107,7 @@ class Expansion:
             "an",
         ) else chosen.caption
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """sha256 (hex) of what `save` writes."""
         return hashlib.sha256(self._text().encode()).hexdigest()

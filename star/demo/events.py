@@ -79,6 +79,11 @@ def mask_of(painted: Any) -> Image.Image:
     return mask
 
 
+def _added(keys: list[str], made: list[str]) -> list[str]:
+    """The gallery with new pictures in front; the oldest leave it."""
+    return [*keys, *made][:REMEMBERED]
+
+
 class Events:
     """The last drawn or chosen picture is `current`, a key of the studio; `made` are the keys of the gallery."""
 
@@ -115,7 +120,7 @@ class Events:
                 whole[place] = gr.update(visible=True, value=value, label=label)  # each is used up when it is sent
                 keys.append(frame.key)
             slots = [gr.skip() for _ in range(MOST_MODELS)]
-        made = [*keys, *made][:REMEMBERED]
+        made = _added(keys, made)
         yield (*whole, f"seed {wish.seed}, drawn with {', '.join(models)}", *self._shared(keys[0], made))
 
     def vary(
@@ -133,7 +138,7 @@ class Events:
         """Variations of the chosen picture."""
         model = self._varying_of(models)
         keys = self.studio.vary(current, model, wish_of(prompt, seed, guidance, more), keep, int(count))
-        made = [*keys, *made][:REMEMBERED]
+        made = _added(keys, made)
         return [self._file(key) for key in keys], f"{len(keys)} variations by {model}", made, self._files(made)
 
     def inpaint(
@@ -150,7 +155,7 @@ class Events:
         """The chosen picture with what is painted over drawn anew."""
         model = self._varying_of(models)
         key = self.studio.inpaint(current, model, wish_of(prompt, seed, guidance, more), mask_of(painted))
-        made = [key, *made][:REMEMBERED]
+        made = _added([key], made)
         return self._file(key), f"drawn anew by {model}", made, self._files(made)
 
     def choose(self, made: list[str], event: gr.SelectData) -> tuple[Any, ...]:
@@ -166,7 +171,7 @@ class Events:
         if not dropped:
             raise InputError("no file came, expected a PNG that was drawn here or by `star sample`: drop one")
         key, record = self.studio.take(dropped)
-        made = [key, *made][:REMEMBERED]
+        made = _added([key], made)
         here = record.model in self.models
         options = dict(record.options)
         guidance = options.pop("guidance_scale", None)

@@ -121,7 +121,7 @@ def test_given_bits_stay_and_the_rest_is_drawn(generator: StarGenerator) -> None
     pixels = torch.randint(256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     codes = encode_picture(generator, pixels)
     assert [tuple(code.shape) for code in codes] == [(1, size * size, CODE_WIDTH) for size in SIZES]
-    given = given_coarse(codes, generator.tokenizer.schedule, 2, pictures=2)
+    given = given_coarse(codes, 2, pictures=2)
     seen: list[Tensor] = []
     generator.generate(["a", "b"], seeds=[1, 2], given=given, watch=lambda k, logits, chosen: seen.append(chosen))
     for row in (seen[:4], seen[4:]):  # one pass for each picture

@@ -107,14 +107,14 @@ def test_a_wrong_argument_gets_a_sentence(pipe: Pipeline, arguments: dict, messa
 
 def test_variations_keep_the_coarse_codes(pipe: Pipeline, picture: torch.Tensor) -> None:
     assert isinstance(pipe.generator, StarGenerator)
-    schedule, count = pipe.generator.tokenizer.schedule, 2
+    count = 2
     codes = encode_picture(pipe.generator, picture)
     seen: list[torch.Tensor] = []
     pipe.generator.generate(
         ["a cat"],
         seeds=[5],
         options=OPTIONS,
-        given=given_coarse(codes, schedule, count, 1),
+        given=given_coarse(codes, count, 1),
         watch=lambda k, logits, chosen: seen.append(chosen),
     )
     assert all(torch.equal(own, kept) for own, kept in zip(seen[:count], codes[:count], strict=True))
