@@ -12,8 +12,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from star.model.attention_backends import BACKENDS, ScaleCausality, attend
+from star.model.attention_backends import ScaleCausality, attend
+from star.model.kernels.choice import BACKENDS
 from star.model.linear import dense
+from star.model.packed_text import PackedText
 from star.model.rope import Rotation, rotate, rotate_to_unit
 
 MAX_LOG_SCALE = math.log(100.0)
@@ -128,9 +130,9 @@ class CrossAttention(_Heads):
         keys, values = (self.split(part) for part in fused.chunk(2, dim=-1))
         return self.shape_keys(keys, None), values
 
-    def forward(self, x_BlC: Tensor, keys_BNTd: Tensor, values_BNTd: Tensor, mask_B11T: Tensor) -> Tensor:
-        """(B, l, C) -> (B, l, C)."""
-        queries = self.split(dense(self.query, x_BlC, self.query_bias))
-        return self.merge(
-            attend(self.shape_queries(queries, None), keys_BNTd, values_BNTd, mask_B11T, self.scale, self.backend)
-        )
+    def forward(self, x_BlC: Tensor, keys_BNTd: Tensor, values_BNTd: Tensor, mask_B11T: Tensor | PackedText) -> Tensor:
+        """(B, l, C) -> (B, l, C). mask: additive, or where each row's words lie if they are packed."""
+        queries = self.shape_queries(self.split(dense(self.query, x_BlC, self.query_bias)), None)
+        if isinstance(mask_B11T, PackedText):
+            return self.merge(mask_B11T.attend(queries, keys_BNTd, values_BNTd, self.scale))
+        return self.merge(attend(queries, keys_BNTd, values_BNTd, mask_B11T, self.scale, self.backend))

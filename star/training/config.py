@@ -6,6 +6,7 @@ from typing import Literal
 from star.data.errors import InputError
 from star.generators.protocol import SampleOptions
 from star.generators.training.data_feed import FeedConfig, Keep
+from star.model.kernels.choice import Attention
 from star.model.transformer import TransformerConfig
 from star.tokenizer.scales import ScaleSchedule, ratio
 from star.training.frozen_networks import FrozenNetworks
@@ -25,7 +26,7 @@ class TrainConfig(FeedConfig):
     heads: int = 8
     mlp_ratio: float = 4.0
     dropout: float = 0.0
-    attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see star/model/attention_backends.py
+    attention: Attention = "sdpa"  # see star/model/kernels/choice.py
     checkpointing: bool = False  # blocks are computed twice, and only their inputs kept in between
     drop_path: float = 0.0
     head_float32: bool = True

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from star.data.errors import InputError
 from star.data.text import TextFeatures
-from star.model.attention_backends import BACKENDS, ScaleCausality
+from star.model.attention_backends import ScaleCausality
+from star.model.kernels.choice import BACKENDS
 from star.model.losses import token_losses
 from star.model.transformer import NextScaleTransformer
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_transformer

@@ -22,7 +22,8 @@ from star.cli import main
 from star.commands.plan import number
 from star.data.errors import InputError
 from star.data.text import TextFeatures
-from star.model.attention_backends import BACKENDS, ScaleCausality
+from star.model.attention_backends import ScaleCausality
+from star.model.kernels.choice import BACKENDS
 from star.model.losses import token_losses
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.planning.flops import FLEX_BLOCK, pairs_seen, work
