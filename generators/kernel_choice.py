@@ -6,6 +6,7 @@ is kept, and the next kernel is asked. Only what has given the right numbers onc
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -35,16 +36,18 @@ def announce(choice: Choice, *, asked: bool = False) -> None:
 
 
 def trial(run: Callable[[], tuple[Tensor, Tensor]]) -> str:
-    """Why a kernel is of no use here, "" if it is of use. run: its numbers for a small problem, and the right ones.
+    """Why a kernel is of no use here, "" if it is of use. run: its numbers for a small problem, and the right ones,
+    float32.
 
-    Runs with gradients, whatever mode the caller is in, and without autocast. Waits for the device: not to be begun
-    while a CUDA graph is recorded.
+    Runs in a thread of its own, for nothing of the caller's state goes there: its mode of gradients, autocast, or a
+    block that is just being computed a second time. Waits for the device: not to be begun while a CUDA graph is
+    recorded.
     """
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
-            found, right = run()
-            if not torch.allclose(found.float(), right.float(), rtol=TOLERANCE, atol=TOLERANCE):
-                return "gives other numbers than the formula"
+        with ThreadPoolExecutor(1) as apart:
+            found, right = apart.submit(run).result()
+        if not torch.allclose(found, right, rtol=TOLERANCE, atol=TOLERANCE):
+            return "gives other numbers than the formula"
     except Exception as error:  # whatever a compiled package raises on a device that it was not built for
         return f"fails here ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     return ""

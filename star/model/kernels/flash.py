@@ -63,7 +63,7 @@ def _tried(name: str, device: torch.device, dtype: torch.dtype, head_width: int,
         return f"{name} is not there ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     problem = _packed_problem if packed else _whole_problem
     if why := trial(lambda: problem(name, device, dtype, head_width)):
-        (PACKED_ROWS if packed else WHOLE_ROWS).pop(name)
+        (PACKED_ROWS if packed else WHOLE_ROWS).pop(name, None)
         return f"{name} {why}"
     return ""
 
