@@ -19,6 +19,7 @@ device is decided in kernels/choice.py.
 
 from collections.abc import Callable
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -82,12 +83,35 @@ class ScaleCausality:
             return _flex(queries, keys, values, self._blocks, scale)
         if self.form != SCALEWISE:
             return attend(queries, keys, values, self._mask_LL, scale, self.backend)
-        parts, stop = [], 0
-        for queries_BNld in queries.split(self.lengths, dim=2):
-            stop += queries_BNld.shape[2]
-            seen = (queries_BNld, keys[:, :, :stop], values[:, :, :stop])
-            parts.append(attend(*seen, None, scale, self.backend, "training"))
-        return torch.cat(parts, dim=2)
+        stops = tuple(accumulate(self.lengths))
+        seen_keys, seen_values = _beginnings(keys, stops), _beginnings(values, stops)
+        parts = zip(queries.split(self.lengths, dim=2), seen_keys, seen_values, strict=True)
+        return torch.cat([attend(*part, None, scale, self.backend, "training") for part in parts], dim=2)
+
+
+def _beginnings(tensor: Tensor, stops: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The first tokens of (B, N, L, d), up to each stop; the last one is L."""
+    if torch.compiler.is_compiling():  # the compiler joins the sums of slices' gradients by itself
+        return tuple(tensor[:, :, :stop] for stop in stops)
+    beginnings: tuple[Tensor, ...] = _Beginnings.apply(tensor, stops)
+    return beginnings
+
+
+class _Beginnings(torch.autograd.Function):
+    """Slices whose gradients are added up in one tensor. By torch's own each would fill a tensor of all L tokens, most
+    of it with zeros, to the same sums."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, stops: tuple[int, ...]) -> tuple[Tensor, ...]:
+        ctx.stops = stops
+        return tuple(tensor[:, :, :stop] for stop in stops)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[-1].clone()
+        for stop, gradient in zip(reversed(ctx.stops[:-1]), reversed(gradients[:-1]), strict=True):
+            total[:, :, :stop] += gradient
+        return total, None
 
 
 def refuse_untrainable(backend: str, device: torch.device) -> None:

@@ -307,15 +307,19 @@ def test_what_a_place_reads_is_told_of_packed_words_too(double: FlashDouble) -> 
 
 
 @pytest.mark.slow
-def test_compiled_blocks_read_the_choice_once(double: FlashDouble) -> None:
-    """In one graph, forward and backward."""
+def test_compiled_layers_read_the_choice_once(double: FlashDouble) -> None:
+    """In one graph, while drawing and while training, forward and backward."""
     network = tiny_transformer(attention="flash")
-    layer, x_BlC = network.get_submodule("blocks.0.attention"), torch.randn(2, 9, 32)
+    layer, x_BLC = network.get_submodule("blocks.0.attention"), torch.randn(2, SCHEDULE.length, 32)
     torch._dynamo.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x_BlC), layer(x_BlC))
-    compiled(x_BlC.requires_grad_()).sum().backward()
-    assert x_BlC.grad is not None
+    for mask in (None, network.causality(x_BLC)):
+        gradients = []
+        for module in (compiled, layer):
+            leaf = x_BLC.clone().requires_grad_()
+            output = module(leaf, mask=mask)
+            gradients.append([output, *torch.autograd.grad(output.square().sum(), leaf)])
+        torch.testing.assert_close(*gradients)
     torch._dynamo.reset()
 
 
