@@ -88,6 +88,9 @@ def work(args: argparse.Namespace) -> int:
             resolutions[model], measured[model] = pool.apply(measure_with_resolution, (model, *request))
     rows = [HEAD, *(_row(model, speed) for model, speeds in measured.items() for speed in speeds)]
     print("\n".join(_aligned(rows)))
+    for model, speeds in measured.items():
+        for kernel in speeds[0].kernels:
+            print(f"{model}: {kernel}")
     if args.plot:
         from star.eval.report.growth import write_growth
 

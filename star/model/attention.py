@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from star.model.attention_backends import ScaleCausality, attend
-from star.model.kernels.choice import BACKENDS
+from star.model.kernels.choice import BACKENDS, asked
 from star.model.linear import dense
 from star.model.packed_text import PackedText
 from star.model.rope import Rotation, rotate, rotate_to_unit
@@ -55,7 +55,7 @@ class _Heads(nn.Module):
         super().__init__()
         if backend not in BACKENDS:
             raise ValueError(f"unknown attention backend '{backend}'; choose one of {', '.join(BACKENDS)}")
-        self.heads, self.backend = heads, backend
+        self.heads, self.backend = heads, asked(backend)
         head_width = width // heads
         # 0.25 / sqrt(d) without normalisation, as released; with it, log_scale takes this place.
         self.scale = 1.0 if qk_norm else 0.25 / math.sqrt(head_width)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from star.data.errors import InputError
 from star.model.kernels import flash
-from star.model.kernels.choice import BLOCKS, SCALEWISE, Use, causal_form, kernel_of
+from star.model.kernels.choice import BLOCKS, SCALEWISE, Use, asked, causal_form, kernel_of
 
 
 def attend(
@@ -66,6 +66,7 @@ class ScaleCausality:
 
     def __init__(self, lengths: tuple[int, ...], backend: str, dtype: torch.dtype, device: torch.device) -> None:
         """lengths: tokens of each scale, coarse to fine. dtype, device: what the queries will have."""
+        backend = asked(backend)
         self.lengths, self.backend, self.form = lengths, backend, causal_form(backend, device)
         level_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
         self._mask_LL: Tensor | None = None
@@ -116,7 +117,7 @@ class _Beginnings(torch.autograd.Function):
 
 def refuse_untrainable(backend: str, device: torch.device) -> None:
     """Raises InputError for a backend that has no gradient on this device."""
-    if backend == "flex" and device.type == "cpu":
+    if asked(backend) == "flex" and device.type == "cpu":
         raise InputError(
             "attention is flex, which has no gradient on a CPU, expected sdpa, eager, scalewise, flash or auto there: "
             "choose one, or train on a GPU"

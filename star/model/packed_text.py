@@ -18,7 +18,7 @@ from torch import Tensor
 
 from star.model.attention_backends import additive, attend
 from star.model.kernels import flash
-from star.model.kernels.choice import PACKED, choose
+from star.model.kernels.choice import PACKED, asked, choose
 
 if TYPE_CHECKING:
     from star.model.transformer import TransformerConfig
@@ -75,7 +75,7 @@ def text_sight(
 
     dtype: of the queries. mask_BT: true for tokens that count.
     """
-    chosen = choose("text", config.attention, tokens_BTD.device, dtype, config.head_width)
+    chosen = choose("text", asked(config.attention), tokens_BTD.device, dtype, config.head_width)
     if chosen.form == PACKED:
         return pack(tokens_BTD, mask_BT, chosen.kernel)
     return tokens_BTD, additive(mask_BT[:, None, None, :].bool(), dtype)

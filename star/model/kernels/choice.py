@@ -12,15 +12,18 @@
 | flash     | flash, scale by scale           | flash                    | flash, on words one behind the other  |
 | auto      | on CUDA as flash, else as sdpa  | as flash, or as sdpa     | as flash, or as sdpa                  |
 
-"flash" is the package flash-attn where it is there and takes the device, the type and the head, else torch's own flash
+The backend is what a network's config says, unless the environment variable STAR_ATTENTION names another. "flash" is
+the package flash-attn where it is there and takes the device, the type and the head, else torch's own flash
 kernel (see flash.py), else what sdpa does. "torch's choice" is scaled_dot_product_attention.
 """
 
+import os
 from functools import cache
 from typing import Literal, get_args
 
 import torch
 
+from star.data.errors import InputError
 from star.generators.kernel_choice import Choice, announce
 from star.model.kernels import flash
 
@@ -29,6 +32,16 @@ BACKENDS: tuple[str, ...] = get_args(Attention)
 Use = Literal["training", "drawing", "text"]
 USES: tuple[Use, ...] = get_args(Use)
 MASKED, SCALEWISE, BLOCKS, WHOLE, PACKED = "under a mask", "scale by scale", "by blocks", "whole rows", "packed rows"
+
+
+def asked(configured: str) -> str:
+    """The backend to use where a config names this one. Raises InputError if STAR_ATTENTION names none."""
+    backend = os.environ.get("STAR_ATTENTION") or configured
+    if backend not in BACKENDS:
+        raise InputError(
+            f"STAR_ATTENTION is {backend!r}, expected one of {', '.join(BACKENDS)}: choose one, or unset it"
+        )
+    return backend
 
 
 def causal_form(backend: str, device: torch.device) -> str:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.varlen import varlen_attn
 
 from star.attention_maps import attention
+from star.data.errors import InputError
 from star.data.text import TextFeatures
 from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
@@ -304,6 +305,22 @@ def test_what_a_place_reads_is_told_of_packed_words_too(double: FlashDouble) -> 
         maps.append(attention(generator, "a red dot, a blue", seed=3, options=options))
     for found, expected in zip(maps[0].weights, maps[1].weights, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_the_environment_goes_before_the_config(double: FlashDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = StarGenerator.for_test()
+    assert generator.kernels()[0] == "drawing: whole rows, sdpa (attention is sdpa)"
+    expected = learn(tiny_transformer(attention="eager"))
+    monkeypatch.setenv("STAR_ATTENTION", "flash")
+    torch.testing.assert_close(learn(tiny_transformer(attention="eager")), expected)
+    assert {name for name, _ in double.calls} == {"flash_attn_func", "flash_attn_varlen_func"}
+    assert [line.partition(" (")[0] for line in generator.kernels()] == [
+        "drawing: whole rows, flash-attn",
+        "text: packed rows, flash-attn",
+    ]
+    monkeypatch.setenv("STAR_ATTENTION", "fast")
+    with pytest.raises(InputError, match="STAR_ATTENTION is 'fast', expected one of sdpa, eager"):
+        tiny_transformer()
 
 
 @pytest.mark.slow
