@@ -4,12 +4,14 @@ import inspect
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.varlen import varlen_attn
@@ -337,6 +339,43 @@ def test_compiled_layers_read_the_choice_once(double: FlashDouble) -> None:
             output = module(leaf, mask=mask)
             gradients.append([output, *torch.autograd.grad(output.square().sum(), leaf)])
         torch.testing.assert_close(*gradients)
+    torch._dynamo.reset()
+
+
+def dense_packed(
+    queries: Tensor, keys: Tensor, values: Tensor, query_starts: Tensor, key_starts: Tensor, *limits_and_scale: Any
+) -> Tensor:
+    """A packed kernel that can be compiled: all pairs, hidden where they are of different rows."""
+    own_Q, own_P = (
+        torch.bucketize(torch.arange(len(tensor)), starts[1:], right=True)
+        for tensor, starts in ((queries, query_starts), (keys, key_starts))
+    )
+    mask_QP = additive(own_Q[:, None] == own_P, queries.dtype)
+    heads = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
+    return attend(*heads, mask_QP, limits_and_scale[-1], "eager")[0].transpose(0, 1)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_read_packed_words(double: FlashDouble) -> None:
+    """In one graph, for prompts of other lengths as well."""
+    network = tiny_transformer(attention="flash")
+    choose("text", "flash", CPU, torch.float32, 16)
+    flash.PACKED_ROWS["flash-attn"] = dense_packed
+    block, x_BlC = network.get_submodule("blocks.0"), torch.randn(2, 9, 32)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(block, backend=counter, fullgraph=True)
+    for lengths in ([[4], [6]], [[1], [3]]):
+        text = replace(targets()[1], mask_BT=torch.arange(6) < torch.tensor(lengths))
+        words = network.encode_text(text, beforehand=False)
+        assert words is not None
+        gradients = []
+        for module in (compiled, block):
+            leaf = x_BlC.clone().requires_grad_()
+            output = module(leaf, text=words.of_block(0))
+            gradients.append([output, *torch.autograd.grad(output.square().sum(), leaf)])
+        torch.testing.assert_close(*gradients)
+    assert counter.frame_count == 1
     torch._dynamo.reset()
 
 
