@@ -186,8 +186,9 @@ class StarGenerator(NextScaleGenerator):
             given=given,
             watch=watch,
             schedule=schedule,
+            graphs=self.recorded(),
         )
-        return self.tokenizer.latent_to_pixels(latent_BEhw)
+        return self.to_pixels(latent_BEhw)
 
     @torch.inference_mode()
     def draw_one(self, text: TextFeatures, rng: SampleRng, *, watch: Watcher | None = None) -> Tensor:
@@ -210,8 +211,9 @@ class StarGenerator(NextScaleGenerator):
             stable=self._masked_decoder(rng.options, schedule),
             watch=watch,
             schedule=schedule,
+            graphs=self.recorded(),
         )
-        return self.tokenizer.latent_to_pixels(latent_BEhw)
+        return self.to_pixels(latent_BEhw)
 
     def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[TextFeatures, TextFeatures]:
         """Of the prompts, and of the empty one, in the transformer's type and on its device."""

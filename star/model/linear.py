@@ -24,6 +24,10 @@ def dense(layer: nn.Module, x: Tensor, bias: Tensor | None = None, activation: A
     if type(layer) is nn.Linear and by_onednn(x):
         own = layer.bias if bias is None else bias
         return onednn()(x, layer.weight, own, activation, [], "tanh" if activation == "gelu" else "")
+    if activation == "gelu" and bias is None and type(layer) is nn.Linear and by_cublas(layer, x):
+        return torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight.T, use_gelu=True).unflatten(
+            0, x.shape[:-1]
+        )
     if bias is None:
         y = layer(x)
     else:
@@ -40,6 +44,18 @@ def by_onednn(x: Tensor) -> bool:
         and x.dtype in TYPES
         and not torch.is_autocast_enabled("cpu")
         and onednn() is not None
+    )
+
+
+def by_cublas(layer: nn.Linear, x: Tensor) -> bool:
+    """Whether a product with tanh-GELU behind it is one kernel of cuBLASLt: of a picture that is drawn on a GPU."""
+    return (
+        x.device.type == "cuda"
+        and torch.version.hip is None
+        and torch.is_inference_mode_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cuda")
+        and layer.bias is not None
     )
 
 

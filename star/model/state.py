@@ -4,12 +4,15 @@ B batch, T text tokens, D text width, l tokens of the coarsest scale, C model wi
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from star.model.attention import KeyValueCache
 from star.model.tables import PyramidTables
+
+if TYPE_CHECKING:
+    from star.model.prepared import Prepared
 
 
 class BlockText(NamedTuple):
@@ -56,6 +59,7 @@ class DrawingState:
     text: TextKeys | None
     caches: list[KeyValueCache]
     tables: PyramidTables  # of the pictures' shape
+    prepared: "Prepared | None" = None  # None: blocks compute it at every scale
 
     def first(self, count: int) -> "DrawingState":
         """The same state for the first `count` rows of the batch: the conditional ones."""
@@ -65,4 +69,5 @@ class DrawingState:
             self.text and self.text.first(count),
             [cache.rows(slice(count)) for cache in self.caches],
             self.tables,
+            self.prepared and self.prepared.first(count),
         )
