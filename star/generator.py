@@ -114,6 +114,7 @@ class StarGenerator(NextScaleGenerator):
         self.aspects = tuple(aspects)
         self.expansion = expansion
         self._warned: set[ScaleSchedule] = set()
+        self._encoded: tuple[object, TextFeatures] | None = None
 
     def expanded(self, prompt: str, options: SampleOptions) -> str:
         """The prompt in the words that the text encoder gets: as typed, or with options.expand_prompt as a caption."""
@@ -200,7 +201,7 @@ class StarGenerator(NextScaleGenerator):
         schedule = self.schedule_for(rng.options)
         guided = rng.options.guidance_scale != 1
         if guided:
-            rows = join(rows, self.text_encoder.encode([""]).to(self.device, rows.tokens_BTD.dtype))  # type: ignore[assignment]
+            rows = join(rows, self._empty())  # type: ignore[assignment]
         _, latent_BEhw = draw_pass(
             self.transformer,
             self.tokenizer.quantizer,
@@ -217,7 +218,7 @@ class StarGenerator(NextScaleGenerator):
 
     def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[TextFeatures, TextFeatures]:
         """Of the prompts, and of the empty one, in the transformer's type and on its device."""
-        return self._encode([self.expanded(prompt, options) for prompt in prompts]), self._encode([""])
+        return self._encode([self.expanded(prompt, options) for prompt in prompts]), self._empty()
 
     def _negative(self, prompts: Sequence[str], negative: Sequence[str], options: SampleOptions) -> TextFeatures:
         if len(negative) != len(prompts):
@@ -231,6 +232,13 @@ class StarGenerator(NextScaleGenerator):
 
     def _encode(self, prompts: Sequence[str]) -> TextFeatures:
         return self.text_encoder.encode(prompts).to(self.device, self.transformer.head.weight.dtype)
+
+    def _empty(self) -> TextFeatures:
+        """The empty prompt, encoded once."""
+        key = (self.text_encoder, self.device, self.transformer.head.weight.dtype)
+        if self._encoded is None or self._encoded[0] != key:
+            self._encoded = key, self._encode([""])
+        return self._encoded[1]
 
     @classmethod
     def from_directory(

@@ -26,7 +26,7 @@ PROMPTS = (
     "a snow-capped mountain, emojitwo style",
     "a green dragon, fluent flat emoji style",
 )
-SETTINGS = ("float32", "bfloat16", "baseline")  # as star.eval.run.versus has them
+SETTINGS = ("float32", "bfloat16", "baseline", "eager")  # as star.eval.run.versus has them
 HEAD = ("model", "batch", "total", "text", "generator", "decoder", "peak MiB", "device", "type")
 
 
@@ -44,6 +44,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="sizes (default: 1 8)")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)")
     add_options(parser)
+    parser.add_argument(
+        "--graphs",
+        choices=("auto", "off"),
+        default="auto",
+        help="CUDA graphs of next-scale models, where there is a GPU (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="of a CPU (default: what torch takes)")
     parser.add_argument(
         "--against",
@@ -85,7 +91,9 @@ def work(args: argparse.Namespace) -> int:
         for model in args.models:
             place = places[model]
             request = (tuple(args.batch), args.repetitions, place["device"], place["dtype"], args.threads)
-            resolutions[model], measured[model] = pool.apply(measure_with_resolution, (model, *request))
+            resolutions[model], measured[model] = pool.apply(
+                measure_with_resolution, (model, *request, None, args.graphs)
+            )
     rows = [HEAD, *(_row(model, speed) for model, speeds in measured.items() for speed in speeds)]
     print("\n".join(_aligned(rows)))
     if args.plot:
@@ -104,7 +112,8 @@ def _against(args: argparse.Namespace) -> int:
     """Each model and its rival in turn, in this process."""
     import torch
 
-    from star.eval.run.versus import alternate, contender, copy_ceiling, matmul_ceiling, rival
+    from star.eval.run.launches import launches
+    from star.eval.run.versus import alternate, contender, copy_ceiling, matmul_ceiling, rival, without_graphs
     from star.generators.config import to_dict
 
     if args.threads is not None:
@@ -113,11 +122,19 @@ def _against(args: argparse.Namespace) -> int:
     for model in args.models:
         first = contender(model, args.device, args.dtype)
         second = contender(rival(model, args.against), args.device, args.dtype)
+        for one in (first, second):
+            if args.graphs == "off":
+                without_graphs(one.generator)
         prompts = prompts_for(first.generator.conditioning)
         for batch in args.batch:
             versus = alternate(first, second, prompts, batch=batch, repetitions=args.repetitions)
             found.append(to_dict(versus) | {"ratios": versus.ratios})
             print("\n".join(lines(versus)))
+            if first.device.type == "cuda":
+                for one in (first, second):
+                    print(
+                        f"  {one.name}: {launches(one, batch, prompts[0]):,} launches of kernels and graphs for a batch"
+                    )
         for one in (first, second):
             ceiling = matmul_ceiling(one.device, one.dtype)
             print(f"{one.dtype} products: {ceiling / 1e9:,.0f} GFLOP/s at best{share_of(one, versus, ceiling)}")
@@ -167,24 +184,31 @@ def measure_with_resolution(
     dtype: str,
     threads: int | None,
     options: "SampleOptions | None" = None,
+    graphs: str = "auto",
 ) -> "tuple[tuple[int, int], tuple[Speed, ...]]":
-    """Builds a model and measures it; what the process of a model runs. options: those it recommends if not given."""
+    """Builds a model and measures it; what the process of a model runs. options: those it recommends if not given.
+
+    graphs: see star.sampling.graphs.
+    """
     import logging
 
     import torch
 
     from star.eval.run.latency import measure_speed
-    from star.eval.run.versus import load
+    from star.eval.run.versus import load, warmups, without_graphs
     from star.generators import registry
     from star.generators.protocol import SampleOptions
 
     logging.disable(logging.WARNING)  # that a prompt was cut is no news here, and telling it takes time
     if threads is not None:
         torch.set_num_threads(threads)
-    generator = load(model, device, dtype_of(dtype))
+    generator: Any = load(model, device, dtype_of(dtype))
+    if graphs == "off":
+        without_graphs(generator)
     if options is None:
         options = SampleOptions() if model.startswith(UNTRAINED) else registry.recommended(model)
-    speeds = measure_speed(generator, prompts_for(generator.conditioning), batch, repetitions, options=options)
+    prompts, warmup = prompts_for(generator.conditioning), warmups(generator)
+    speeds = measure_speed(generator, prompts, batch, repetitions, warmup, options=options)
     return generator.resolution, tuple(replace(speed, dtype=dtype) for speed in speeds)
 
 

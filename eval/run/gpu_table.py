@@ -1,10 +1,11 @@
 """What a GPU reaches, within five minutes: python -m star.eval.run.gpu_table [--tests] [--out FILE].
 
 Networks of the released shapes with random weights, d16 and d30 at 256, 512 and 1024 pixels, batches of 1 and 8: the
-way pictures are drawn (bfloat16) in turn with the released way (float32), kernels launched for a picture, the share of
-the roofline that the transformer reaches; then training steps, tokens per second and MFU; with --tests the tests marked
-gpu. `--device cpu --shapes d2-64 --batch 1` rehearses it. The roofline is the longer of the time for all products at
-the ceiling that this device was measured to have, and for reading the weights once per scale at that of copies.
+way pictures are drawn (bfloat16) in turn with the released way (float32), kernels and graphs launched for a batch, with
+CUDA graphs and without, the share of the roofline that the scales reach; then training steps, tokens per second and
+MFU; with --tests the tests marked gpu. `--device cpu --shapes d2-64 --batch 1` rehearses it. The roofline is the longer
+of the time for all products at the ceiling that this device was measured to have, and for reading the weights once per
+scale at that of copies.
 """
 
 import argparse
@@ -19,13 +20,13 @@ from typing import Any
 
 import torch
 
+from star.eval.run.launches import launches
 from star.eval.run.versus import Contender, alternate, copy_ceiling, load, matmul_ceiling, now
 from star.generators.placement import UNTRAINED, dtype_of
 from star.generators.protocol import SampleOptions
 
 SHAPES = ("d16-256", "d30-256", "d16-512", "d30-512", "d16-1024", "d30-1024")
 OPTIONS = SampleOptions(guidance_scale=5.0, top_k=900, top_p=0.95)
-LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 DOES_NOT_FIT = "does not fit into memory"
 
 
@@ -39,7 +40,10 @@ class Ceilings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawingRow:
-    """Milliseconds a picture; ratio: the released way's over ours, median over pairs. launches: of a whole batch."""
+    """Milliseconds a picture; ratio: the released way's over ours, median over pairs.
+
+    launches: of a whole batch; launches_eager: without CUDA graphs.
+    """
 
     shape: str
     batch: int
@@ -47,6 +51,7 @@ class DrawingRow:
     released_ms: float
     ratio: float
     launches: int
+    launches_eager: int
     roofline: float  # share of it
 
 
@@ -86,20 +91,9 @@ def drawing(shape: str, batch: int, device: torch.device, top: Ceilings, repetit
         released_ms=1000 * versus.second.median,
         ratio=versus.ratio,
         launches=launches(sides[0], batch),
+        launches_eager=_without_graphs(sides[0], batch),
         roofline=max(products, reading) / (sum(versus.first.scales) * batch),
     )
-
-
-def launches(side: Contender, batch: int) -> int:
-    """Kernels that one batch launches on a GPU; on a CPU the calls of operators."""
-    from torch.profiler import ProfilerActivity, profile
-
-    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if side.device.type == "cuda" else [])
-    with profile(activities=kinds) as profiler:
-        side.generator.generate(["a red apple"] * batch, seeds=range(batch), options=side.options)
-    events = profiler.key_averages()
-    wanted = LAUNCHES if side.device.type == "cuda" else None
-    return sum(event.count for event in events if (event.key in wanted if wanted else event.key.startswith("aten::")))
 
 
 def training(shape: str, batch: int, device: torch.device, top: Ceilings, steps: int) -> TrainingRow:
@@ -166,6 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.tests:
         return subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], check=False).returncode
     return 0
+
+
+def _without_graphs(side: Contender, batch: int) -> int:
+    generator: Any = side.generator
+    mode, generator.graphs = generator.graphs, "off"
+    counted = launches(side, batch)
+    generator.graphs = mode
+    return counted
 
 
 def _side(shape: str) -> int:
