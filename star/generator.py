@@ -198,8 +198,7 @@ class StarGenerator(NextScaleGenerator):
         On a CPU the same as `generate` draws of a prompt with these features, to the bit.
         """
         rows = text.to(self.device, self.transformer.head.weight.dtype)
-        schedule = self.schedule_for(rng.options)
-        guided = rng.options.guidance_scale != 1
+        schedule, guided = self.schedule_for(rng.options), rng.options.guidance_scale != 1
         if guided:
             rows = join(rows, self._empty())  # type: ignore[assignment]
         _, latent_BEhw = draw_pass(
@@ -234,10 +233,9 @@ class StarGenerator(NextScaleGenerator):
         return self.text_encoder.encode(prompts).to(self.device, self.transformer.head.weight.dtype)
 
     def _empty(self) -> TextFeatures:
-        """The empty prompt, encoded once."""
         key = (self.text_encoder, self.device, self.transformer.head.weight.dtype)
         if self._encoded is None or self._encoded[0] != key:
-            self._encoded = key, self._encode([""])
+            self._encoded = key, self._encode([""])  # once for a model
         return self._encoded[1]
 
     @classmethod

@@ -8,6 +8,7 @@ from star.class_generator import VarGenerator
 from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.protocol import Generator, SampleOptions
+from star.model import heads
 from star.model.attention import KeyValueCache
 from star.model.block import Block
 from star.model.heads import filter_logits
@@ -78,3 +79,17 @@ def test_filters_keep_what_a_full_stable_sort_keeps(top_k: int, top_p: float, ki
     expected = full_sort_filter(logits, top_k, top_p)
     assert torch.equal(filter_logits(logits, top_k, top_p), expected)
     assert torch.equal(filter_logits(logits.clone().requires_grad_(), top_k, top_p), expected)
+    if top_p > 0:
+        assert torch.equal(filter_logits(logits, top_k, torch.tensor(top_p, dtype=torch.float64)), expected)
+
+
+@pytest.mark.parametrize("top_p", [0.013, 0.317, 0.811, 0.9987])
+def test_a_sort_of_the_likeliest_keeps_what_a_full_sort_keeps_where_many_are_equal(
+    top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of a GPU. Of five values, so that the k-th has many equals, of which top-p takes none, some or all."""
+    monkeypatch.setattr(heads, "sorts_by_numpy", lambda logits: False)
+    logits = torch.randint(5, (4, 500, 40), generator=torch.Generator().manual_seed(2)).float()
+    logits[:, ::11] = 1.5
+    for top_k in (1, 2, 5, 20, 39, 40):
+        assert torch.equal(filter_logits(logits, top_k, top_p), full_sort_filter(logits, top_k, top_p)), top_k
