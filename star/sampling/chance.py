@@ -52,13 +52,13 @@ def guide(logits_RlV: Tensor, strength: float | Tensor, plus: float | Tensor | N
     return (1 + strength if plus is None else plus) * conditional - strength * unconditional
 
 
-def uniforms(seeds: Sequence[int], k: int | str, length: int) -> Tensor:
-    """One float64 in [0, 1) per token of scale k for every seed: (B, l), on the CPU.
+def uniforms(seeds: Sequence[int], k: int | str, length: int, *, pinned: bool = False) -> Tensor:
+    """One float64 in [0, 1) per token of scale k for every seed: (B, l), on the CPU. pinned: see `pack`.
 
     Each (seed, scale) has a generator of its own, seeded with the first 8 bytes of SHA-256 of "seed/scale": the same on
     every device, whatever the batch, and nearby seeds share nothing.
     """
-    drawn_Bn = torch.empty(len(seeds), length, dtype=torch.float64)
+    drawn_Bn = torch.empty(len(seeds), length, dtype=torch.float64, pin_memory=pinned)
     draw_uniforms(drawn_Bn, seeds, k)
     return drawn_Bn
 
@@ -95,7 +95,9 @@ class SampleRng:
         if self.options.top_k == 1:
             return self.head.likeliest(kept_BlV)
         count = kept_BlV.shape[1] * self.head.draws(kept_BlV)
-        return self.head.pick(kept_BlV, uniforms(self.seeds, k if step is None else f"{k}/{step}", count))
+        pinned = kept_BlV.device.type == "cuda"
+        key = k if step is None else f"{k}/{step}"
+        return self.head.pick(kept_BlV, uniforms(self.seeds, key, count, pinned=pinned))
 
     def order(self, k: int, step: int, length: int) -> Tensor:
         """Random numbers (B, l) that say in which order tokens come."""

@@ -117,7 +117,9 @@ def draw_recorded(
 def decode_recorded(graphs: Graphs, tokenizer: MultiScaleTokenizer, latent_BEhw: Tensor) -> Tensor | None:
     """pixels_B3HW on the CPU; None where the decoder is to be called in the usual way."""
     key = (tuple(latent_BEhw.shape), latent_BEhw.dtype, tokenizer.decoder_dtype)
-    found = graphs.run(key, lambda: DecodeProgram(tokenizer, latent_BEhw), (latent_BEhw,))
+    found = graphs.run(
+        key, lambda: DecodeProgram(tokenizer, latent_BEhw), (latent_BEhw,), size=decoder_bytes(tokenizer, latent_BEhw)
+    )
     if found is None:
         return None
     pixels_B3HW = found[0].cpu()
@@ -139,6 +141,13 @@ def fixed_bytes(transformer: NextScaleTransformer, shape: PassShape, rows: int) 
     """Of the keys and values of all tokens."""
     config = transformer.config
     return 2 * rows * shape.schedule.length * config.width * config.depth * transformer.head.weight.itemsize
+
+
+def decoder_bytes(tokenizer: MultiScaleTokenizer, latent_BEhw: Tensor) -> int:
+    """About as much as a decoder needs at once: four activations at full size."""
+    config, (rows, _, h, w) = tokenizer.config.autoencoder, latent_BEhw.shape
+    cell = (config.downsampling // config.patch) ** 2
+    return 4 * rows * h * w * cell * config.channels * (tokenizer.decoder_dtype or torch.float32).itemsize
 
 
 def inputs_of(rows: "TextFeatures | Tensor", packed: Tensor, given: GivenCodes | None) -> list[Tensor]:

@@ -39,6 +39,8 @@ class ScalePass:
         self.transformer, self.quantizer, self.shape = transformer, quantizer, shape
         self.rng, self.numbers, self.given = rng, numbers, given
         self.state = transformer.begin(rows, released=shape.released, schedule=shape.schedule)
+        if self.state.text is not None and self.state.start_BlC.device.type != "cpu":
+            self.state.text.mask_B11T = aligned(self.state.text.mask_B11T)
         self.latent_BEhw = quantizer.empty_latent(shape.pictures, shape.schedule)
         self.input_BlE: Tensor | None = None
         self.codes: list[Tensor] = []
@@ -89,3 +91,11 @@ class ScalePass:
         self.latent_BEhw, self.input_BlE = self.quantizer.accumulate(self.latent_BEhw, codes_Bl, k)
         self.codes.append(codes_Bl)
         return codes_Bl
+
+
+def aligned(mask_B11T: Tensor) -> Tensor:
+    """The same mask in rows of a multiple of 8 numbers, which torch's kernels would otherwise make in every call."""
+    rows, tokens = len(mask_B11T), mask_B11T.shape[-1]
+    padded = mask_B11T.new_zeros(rows, 1, 1, -(-tokens // 8) * 8)
+    padded[..., :tokens] = mask_B11T
+    return padded[..., :tokens]

@@ -58,3 +58,16 @@ def test_a_layer_that_something_stands_around_computes_by_itself() -> None:
         torch.testing.assert_close(dense(nn.Sequential(layer), x), expected, atol=1e-5, rtol=1e-5)
         shifted = dense(nn.Sequential(layer), x, torch.ones(96), "gelu")
         torch.testing.assert_close(shifted, F.gelu(expected + 1, approximate="tanh"), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_gpu_applies_the_gelu_on_the_way(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 96).to("cuda", kind)
+    x = torch.randn(2, 9, 64, device="cuda", dtype=kind)
+    with torch.inference_mode():
+        found = dense(layer, x, activation="gelu")
+        expected = F.gelu(F.linear(x.float(), layer.weight.float(), layer.bias.float()), approximate="tanh")
+    assert found.dtype == kind
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)

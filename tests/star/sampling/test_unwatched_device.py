@@ -19,7 +19,7 @@ from star.model.rope import scale_rotation, unit_by_rms
 from star.sampling.baseline import baseline_codes
 from star.sampling.chance import GivenCodes
 from star.sampling.sampler import draw_codes
-from star.sampling.scale_pass import ScalePass
+from star.sampling.scale_pass import ScalePass, aligned
 from star.tiny import tiny_tokenizer, tiny_transformer
 from tests.generators.waits import Waits
 
@@ -191,3 +191,41 @@ def test_unit_length_by_the_root_of_mean_squares_is_unit_length() -> None:
         expected = rope.rotate_to_unit(heads_BNld, turn)
         found = unit_by_rms(heads_BNld, None if turn is None else turn.turn_lP)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("no_autocast")
+@pytest.mark.parametrize(
+    ("ramp", "last", "blocks", "heads_of"),
+    [
+        (1.0, 0, [4, 4, 4, 4], [2, 4, 4, 4]),  # caches of the unconditional rows are read later: their logits never
+        (0.5, 0, [4, 4, 4, 4], [4, 4, 4, 4]),
+        (1.0, 2, [4, 4, 2, 2], [2, 4, 2, 2]),
+        (0.5, 3, [4, 2, 2, 2], [4, 2, 2, 2]),
+        (1.0, 3, [2, 2, 2, 2], [2, 2, 2, 2]),
+        (1.0, 4, [2, 2, 2, 2], [2, 2, 2, 2]),
+    ],
+)
+def test_rows_that_guidance_has_no_use_for_are_not_computed(
+    ramp: float, last: int, blocks: list[int], heads_of: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformer, quantizer = tiny_transformer().to(META), tiny_tokenizer().quantizer.to(META)
+    text, through, read = features(META), list[int](), list[int]()
+    transformer.blocks[0].register_forward_pre_hook(lambda module, given: through.append(len(given[0])))
+    logits = transformer.logits
+
+    def counted(hidden_BlC: Tensor, *args: Any, **named: Any) -> Tensor:
+        read.append(len(hidden_BlC))
+        return logits(hidden_BlC, *args, **named)
+
+    monkeypatch.setattr(transformer, "logits", counted)
+    options = SampleOptions(guidance_scale=4.0, guidance_ramp=ramp)
+    draw_codes(transformer, quantizer, text[:2], text[2:], seeds=[0, 1], options=options, unguided_last=last)
+    assert (through, read) == (blocks, heads_of)
+
+
+def test_masks_are_aligned_and_say_the_same() -> None:
+    mask_B11T = torch.zeros(3, 1, 1, 77)
+    mask_B11T[1, ..., 5:] = -torch.inf
+    found = aligned(mask_B11T)
+    assert torch.equal(found, mask_B11T)
+    assert found.stride() == (80, 80, 80, 1)
