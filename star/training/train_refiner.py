@@ -1,0 +1,246 @@
+"""Training of a refiner behind a transformer that stays as it is: hidden codes of fine scales, told by known ones.
+
+B batch, L tokens of all scales, R of those that are refined, C model width, E code width, k scale index.
+
+    star train star --preset emoji-refiner --data SHARDS --out RUN      # the model in init_from, with a refiner
+
+Ma et al. 2024, causal-driven stable sampling. Each picture goes through the transformer once, without gradient; of its
+refined scales some codes are shown to the refiner, and the others are asked for. What differs from the release: it
+begins as the transformer itself (`Refiner.start_from`), and every scale is computed as it is drawn (masking.py).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from star.data.disk import write_text
+from star.data.errors import InputError
+from star.data.loader.pipeline import Batch
+from star.generator import StarGenerator
+from star.generators.config import to_dict
+from star.generators.pretrained import ModelDirectory
+from star.generators.registry import place_of
+from star.generators.training.ema import MovingAverage
+from star.generators.training.run import Run
+from star.model.attention_backends import refuse_untrainable
+from star.model.refiner import Refiner
+from star.model.transformer import NextScaleTransformer
+from star.planning.flops import refiner_work
+from star.training.config import TrainConfig
+from star.training.frozen_networks import FrozenNetworks
+from star.training.inputs import TrainingInputs
+from star.training.lora import mark
+from star.training.masking import HIDDEN, SHARES, MaskedLosses, Refined, draw_known
+from star.training.optimizers import make_optimizers
+from star.training.refiner_config import RefinerTraining
+from star.training.targets import per_scale, scale_weights
+from star.training.train import (
+    compile_blocks,
+    drop_captions,
+    ema_decay,
+    make_feed,
+    prepare_data,
+    save,
+    set_rates,
+    settle,
+    show,
+)
+from star.training.validation import Validation
+
+
+def train_refiner(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
+    """Trains on shards and returns the model directory written at the end, `out/model`: `init_from` with a refiner.
+
+    Raises InputError for anything wrong with data, config, folder or the model behind which it is to be.
+    """
+    assert config.refiner is not None
+    config, sources, encoding = settle(config, data)
+    out, frozen = Path(out), FrozenNetworks(config.tokenizer, config.text_encoder, encoding)
+    directory, generator = base_model(config, frozen)
+    learnt = config.refiner.network(generator.tokenizer.schedule)
+    feed = make_feed(config, sources, out, frozen, resume)
+    config = feed.config
+    assert config.refiner is not None
+    names = feed.names | {"refiner_network": to_dict(learnt), "model": mark(directory), "digests": frozen.digests}
+    run = Run(out, config.run, to_dict(config) | names, resume)
+    refuse_untrainable(generator.transformer.config.attention, run.device)
+    transformer = generator.transformer.to(run.device).requires_grad_(False)
+    generator.tokenizer.to(run.device)
+    generator.text_encoder.to(run.device)
+    model, ema, optimizers = make_networks(config, run, generator)
+    smooth: MaskedLosses = ema.module  # type: ignore[assignment]
+    pipeline, encoder, validation = prepare_data(config, feed, frozen, run)
+    exam = Exam(run, validation, Refined(transformer, smooth, encoder.tokenizer.quantizer))
+    run.throughput.flops_per_image = refiner_work(
+        transformer.config, learnt, frozen.text_encoder.max_tokens, config.refiner.masks
+    ).total
+    batches = feed.batches(run, pipeline)
+    if config.compile:
+        compile_blocks(run.unwrap(model).refiner, run.device)
+    model.train()
+    for step in run.steps():
+        lr = set_rates(config, run, optimizers, step)
+        for _ in run.micro_steps(model):
+            learn(config, run, model, transformer, encoder, validation.without_held_out(next(batches)))
+        run.log({"grad_norm": run.clip(model.parameters()), "lr": lr})
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        ema.update_parameters(run.unwrap(model))
+        if validation.pictures and run.due(step, config.validate_every):
+            exam.hold(step)
+        if run.sample_due(step) and config.sample_prompts:
+            whole = run.whole(smooth, lambda: masked_losses(config, generator))
+            if run.is_main:
+                generator.refiner = whole.refiner.eval()
+                show(config, run, generator, step)
+    whole = run.whole(smooth, lambda: masked_losses(config, generator))
+    if run.is_main:
+        generator.refiner = whole.refiner.eval()
+        save(config, generator, out / "model", card(config, run, exam))
+        run.say(pipeline.report.text())
+    return out / "model"
+
+
+def base_model(config: TrainConfig, frozen: FrozenNetworks) -> tuple[ModelDirectory, StarGenerator]:
+    """The model that the refiner is trained behind, on the CPU.
+
+    Raises InputError if none is given, or one that was trained with other frozen networks.
+    """
+    if not config.init_from:
+        raise InputError(
+            "init_from is empty, expected the STAR model behind which the refiner is trained: give --init-from=MODEL"
+        )
+    place = place_of(config.init_from)
+    directory = ModelDirectory.read(place, family="star")
+    given = {"tokenizer": config.tokenizer, "text_encoder": config.text_encoder}
+    for name, digest in frozen.digests.items():
+        if (expected := directory.references[name].digest) and digest != expected:
+            raise InputError(
+                f"{config.init_from} was trained with a {name} of digest {expected[:12]}..., the one at {given[name]} "
+                f"has {digest[:12]}...: set --{name} to {directory.resolve(name)}"
+            )
+    return directory, StarGenerator.from_directory(place)
+
+
+def masked_losses(config: TrainConfig, generator: StarGenerator) -> MaskedLosses:
+    """The refiner at its start: the one that the model has, where it is as deep, or else the transformer itself."""
+    assert config.refiner is not None
+    transformer, before = generator.transformer, generator.refiner
+    shape = replace(transformer.config, dropout=config.dropout, checkpointing=False)
+    refiner = Refiner(config.refiner.network(transformer.schedule), shape)
+    if before is not None and before.config.depth == config.refiner.depth:
+        refiner.load_state_dict(before.state_dict())
+    else:
+        refiner.start_from(transformer)
+    return MaskedLosses(refiner, transformer)
+
+
+def make_networks(
+    config: TrainConfig, run: Run, generator: StarGenerator
+) -> tuple[MaskedLosses, MovingAverage, dict[str, torch.optim.Optimizer]]:
+    """The refiner, its moving average and its optimizers, distributed, and as the run's checkpoint has them."""
+    model = masked_losses(config, generator)
+    ema = MovingAverage(model, lambda: ema_decay(run.step, config.ema, config.ema_warmup))
+    smooth: MaskedLosses = ema.module  # type: ignore[assignment]
+    run.distribute(smooth, smooth.refiner.blocks, learns=False)
+    model = run.distribute(model, model.refiner.blocks)
+    optimizers = make_optimizers(config, run.unwrap(model).refiner)
+    run.track(model=model, ema=ema, **optimizers)
+    run.restore()
+    return model, ema, optimizers
+
+
+def learn(
+    config: TrainConfig,
+    run: Run,
+    model: MaskedLosses,
+    transformer: NextScaleTransformer,
+    encoder: TrainingInputs,
+    batch: Batch,
+) -> None:
+    """Gradients of one batch: what the hidden codes cost, each with the weight of its scale."""
+    ours: RefinerTraining = config.refiner  # type: ignore[assignment]
+    masked: MaskedLosses = run.unwrap(model)
+    targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
+    prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
+    text, schedule = encoder.batch_text(batch, prompts), targets.schedule
+    start, lengths = schedule.offsets[masked.first], masked.lengths(schedule)
+    with run.autocast():
+        with torch.no_grad():
+            hidden_BLC, _ = transformer.hidden(targets.teacher_input_BlE, text, schedule=schedule)
+            vectors_BRE = masked.vectors(encoder.tokenizer.quantizer, targets.codes_BL, schedule)
+        known_BR = draw_known(lengths, ours.masks * len(batch), ours.known, run.device)
+        shown = (text.pooled_BD, vectors_BRE, hidden_BLC[:, start:], targets.codes_BL[:, start:])
+        pooled_BD, vectors_BRE, hidden_BRC, codes_BR = (torch.cat([part] * ours.masks) for part in shown)
+        loss_BR = model(pooled_BD, vectors_BRE, known_BR, hidden_BRC, codes_BR, schedule, config.label_smoothing)
+    loss_BR = loss_BR / HIDDEN[ours.known]  # known codes cost 0: the mean is that of hidden ones
+    weights_R = scale_weights(lengths, config.scale_power).to(run.device)
+    loss = (loss_BR.mean(dim=0) * weights_R).sum()
+    run.backward(loss)
+    losses = {f"loss_scale/{masked.first + k}": value for k, value in enumerate(per_scale(loss_BR, lengths))}
+    run.log({"loss": loss.detach()} | losses, images=len(batch))
+
+
+class Exam:
+    """What hidden codes of held-out pictures cost the refiner, by the share that is known, and the transformer."""
+
+    def __init__(self, run: Run, validation: Validation, refined: Refined) -> None:
+        """refined: with the averaged weights. Every process must make one."""
+        self.run, self.validation, self.refined = run, validation, refined
+        self.scales = range(refined.masked.first, validation.schedule.count)
+        self.transformer_K = validation.losses(refined.transformer) if validation.pictures else torch.empty(0)
+        self.rows: list[dict[str, float | int | dict[str, float]]] = []
+
+    def hold(self, step: int) -> None:
+        """Notes the losses of hidden codes and writes `validation.json`; every process must ask for it."""
+        first, losses = self.scales.start, []
+        for self.refined.share in SHARES:
+            losses.append(self.validation.losses(self.refined)[first:])
+        loss_SK = torch.stack(losses)  # one row for each share
+        scales = {f"validation_loss_scale/{k}": loss for k, loss in zip(self.scales, loss_SK.mean(dim=0), strict=True)}
+        shares = {f"validation_loss_known/{share:g}": loss.mean() for share, loss in zip(SHARES, loss_SK, strict=True)}
+        before = {"validation_loss_transformer": self.transformer_K[first:].mean()}
+        self.run.note({"validation_loss": loss_SK.mean()} | before | scales | shares)
+        self.write(loss_SK, step)
+
+    def write(self, loss_SK: Tensor, step: int) -> None:
+        """Everything that was measured, for the model card and for people."""
+        sizes, unigram = self.validation.schedule.sizes, self.validation.unigram_K.tolist()
+        self.rows = [
+            {
+                "size": sizes[k],
+                "unigram": round(unigram[k], 4),
+                "transformer": round(float(self.transformer_K[k]), 4),
+                "known": {f"{share:g}": round(loss, 4) for share, loss in zip(SHARES, of_S, strict=True)},
+            }
+            for k, of_S in zip(self.scales, loss_SK.T.tolist(), strict=True)
+        ]
+        found = {"step": step + 1, "pictures": self.validation.pictures, "scales": self.rows}
+        if self.run.is_main:
+            write_text(self.run.out / "validation.json", json.dumps(found, indent=1) + "\n")
+
+
+def card(config: TrainConfig, run: Run, exam: Exam) -> str:
+    """The model card: what it was made of, and its validation losses."""
+    shares = " | ".join(f"{share:.0%} known" for share in SHARES)
+    table = ""
+    for row in exam.rows:
+        known = row["known"]
+        assert isinstance(known, dict)
+        cells = (row["size"], row["transformer"], *known.values(), row["unigram"])
+        table += f"| {' | '.join(map(str, cells))} |\n"
+    return (
+        f"# {config.init_from} with a refiner\n\n"
+        f"The transformer is that of `{config.init_from}`; the refiner behind it was trained for {run.step} steps of "
+        f"{run.config.batch_size} pictures. `star sample --no-refine` draws without it.\n\n"
+        f"Nats per {exam.validation.tokens.unit} on {exam.validation.pictures} held-out pictures: of the transformer, "
+        "of the refiner for codes that are hidden while so many others of their scale are known, and what code "
+        "frequencies alone would cost:\n\n"
+        f"| side | transformer | {shares} | frequencies |\n|{'---|' * (3 + len(SHARES))}\n{table}\n"
+        f"```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
+    )
