@@ -14,6 +14,8 @@ from star.training.init_from import continued
 from star.training.refiner_config import RefinerTraining
 from star.training.token_dropping import ScaleCurriculum
 
+Backend = Literal["sdpa", "eager", "scalewise", "flex"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(FeedConfig):
@@ -27,7 +29,7 @@ class TrainConfig(FeedConfig):
     heads: int = 8
     mlp_ratio: float = 4.0
     dropout: float = 0.0
-    attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see star/model/attention_backends.py
+    attention: Backend = "sdpa"  # see star/model/attention_backends.py
     checkpointing: bool = False  # blocks are computed twice, and only their inputs kept in between
     drop_path: float = 0.0
     head_float32: bool = True

@@ -233,18 +233,20 @@ PRESETS: dict[str, TrainConfig] = {
     # star-emoji with a refiner of its five finest scales: on one CPU core with bf16 units, to be ended by --run.minutes
     "emoji-refiner": replace(
         EMOJI_CPU,
-        run=replace(EMOJI_CPU.run, steps=2000, batch_size=16, sample_every=0, checkpoint_every=100, log_every=10),
+        run=replace(EMOJI_CPU.run, steps=2000, batch_size=8, sample_every=0, checkpoint_every=50, log_every=10),
         init_from="star-emoji",
-        refiner=RefinerTraining(depth=2, scales=5, masks=2),
+        # mirrored and moved by a pixel, pictures cost star-emoji at fine scales what held-out ones do, otherwise half
+        refiner=RefinerTraining(depth=2, scales=5, masks=2, flip=0.5, shift=1),
         width=448,
         depth=7,
         heads=7,
         optimizer="muon",
-        lr=5e-4,
+        lr=1e-3,
         matrix_lr=2.5,
         warmup=20,
         ema=0.99,
         ema_warmup=True,
+        attention="scalewise",  # the transformer goes forward 1.4 times as fast with it
         compile=False,
         validate_every=100,
         precompute=False,

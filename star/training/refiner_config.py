@@ -23,12 +23,19 @@ class RefinerTraining:
     shuffled: tuple[int, ...] = (8,)  # and so many of the first reveal in random order
     known: Literal["uniform", "released"] = "uniform"  # how many codes are shown in training, see masking.draw_known
     masks: int = 1  # for each picture of a batch, whose hidden states are computed once
+    flip: float = 0.0  # share of the pictures that are mirrored, so that the transformer does not know them by heart
+    shift: int = 0  # pixels by which they are moved at most, for the same reason
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.scales < 1 or self.masks < 1:
             raise InputError(
                 f"refiner.depth is {self.depth}, scales {self.scales} and masks {self.masks}, expected at least 1 of "
                 "each: correct them"
+            )
+        if not 0 <= self.flip <= 1 or self.shift < 0:
+            raise InputError(
+                f"refiner.flip is {self.flip} and shift {self.shift}, expected a share from 0 to 1 and at least 0 "
+                "pixels: correct them"
             )
         for name in ("steps", "plain", "shuffled"):
             if len(getattr(self, name)) not in (1, self.scales):
@@ -37,6 +44,11 @@ class RefinerTraining:
                     "all or one for each: correct it"
                 )
         self._plans(tuple(range(1, self.scales + 1)))  # refuses what cannot be drawn
+
+    @property
+    def alters(self) -> bool:
+        """Whether pictures are altered before they are encoded, and so cannot be encoded beforehand."""
+        return self.flip > 0 or self.shift > 0
 
     def network(self, schedule: ScaleSchedule) -> RefinerConfig:
         """The refiner on these scales. Raises InputError if there are too few of them: the first is never refined."""

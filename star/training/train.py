@@ -285,7 +285,8 @@ def prepare_data(
     else:
         batches = shared_out(every, run, lambda key: is_held_out(key, config.held_out), config.validation_pictures)
         validation = Validation(encoder, batches, run, share=config.held_out, schedules=schedules)
-    validation.count_codes(encoder, every)
+    if config.refiner is None:
+        validation.count_codes(encoder, every)
     return pipeline, encoder, validation
 
 

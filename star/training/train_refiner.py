@@ -15,11 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 
 from star.data.disk import write_text
 from star.data.errors import InputError
 from star.data.loader.pipeline import Batch
+from star.data.unfilled import unfilled
 from star.generator import StarGenerator
 from star.generators.config import to_dict
 from star.generators.pretrained import ModelDirectory
@@ -30,7 +33,8 @@ from star.model.attention_backends import refuse_untrainable
 from star.model.refiner import Refiner
 from star.model.transformer import NextScaleTransformer
 from star.planning.flops import refiner_work
-from star.training.config import TrainConfig
+from star.precomputed.format import Encoding
+from star.training.config import Backend, TrainConfig
 from star.training.frozen_networks import FrozenNetworks
 from star.training.inputs import TrainingInputs
 from star.training.lora import mark
@@ -59,6 +63,10 @@ def train_refiner(config: TrainConfig, *, data: Sequence[str], out: str | Path, 
     """
     assert config.refiner is not None
     config, sources, encoding = settle(config, data)
+    if config.refiner.alters:
+        config = replace(config, precompute=False)
+        refuse_codes(encoding)
+    refuse_untrainable(config.attention, Accelerator().device)
     out, frozen = Path(out), FrozenNetworks(config.tokenizer, config.text_encoder, encoding)
     directory, generator = base_model(config, frozen)
     learnt = config.refiner.network(generator.tokenizer.schedule)
@@ -67,8 +75,7 @@ def train_refiner(config: TrainConfig, *, data: Sequence[str], out: str | Path, 
     assert config.refiner is not None
     names = feed.names | {"refiner_network": to_dict(learnt), "model": mark(directory), "digests": frozen.digests}
     run = Run(out, config.run, to_dict(config) | names, resume)
-    refuse_untrainable(generator.transformer.config.attention, run.device)
-    transformer = generator.transformer.to(run.device).requires_grad_(False)
+    transformer = teacher(generator.transformer.to(run.device), config.attention)
     generator.tokenizer.to(run.device)
     generator.text_encoder.to(run.device)
     model, ema, optimizers = make_networks(config, run, generator)
@@ -127,11 +134,28 @@ def base_model(config: TrainConfig, frozen: FrozenNetworks) -> tuple[ModelDirect
     return directory, StarGenerator.from_directory(place)
 
 
+def teacher(transformer: NextScaleTransformer, attention: Backend) -> NextScaleTransformer:
+    """The same weights, in the same memory, with another way to compute attention; they learn nothing."""
+    with unfilled():
+        other = NextScaleTransformer(replace(transformer.config, attention=attention))
+    other.load_state_dict(transformer.state_dict(), assign=True)
+    return other.eval().requires_grad_(False)
+
+
+def refuse_codes(encoding: Encoding | None) -> None:
+    """Raises InputError for shards that hold no pictures to alter."""
+    if encoding is not None:
+        raise InputError(
+            "refiner.flip or refiner.shift is given, and the shards hold codes, expected shards of pictures: give "
+            "those, or set --refiner.flip=0 --refiner.shift=0"
+        )
+
+
 def masked_losses(config: TrainConfig, generator: StarGenerator) -> MaskedLosses:
     """The refiner at its start: the one that the model has, where it is as deep, or else the transformer itself."""
     assert config.refiner is not None
     transformer, before = generator.transformer, generator.refiner
-    shape = replace(transformer.config, dropout=config.dropout, checkpointing=False)
+    shape = replace(transformer.config, dropout=config.dropout, attention=config.attention)
     refiner = Refiner(config.refiner.network(transformer.schedule), shape)
     if before is not None and before.config.depth == config.refiner.depth:
         refiner.load_state_dict(before.state_dict())
@@ -166,6 +190,7 @@ def learn(
     """Gradients of one batch: what the hidden codes cost, each with the weight of its scale."""
     ours: RefinerTraining = config.refiner  # type: ignore[assignment]
     masked: MaskedLosses = run.unwrap(model)
+    batch = altered(batch, ours.flip, ours.shift)
     targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
     prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
     text, schedule = encoder.batch_text(batch, prompts), targets.schedule
@@ -184,6 +209,20 @@ def learn(
     run.backward(loss)
     losses = {f"loss_scale/{masked.first + k}": value for k, value in enumerate(per_scale(loss_BR, lengths))}
     run.log({"loss": loss.detach()} | losses, images=len(batch))
+
+
+def altered(batch: Batch, flip: float, shift: int) -> Batch:
+    """A share of the pictures mirrored, and all moved by up to `shift` pixels each way, their edges repeated."""
+    image_B3HW, (height, width) = batch.image_B3HW, batch.image_B3HW.shape[2:]
+    if flip:
+        mirrored_B = torch.rand(len(batch)) < flip
+        image_B3HW = torch.where(mirrored_B[:, None, None, None], image_B3HW.flip(3), image_B3HW)
+    if shift:
+        places = torch.randint(2 * shift + 1, (len(batch), 2)).tolist()
+        wide_B3HW = F.pad(image_B3HW, (shift,) * 4, mode="replicate")
+        moved = [wide_3HW[:, y : y + height, x : x + width] for wide_3HW, (y, x) in zip(wide_B3HW, places, strict=True)]
+        image_B3HW = torch.stack(moved)
+    return replace(batch, image_B3HW=image_B3HW)
 
 
 class Exam:
@@ -210,11 +249,10 @@ class Exam:
 
     def write(self, loss_SK: Tensor, step: int) -> None:
         """Everything that was measured, for the model card and for people."""
-        sizes, unigram = self.validation.schedule.sizes, self.validation.unigram_K.tolist()
+        sizes = self.validation.schedule.sizes
         self.rows = [
             {
                 "size": sizes[k],
-                "unigram": round(unigram[k], 4),
                 "transformer": round(float(self.transformer_K[k]), 4),
                 "known": {f"{share:g}": round(loss, 4) for share, loss in zip(SHARES, of_S, strict=True)},
             }
@@ -232,15 +270,14 @@ def card(config: TrainConfig, run: Run, exam: Exam) -> str:
     for row in exam.rows:
         known = row["known"]
         assert isinstance(known, dict)
-        cells = (row["size"], row["transformer"], *known.values(), row["unigram"])
+        cells = (row["size"], row["transformer"], *known.values())
         table += f"| {' | '.join(map(str, cells))} |\n"
     return (
         f"# {config.init_from} with a refiner\n\n"
         f"The transformer is that of `{config.init_from}`; the refiner behind it was trained for {run.step} steps of "
         f"{run.config.batch_size} pictures. `star sample --no-refine` draws without it.\n\n"
         f"Nats per {exam.validation.tokens.unit} on {exam.validation.pictures} held-out pictures: of the transformer, "
-        "of the refiner for codes that are hidden while so many others of their scale are known, and what code "
-        "frequencies alone would cost:\n\n"
-        f"| side | transformer | {shares} | frequencies |\n|{'---|' * (3 + len(SHARES))}\n{table}\n"
+        "of the refiner for codes that are hidden while so many others of their scale are known:\n\n"
+        f"| side | transformer | {shares} |\n|{'---|' * (2 + len(SHARES))}\n{table}\n"
         f"```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
     )
