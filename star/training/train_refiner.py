@@ -61,18 +61,17 @@ def train_refiner(config: TrainConfig, *, data: Sequence[str], out: str | Path, 
 
     Raises InputError for anything wrong with data, config, folder or the model behind which it is to be.
     """
-    assert config.refiner is not None
+    ours = asked(config)
     config, sources, encoding = settle(config, data)
-    if config.refiner.alters:
+    if ours.alters:
         config = replace(config, precompute=False)
         refuse_codes(encoding)
     refuse_untrainable(config.attention, Accelerator().device)
     out, frozen = Path(out), FrozenNetworks(config.tokenizer, config.text_encoder, encoding)
     directory, generator = base_model(config, frozen)
-    learnt = config.refiner.network(generator.tokenizer.schedule)
+    learnt = ours.network(generator.tokenizer.schedule)
     feed = make_feed(config, sources, out, frozen, resume)
     config = feed.config
-    assert config.refiner is not None
     names = feed.names | {"refiner_network": to_dict(learnt), "model": mark(directory), "digests": frozen.digests}
     run = Run(out, config.run, to_dict(config) | names, resume)
     transformer = teacher(generator.transformer.to(run.device), config.attention)
@@ -83,7 +82,7 @@ def train_refiner(config: TrainConfig, *, data: Sequence[str], out: str | Path, 
     pipeline, encoder, validation = prepare_data(config, feed, frozen, run)
     exam = Exam(run, validation, Refined(transformer, smooth, encoder.tokenizer.quantizer))
     run.throughput.flops_per_image = refiner_work(
-        transformer.config, learnt, frozen.text_encoder.max_tokens, config.refiner.masks
+        transformer.config, learnt, frozen.text_encoder.max_tokens, ours.masks
     ).total
     batches = feed.batches(run, pipeline)
     if config.compile:
@@ -111,6 +110,13 @@ def train_refiner(config: TrainConfig, *, data: Sequence[str], out: str | Path, 
         save(config, generator, out / "model", card(config, run, exam))
         run.say(pipeline.report.text())
     return out / "model"
+
+
+def asked(config: TrainConfig) -> RefinerTraining:
+    """What the config says of the refiner. Raises ValueError if it has none."""
+    if config.refiner is None:
+        raise ValueError("a config without a refiner trains a transformer: give it to star.training.stages.train")
+    return config.refiner
 
 
 def base_model(config: TrainConfig, frozen: FrozenNetworks) -> tuple[ModelDirectory, StarGenerator]:
@@ -153,11 +159,11 @@ def refuse_codes(encoding: Encoding | None) -> None:
 
 def masked_losses(config: TrainConfig, generator: StarGenerator) -> MaskedLosses:
     """The refiner at its start: the one that the model has, where it is as deep, or else the transformer itself."""
-    assert config.refiner is not None
+    ours = asked(config)
     transformer, before = generator.transformer, generator.refiner
     shape = replace(transformer.config, dropout=config.dropout, attention=config.attention)
-    refiner = Refiner(config.refiner.network(transformer.schedule), shape)
-    if before is not None and before.config.depth == config.refiner.depth:
+    refiner = Refiner(ours.network(transformer.schedule), shape)
+    if before is not None and before.config.depth == ours.depth:
         refiner.load_state_dict(before.state_dict())
     else:
         refiner.start_from(transformer)
@@ -188,7 +194,7 @@ def learn(
     batch: Batch,
 ) -> None:
     """Gradients of one batch: what the hidden codes cost, each with the weight of its scale."""
-    ours: RefinerTraining = config.refiner  # type: ignore[assignment]
+    ours = asked(config)
     masked: MaskedLosses = run.unwrap(model)
     batch = altered(batch, ours.flip, ours.shift)
     targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
