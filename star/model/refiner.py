@@ -102,16 +102,21 @@ class Refiner(nn.Module):
         self.head.weight.mul_(0.02)
 
     @torch.no_grad()
-    def start_from(self, transformer: NextScaleTransformer) -> None:
-        """Takes the transformer's own words for a start: whatever codes are known, its logits come out.
+    def start_from(self, transformer: NextScaleTransformer, code_spread: float, state_spread: float) -> None:
+        """Takes the transformer's own words for a start: whatever codes are known, its logits of hidden ones come out.
 
-        Hidden states pass `merge` as they are and codes not at all, blocks add nothing, and the text's token and the
-        head are the transformer's. (Ours: as released everything starts at random, and all that the transformer knows
-        must be learnt again.) Where the transformer's states are not normalised before its head, these are.
+        Hidden states pass `merge` as they are, blocks add nothing, and the text's token and the head are the
+        transformer's. Known codes are added to the states of their own tokens, as loud as those: code_spread,
+        state_spread: standard deviations of codebook vectors and of the transformer's states. (Ours: as released
+        everything starts at random, and what the transformer knows must be learnt again; codes are then drowned by
+        states that are 40 times as large.) Where the states are not normalised before the transformer's head, here
+        they are.
         """
         width = self.head.in_features
-        self.merge.weight.copy_(torch.cat((torch.zeros(width, width), torch.eye(width)), dim=1))
-        self.merge.bias.zero_()
+        self.code_projection.weight.normal_(std=1 / (code_spread * self.code_projection.in_features**0.5))
+        self.level_embedding.weight.zero_()  # of hidden tokens, too
+        self.merge.weight[:, :width].normal_(std=state_spread / width**0.5)
+        self.merge.weight[:, width:].copy_(torch.eye(width))
         for block in self._blocks():
             block.attention.output.weight.zero_()
             block.mlp.down.weight.zero_()

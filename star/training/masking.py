@@ -92,8 +92,12 @@ class MaskedLosses(nn.Module):
 
     def vectors(self, quantizer: MultiScaleQuantizer, codes_BL: Tensor, schedule: ScaleSchedule) -> Tensor:
         """What the codes of the refined scales say: (B, R, E)."""
-        scales = range(self.first, schedule.count)
-        return torch.cat([quantizer.vectors(codes_BL[:, schedule.slices[k]], k) for k in scales], dim=1)
+        return refined_vectors(quantizer, codes_BL, schedule, range(self.first, schedule.count))
+
+
+def refined_vectors(quantizer: MultiScaleQuantizer, codes_BL: Tensor, schedule: ScaleSchedule, scales: range) -> Tensor:
+    """What the codes of some scales say: (B, R, E)."""
+    return torch.cat([quantizer.vectors(codes_BL[:, schedule.slices[k]], k) for k in scales], dim=1)
 
 
 class Refined(nn.Module):

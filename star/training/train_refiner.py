@@ -10,7 +10,7 @@ begins as the transformer itself (`Refiner.start_from`), and every scale is comp
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from star.training.config import Backend, TrainConfig
 from star.training.frozen_networks import FrozenNetworks
 from star.training.inputs import TrainingInputs
 from star.training.lora import mark
-from star.training.masking import HIDDEN, SHARES, MaskedLosses, Refined, draw_known
+from star.training.masking import HIDDEN, SHARES, MaskedLosses, Refined, draw_known, refined_vectors
 from star.training.optimizers import make_optimizers
 from star.training.refiner_config import RefinerTraining
 from star.training.targets import per_scale, scale_weights
@@ -77,9 +77,11 @@ def train_refiner(config: TrainConfig, *, data: Sequence[str], out: str | Path, 
     transformer = teacher(generator.transformer.to(run.device), config.attention)
     generator.tokenizer.to(run.device)
     generator.text_encoder.to(run.device)
-    model, ema, optimizers = make_networks(config, run, generator)
-    smooth: MaskedLosses = ema.module  # type: ignore[assignment]
     pipeline, encoder, validation = prepare_data(config, feed, frozen, run)
+    model, ema, optimizers = make_networks(
+        config, run, generator, lambda: spreads(config, run, transformer, encoder, next(pipeline.batches(start=0)))
+    )
+    smooth: MaskedLosses = ema.module  # type: ignore[assignment]
     exam = Exam(run, validation, Refined(transformer, smooth, encoder.tokenizer.quantizer))
     run.throughput.flops_per_image = refiner_work(
         transformer.config, learnt, frozen.text_encoder.max_tokens, ours.masks
@@ -158,23 +160,44 @@ def refuse_codes(encoding: Encoding | None) -> None:
 
 
 def masked_losses(config: TrainConfig, generator: StarGenerator) -> MaskedLosses:
-    """The refiner at its start: the one that the model has, where it is as deep, or else the transformer itself."""
-    ours = asked(config)
-    transformer, before = generator.transformer, generator.refiner
+    """A refiner with random weights, or those of the model's own, where that is as deep."""
+    ours, before = asked(config), generator.refiner
+    transformer = generator.transformer
     shape = replace(transformer.config, dropout=config.dropout, attention=config.attention)
     refiner = Refiner(ours.network(transformer.schedule), shape)
     if before is not None and before.config.depth == ours.depth:
         refiner.load_state_dict(before.state_dict())
-    else:
-        refiner.start_from(transformer)
     return MaskedLosses(refiner, transformer)
 
 
+@torch.no_grad()
+def spreads(
+    config: TrainConfig, run: Run, transformer: NextScaleTransformer, encoder: TrainingInputs, batch: Batch
+) -> tuple[float, float]:
+    """Standard deviations of codebook vectors and of the transformer's states on the refined scales of a batch."""
+    targets = encoder.targets(altered(batch, asked(config).flip, asked(config).shift))
+    with run.autocast():
+        text = encoder.batch_text(batch, batch.prompts)
+        hidden_BLC, _ = transformer.hidden(targets.teacher_input_BlE, text, schedule=targets.schedule)
+    scales = range(targets.schedule.count - asked(config).scales, targets.schedule.count)
+    vectors_BRE = refined_vectors(encoder.tokenizer.quantizer, targets.codes_BL, targets.schedule, scales)
+    states_BRC = hidden_BLC[:, targets.schedule.offsets[scales.start] :].float()
+    code_spread, state_spread = run.average(torch.stack((vectors_BRE.std(), states_BRC.std()))).tolist()
+    return code_spread, state_spread
+
+
 def make_networks(
-    config: TrainConfig, run: Run, generator: StarGenerator
+    config: TrainConfig, run: Run, generator: StarGenerator, spread: Callable[[], tuple[float, float]]
 ) -> tuple[MaskedLosses, MovingAverage, dict[str, torch.optim.Optimizer]]:
-    """The refiner, its moving average and its optimizers, distributed, and as the run's checkpoint has them."""
+    """The refiner, its moving average and its optimizers, distributed, and as the run's checkpoint has them.
+
+    spread: see `spreads`; asked for where the refiner is new.
+    """
+    found = spread() if generator.refiner is None or generator.refiner.config.depth != asked(config).depth else None
+    run.seed(rank=0, step=0)  # every process starts with the same weights
     model = masked_losses(config, generator)
+    if found is not None:
+        model.refiner.start_from(generator.transformer, *found)
     ema = MovingAverage(model, lambda: ema_decay(run.step, config.ema, config.ema_warmup))
     smooth: MaskedLosses = ema.module  # type: ignore[assignment]
     run.distribute(smooth, smooth.refiner.blocks, learns=False)
@@ -219,6 +242,8 @@ def learn(
 
 def altered(batch: Batch, flip: float, shift: int) -> Batch:
     """A share of the pictures mirrored, and all moved by up to `shift` pixels each way, their edges repeated."""
+    if not flip and not shift:
+        return batch
     image_B3HW, (height, width) = batch.image_B3HW, batch.image_B3HW.shape[2:]
     if flip:
         mirrored_B = torch.rand(len(batch)) < flip

@@ -100,7 +100,7 @@ class Given:
 
 def test_a_refiner_begins_as_the_transformer_whatever_is_known() -> None:
     transformer, masked = parts()
-    masked.refiner.start_from(transformer)
+    masked.refiner.start_from(transformer, 1.0, 5.0)
     given = Given(transformer)
     with torch.no_grad():
         own_BR = transformer.losses(given.hidden_BLC, None, given.codes_BL)[:, FIRST:]
@@ -170,7 +170,7 @@ def test_a_rule_between_neighbours_is_learnt() -> None:
     """All codes of the finest scale are one and the same, which nothing but a known one can tell."""
     transformer, _ = parts()
     masked = MaskedLosses(Refiner(ASKED.network(SCHEDULE), transformer.config).train(), transformer)
-    masked.refiner.start_from(transformer)
+    masked.refiner.start_from(transformer, 1.0, 5.0)
     given = Given(transformer, count=4)
     random = torch.Generator().manual_seed(2)
     optimizer = torch.optim.AdamW(masked.refiner.parameters(), lr=5e-3)
