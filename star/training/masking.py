@@ -102,12 +102,13 @@ def refined_vectors(quantizer: MultiScaleQuantizer, codes_BL: Tensor, schedule: 
 
 class Refined(nn.Module):
     """A transformer with a refiner behind it, as held-out pictures are measured (validation.Measured): with a `share`
-    of the refined scales' codes known, the loss of the others; of coarser scales the transformer's own."""
+    of the refined scales' codes known, the loss of the others; of coarser scales the transformer's own, and of all
+    while it is `alone`: what the transformer pays for the same codes."""
 
     def __init__(self, transformer: NextScaleTransformer, masked: MaskedLosses, quantizer: MultiScaleQuantizer) -> None:
         super().__init__()
         self.transformer, self.masked, self.quantizer = transformer, masked, quantizer
-        self.config, self.share = transformer.config, 0.0
+        self.config, self.share, self.alone = transformer.config, 0.0, False
 
     def forward(
         self, teacher_input_BlE: Tensor, text: TextFeatures, *, codes_BL: Tensor, schedule: ScaleSchedule
@@ -115,20 +116,25 @@ class Refined(nn.Module):
         """Nats of every token (B, L), float32: so scaled that a scale's mean is that of its hidden codes."""
         hidden_BLC, condition_BC = self.transformer.hidden(teacher_input_BlE, text, schedule=schedule)
         start = schedule.offsets[self.masked.first]
-        coarse_Bl = self.transformer.losses(hidden_BLC[:, :start], condition_BC, codes_BL[:, :start])
-        known_R = known_share(self.masked.lengths(schedule), self.share, codes_BL.device)
-        loss_BR = self.masked(
-            text.pooled_BD,
-            self.masked.vectors(self.quantizer, codes_BL, schedule),
-            known_R.expand(len(codes_BL), -1),
-            hidden_BLC[:, start:],
-            codes_BL[:, start:],
-            schedule,
-        )
-        factors = [
-            1 / (~known_l).float().mean().expand(len(known_l)) for known_l in known_R.split(self._lengths(schedule))
-        ]
+        lengths, known_R = self._lengths(schedule), self._known(schedule, codes_BL.device)
+        if self.alone:
+            loss_BL = self.transformer.losses(hidden_BLC, condition_BC, codes_BL)
+            coarse_Bl, loss_BR = loss_BL[:, :start], loss_BL[:, start:].masked_fill(known_R, 0.0)
+        else:
+            coarse_Bl = self.transformer.losses(hidden_BLC[:, :start], condition_BC, codes_BL[:, :start])
+            loss_BR = self.masked(
+                text.pooled_BD,
+                self.masked.vectors(self.quantizer, codes_BL, schedule),
+                known_R.expand(len(codes_BL), -1),
+                hidden_BLC[:, start:],
+                codes_BL[:, start:],
+                schedule,
+            )
+        factors = [1 / (~known_l).float().mean().expand(len(known_l)) for known_l in known_R.split(lengths)]
         return torch.cat((coarse_Bl, loss_BR * torch.cat(factors)), dim=1)
+
+    def _known(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
+        return known_share(self.masked.lengths(schedule), self.share, device)
 
     def _lengths(self, schedule: ScaleSchedule) -> list[int]:
         return list(self.masked.lengths(schedule))

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -257,38 +258,42 @@ def altered(batch: Batch, flip: float, shift: int) -> Batch:
 
 
 class Exam:
-    """What hidden codes of held-out pictures cost the refiner, by the share that is known, and the transformer."""
+    """What hidden codes of held-out pictures cost the refiner, by the share that is known, and what the transformer."""
 
     def __init__(self, run: Run, validation: Validation, refined: Refined) -> None:
         """refined: with the averaged weights. Every process must make one."""
         self.run, self.validation, self.refined = run, validation, refined
         self.scales = range(refined.masked.first, validation.schedule.count)
-        self.transformer_K = validation.losses(refined.transformer) if validation.pictures else torch.empty(0)
-        self.rows: list[dict[str, float | int | dict[str, float]]] = []
+        self.before_SK = self.losses(alone=True) if validation.pictures else torch.empty(0)
+        self.rows: list[dict[str, Any]] = []
+
+    def losses(self, *, alone: bool = False) -> Tensor:
+        """Nats of hidden codes, a row for each of SHARES and a column for each refined scale; alone: see Refined."""
+        self.refined.alone = alone
+        found = []
+        for self.refined.share in SHARES:
+            found.append(self.validation.losses(self.refined)[self.scales.start :])
+        return torch.stack(found)
 
     def hold(self, step: int) -> None:
         """Notes the losses of hidden codes and writes `validation.json`; every process must ask for it."""
-        first, losses = self.scales.start, []
-        for self.refined.share in SHARES:
-            losses.append(self.validation.losses(self.refined)[first:])
-        loss_SK = torch.stack(losses)  # one row for each share
+        loss_SK = self.losses()
         scales = {f"validation_loss_scale/{k}": loss for k, loss in zip(self.scales, loss_SK.mean(dim=0), strict=True)}
-        shares = {f"validation_loss_known/{share:g}": loss.mean() for share, loss in zip(SHARES, loss_SK, strict=True)}
-        before = {"validation_loss_transformer": self.transformer_K[first:].mean()}
-        self.run.note({"validation_loss": loss_SK.mean()} | before | scales | shares)
+        gains_S = (self.before_SK - loss_SK).mean(dim=1)
+        gains = {f"validation_gain_known/{share:g}": gain for share, gain in zip(SHARES, gains_S, strict=True)}
+        before = {"validation_loss_transformer": self.before_SK.mean()}
+        self.run.note({"validation_loss": loss_SK.mean()} | before | scales | gains)
         self.write(loss_SK, step)
 
     def write(self, loss_SK: Tensor, step: int) -> None:
         """Everything that was measured, for the model card and for people."""
-        sizes = self.validation.schedule.sizes
-        self.rows = [
-            {
-                "size": sizes[k],
-                "transformer": round(float(self.transformer_K[k]), 4),
-                "known": {f"{share:g}": round(loss, 4) for share, loss in zip(SHARES, of_S, strict=True)},
-            }
-            for k, of_S in zip(self.scales, loss_SK.T.tolist(), strict=True)
-        ]
+        self.rows = []
+        for place, k in enumerate(self.scales):
+            row: dict[str, Any] = {"size": self.validation.schedule.sizes[k]}
+            for name, of_SK in (("transformer", self.before_SK), ("refiner", loss_SK)):
+                values = zip(SHARES, of_SK[:, place].tolist(), strict=True)
+                row[name] = {f"{share:g}": round(loss, 4) for share, loss in values}
+            self.rows.append(row)
         found = {"step": step + 1, "pictures": self.validation.pictures, "scales": self.rows}
         if self.run.is_main:
             write_text(self.run.out / "validation.json", json.dumps(found, indent=1) + "\n")
@@ -297,18 +302,17 @@ class Exam:
 def card(config: TrainConfig, run: Run, exam: Exam) -> str:
     """The model card: what it was made of, and its validation losses."""
     shares = " | ".join(f"{share:.0%} known" for share in SHARES)
-    table = ""
-    for row in exam.rows:
-        known = row["known"]
-        assert isinstance(known, dict)
-        cells = (row["size"], row["transformer"], *known.values())
-        table += f"| {' | '.join(map(str, cells))} |\n"
+    table = "".join(
+        f"| {row['size']} | {name} | {' | '.join(map(str, row[name].values()))} |\n"
+        for row in exam.rows
+        for name in ("transformer", "refiner")
+    )
     return (
         f"# {config.init_from} with a refiner\n\n"
         f"The transformer is that of `{config.init_from}`; the refiner behind it was trained for {run.step} steps of "
         f"{run.config.batch_size} pictures. `star sample --no-refine` draws without it.\n\n"
-        f"Nats per {exam.validation.tokens.unit} on {exam.validation.pictures} held-out pictures: of the transformer, "
-        "of the refiner for codes that are hidden while so many others of their scale are known:\n\n"
-        f"| side | transformer | {shares} |\n|{'---|' * (2 + len(SHARES))}\n{table}\n"
+        f"Nats per {exam.validation.tokens.unit} on {exam.validation.pictures} held-out pictures, for codes that are "
+        "hidden while so many others of their scale are known:\n\n"
+        f"| side | network | {shares} |\n|{'---|' * (2 + len(SHARES))}\n{table}\n"
         f"```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
     )

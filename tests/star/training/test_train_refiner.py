@@ -213,6 +213,12 @@ def test_held_out_losses_are_those_of_hidden_codes() -> None:
         loss_BL = refined(given.teacher_input_BlE, given.text, codes_BL=given.codes_BL, schedule=SCHEDULE)
         own_BL = transformer(given.teacher_input_BlE, given.text, codes_BL=given.codes_BL)
         expected = given.losses(masked, known_R.expand(2, -1))[:, :9][:, ~known_R[:9]].mean()
+        refined.alone = True
+        alone_BL = refined(given.teacher_input_BlE, given.text, codes_BL=given.codes_BL, schedule=SCHEDULE)
+    hidden_L = torch.cat((torch.ones(FIRST, dtype=torch.bool), ~known_R))
+    assert torch.allclose(
+        alone_BL[:, SCHEDULE.slices[3]].mean(), own_BL[:, SCHEDULE.slices[3]][:, hidden_L[14:]].mean()
+    )
     assert torch.allclose(loss_BL[:, :FIRST], own_BL[:, :FIRST], atol=1e-6)
     assert loss_BL[:, SCHEDULE.slices[2]].mean().item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -241,10 +247,12 @@ def test_held_out_losses_are_logged_and_on_the_card(house: Path, tmp_path: Path)
     assert [name for name in lines[0] if name.startswith("loss")] == ["loss", "loss_scale/2", "loss_scale/3"]
     last, found = lines[-1], json.loads((tmp_path / "run" / "validation.json").read_text())
     assert [row["size"] for row in found["scales"]] == list(SIZES[2:])
-    rows = [list(row["known"].values()) for row in found["scales"]]
+    rows = [list(row["refiner"].values()) for row in found["scales"]]
+    before = [list(row["transformer"].values()) for row in found["scales"]]
     assert last["validation_loss"] == pytest.approx(sum(map(sum, rows)) / 8, abs=1e-4)
-    assert last["validation_loss_known/0.75"] == pytest.approx((rows[0][3] + rows[1][3]) / 2, abs=1e-4)
-    assert f"| 4 | {found['scales'][1]['transformer']} | {rows[1][0]} |" in (model / "README.md").read_text()
+    gain = (before[0][3] - rows[0][3] + before[1][3] - rows[1][3]) / 2
+    assert last["validation_gain_known/0.75"] == pytest.approx(gain, abs=2e-4)
+    assert f"| 4 | refiner | {rows[1][0]} | {rows[1][1]} |" in (model / "README.md").read_text()
 
 
 def test_a_refiner_is_trained_on(house: Path, tmp_path: Path) -> None:
