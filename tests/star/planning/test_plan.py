@@ -144,7 +144,7 @@ class RefinerStep(Step):
         super().__init__(config, batch, 1.0)
         self.transformer, self.masks = self.model.eval().requires_grad_(False), masks
         self.learner = MaskedLosses(Refiner(refiner, config), self.transformer)
-        self.model, self.average = self.learner, copy.deepcopy(self.learner).requires_grad_(False)
+        self.smooth = copy.deepcopy(self.learner).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.learner.parameters(), fused=True)
 
     def __call__(self) -> None:
