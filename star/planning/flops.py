@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
+from star.model.refiner import RefinerConfig
 from star.model.transformer import TransformerConfig
 
 FLEX_BLOCK = 128  # tokens on a side of what FlexAttention computes or skips as a whole
@@ -66,4 +67,27 @@ def work(network: TransformerConfig, lengths: tuple[int, ...], text_tokens: int)
         backward=network.depth * (2 * linear + attention_backward) + given + 2 * head,
         # The second time ends before the last product, whose result nobody needs.
         again=network.depth * (linear - down + attention + words) if network.checkpointing else 0,
+    )
+
+
+def refiner_work(network: TransformerConfig, refiner: RefinerConfig, text_tokens: int, masks: int = 1) -> Work:
+    """What a picture costs a refiner that learns behind a transformer, of which `masks` masks are drawn.
+
+    The transformer goes forward alone, once, and without its head. A refined scale is computed by itself, beside the
+    token that stands for the text.
+    """
+    schedule, width = network.schedule, network.width
+    first = min(plan.scale for plan in refiner.plans)
+    lengths = [length + schedule.lengths[0] for length in schedule.lengths[first:]]
+    tokens, outputs = sum(lengths), network.tokens.outputs
+    linear = 2 * tokens * width * (4 * width + 2 * round(width * network.mlp_ratio))
+    attention = 4 * width * sum(length**2 for length in lengths)
+    attention_backward = 2 * attention if network.attention == "eager" else 5 * attention // 2
+    ends = 2 * tokens * width * (2 * width + outputs)
+    given = 2 * tokens * network.code_width * width + 2 * network.text_width * width
+    before = work(network, schedule.lengths, text_tokens).forward - 2 * schedule.length * width * outputs
+    return Work(
+        forward=before + masks * (refiner.depth * (linear + attention) + ends + given),
+        backward=masks * (refiner.depth * (2 * linear + attention_backward) + 2 * ends + given),
+        again=0,
     )
