@@ -41,7 +41,9 @@ def untrained(name: str, device: str | torch.device = "cpu", dtype: torch.dtype 
         raise InputError(f"the shape is {name!r}, expected d16-256 or the like, of {sides} pixels: correct it")
     depth, sizes = int(match[1]), SIZES[int(match[2])]
     with unfilled():
-        config = TransformerConfig(sizes=sizes, depth=depth, width=64 * depth, heads=depth, text_width=TEXT_WIDTH)
+        config = TransformerConfig(
+            sizes=sizes, depth=depth, width=64 * depth, heads=depth, text_width=TEXT_WIDTH, attention="auto"
+        )
         transformer = NextScaleTransformer(config)
         tokenizer = MultiScaleTokenizer(TokenizerConfig(quantizer=QuantizerConfig(sizes=sizes)))
     chosen = dtype or torch.float32

@@ -96,6 +96,9 @@ def work(args: argparse.Namespace) -> int:
             )
     rows = [HEAD, *(_row(model, speed) for model, speeds in measured.items() for speed in speeds)]
     print("\n".join(_aligned(rows)))
+    for model, speeds in measured.items():
+        for kernel in speeds[0].kernels:
+            print(f"{model}: {kernel}")
     if args.plot:
         from star.eval.report.growth import write_growth
 

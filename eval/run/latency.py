@@ -92,6 +92,7 @@ def _measure(
         peak_bytes=peak(device),
         device=device_name(device),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
+        kernels=getattr(generator, "kernels", tuple)(),
     )
 
 

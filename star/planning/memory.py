@@ -27,6 +27,7 @@ import torch
 from star.model.losses import tokens_at_once
 from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.planning.flops import SCALE_BY_SCALE
 from star.tokenizer.portions import at_once
 
 
@@ -95,7 +96,8 @@ def memory(
         lowered = 2 * (count.block if pieces > 1 and network.checkpointing else count.matrices)
     weights, moments, averaged, gradients = (share * -(-count.total // pieces) for share in (4, 8, 4, 4))
     block = _block(network, lengths, text_tokens, batch, half)
-    stream, text = 4 * tokens * network.width, 3 * batch * text_tokens * network.width * element
+    copies = 5 if network.attention in ("flash", "auto") else 3  # of packed words keys and values are copied
+    stream, text = 4 * tokens * network.width, copies * batch * text_tokens * network.width * element
     kept = stream if network.checkpointing else block
     ends = 2 * stream + (4 * sum(lengths) ** 2 if network.attention in ("sdpa", "eager") else 0)
     # With checkpointing one block is there whole, but only once the logits have gone.
@@ -202,7 +204,7 @@ def _block(network: TransformerConfig, lengths: tuple[int, ...], text_tokens: in
     full, products = 6, 10 + 2 * network.mlp_ratio
     if half:
         products += 1
-    if network.attention == "scalewise":
+    if network.attention in SCALE_BY_SCALE:
         products += 1  # the scales' results, and all of them in one
     bytes_kept = round(tokens * width * (4 * full + element * products))
     # Means, deviations, lengths and sums of exponentials; the turns of queries and of keys as complex numbers.

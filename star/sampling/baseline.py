@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from star.model.attention import KeyValueCache
-from star.model.state import DrawingState
+from star.model.attention_backends import additive
+from star.model.state import DrawingState, TextKeys
 from star.model.transformer import NextScaleTransformer
 from star.sampling.sampler import SampleRng, guidance_at, guide, join, temperature_at
 from star.tokenizer.quantizer import MultiScaleQuantizer
@@ -93,7 +94,10 @@ def _begin(transformer: NextScaleTransformer, text: "TextFeatures | Tensor", *, 
     condition_BC, start_BlC = transformer.encode_condition(text)
     shape = (len(start_BlC), transformer.config.heads, 0, transformer.config.head_width)
     caches = [ConcatenatedCache.empty(shape, start_BlC.dtype, start_BlC.device) for _ in transformer.blocks]
-    keys = transformer.encode_text(text, beforehand=False, released=released)
+    keys = None
+    if transformer.config.cross_attention and not isinstance(text, Tensor):
+        mask_B11T = additive(text.mask_BT[:, None, None, :].bool(), start_BlC.dtype)
+        keys = TextKeys([], text.tokens_BTD, mask_B11T, released)
     return DrawingState(start_BlC, condition_BC, keys, list(caches), transformer.tables)
 
 

@@ -7,14 +7,13 @@ from star.data.errors import InputError
 from star.generators.config import UNLESS_DEFAULT
 from star.generators.protocol import SampleOptions
 from star.generators.training.data_feed import FeedConfig, Keep
+from star.model.kernels.choice import Attention
 from star.model.transformer import TransformerConfig
 from star.tokenizer.scales import ScaleSchedule, ratio
 from star.training.frozen_networks import FrozenNetworks
 from star.training.init_from import continued
 from star.training.refiner_config import RefinerTraining
 from star.training.token_dropping import ScaleCurriculum
-
-Backend = Literal["sdpa", "eager", "scalewise", "flex"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +28,7 @@ class TrainConfig(FeedConfig):
     heads: int = 8
     mlp_ratio: float = 4.0
     dropout: float = 0.0
-    attention: Backend = "sdpa"  # see star/model/attention_backends.py
+    attention: Attention = "sdpa"  # see star/model/kernels/choice.py
     checkpointing: bool = False  # blocks are computed twice, and only their inputs kept in between
     drop_path: float = 0.0
     head_float32: bool = True

@@ -31,11 +31,12 @@ from star.generators.registry import place_of
 from star.generators.training.ema import MovingAverage
 from star.generators.training.run import Run
 from star.model.attention_backends import refuse_untrainable
+from star.model.kernels.choice import Attention
 from star.model.refiner import Refiner
 from star.model.transformer import NextScaleTransformer
 from star.planning.flops import refiner_work
 from star.precomputed.format import Encoding
-from star.training.config import Backend, TrainConfig
+from star.training.config import TrainConfig
 from star.training.frozen_networks import FrozenNetworks
 from star.training.inputs import TrainingInputs
 from star.training.lora import mark
@@ -143,7 +144,7 @@ def base_model(config: TrainConfig, frozen: FrozenNetworks) -> tuple[ModelDirect
     return directory, StarGenerator.from_directory(place)
 
 
-def teacher(transformer: NextScaleTransformer, attention: Backend) -> NextScaleTransformer:
+def teacher(transformer: NextScaleTransformer, attention: Attention) -> NextScaleTransformer:
     """The same weights, in the same memory, with another way to compute attention; they learn nothing."""
     with unfilled():
         other = NextScaleTransformer(replace(transformer.config, attention=attention))

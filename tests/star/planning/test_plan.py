@@ -22,7 +22,8 @@ from star.cli import main
 from star.commands.plan import number
 from star.data.errors import InputError
 from star.data.text import TextFeatures
-from star.model.attention_backends import BACKENDS, ScaleCausality
+from star.model.attention_backends import ScaleCausality
+from star.model.kernels.choice import BACKENDS
 from star.model.losses import token_losses
 from star.model.refiner import Refiner, RefinerConfig, ScalePlan
 from star.model.transformer import NextScaleTransformer, TransformerConfig
@@ -43,6 +44,7 @@ MEASURED: dict[str, tuple[dict[str, Any], int, float]] = {
     "eager, wide and short": ({"attention": "eager", "width": 192, "depth": 2, "heads": 3}, 3, 1.0),
     "recomputed": ({"attention": "sdpa", "checkpointing": True}, 6, 1.0),
     "scalewise, half of the finest": ({"attention": "scalewise", "mlp_ratio": 2.0, "drop_path": 0.1}, 4, 0.5),
+    "flash, where there is none": ({"attention": "flash"}, 4, 1.0),
     "few pictures": ({"attention": "scalewise"}, 1, 1.0),
 }
 
@@ -305,7 +307,8 @@ def test_scores_are_counted_as_they_are_computed(backend: str) -> None:
     padded_LL = torch.zeros(side, side, dtype=torch.bool)
     padded_LL[: sum(lengths), : sum(lengths)] = allowed_LL
     blocks = padded_LL.unfold(0, FLEX_BLOCK, FLEX_BLOCK).unfold(1, FLEX_BLOCK, FLEX_BLOCK).flatten(2).any(dim=2)
-    expected = {"scalewise": int(allowed_LL.sum()), "flex": int(blocks.sum()) * FLEX_BLOCK**2}
+    seen = dict.fromkeys(("scalewise", "flash", "auto"), int(allowed_LL.sum()))
+    expected = seen | {"flex": int(blocks.sum()) * FLEX_BLOCK**2}
     assert pairs_seen(lengths, backend) == expected.get(backend, sum(lengths) ** 2)
 
 
