@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from star.eval.run.versus import Contender, alternate, copy_ceiling, load, matmul_ceiling, now
+from star.eval.run.versus import Contender, alternate, load
+from star.generators.measuring import copy_ceiling, matmul_ceiling, now
 from star.generators.placement import UNTRAINED, dtype_of
 from star.generators.protocol import SampleOptions
 
