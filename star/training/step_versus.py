@@ -10,6 +10,7 @@ codes and text that stay the same: no data, no tokenizer. All tokens of all scal
 them the config leaves out. B batch, L tokens of all scales, E code width, T text tokens, D text width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
@@ -26,7 +27,9 @@ from star.planning.plan import TEXT_TOKENS, Shapes
 from star.training.baseline import BaselineNetwork
 from star.training.config import TrainConfig
 from star.training.optimizers import make_optimizers, parameter_groups
+from star.training.presets import PRESETS
 from star.training.train import compile_blocks
+from star.untrained import config_of
 
 Side = Literal["ours", "baseline", "baseline-eager"]
 SIDES: tuple[Side, ...] = ("ours", "baseline", "baseline-eager")
@@ -64,6 +67,17 @@ class StepTask:
             config=config, network=network, batch=batch, device=device, half=half, text_tokens=shapes.text_tokens
         )
 
+    @classmethod
+    def of_shape(cls, name: str, *, batch: int, device: torch.device, half: bool = True) -> "StepTask":
+        """A released shape such as d16-256 by the recipe that trains those, its blocks compiled on a GPU.
+
+        Raises InputError for other names.
+        """
+        config = replace(PRESETS["star-d16-256"], compile=device.type == "cuda")
+        network = replace(config_of(name), attention=config.attention)
+        network = replace(network, attention=attention_on(device, network))
+        return cls(config=config, network=network, batch=batch, device=device, half=half)
+
     @property
     def flops(self) -> int:
         """FLOPs that a step cannot do without, the same for both sides: no pair of tokens that nobody sees."""
@@ -80,16 +94,19 @@ def attention_on(device: torch.device, network: TransformerConfig) -> Literal["s
 class RepeatedStep:
     """One training step that can be repeated, of one side. Both sides start from the same weights and inputs."""
 
-    def __init__(self, task: StepTask, side: Side, seed: int = 0) -> None:
-        self.task, self.side, config = task, side, task.config
-        torch.manual_seed(seed)
+    def __init__(self, task: StepTask, side: Side, cut: Callable[[NextScaleTransformer], None] | None = None) -> None:
+        """cut: makes pieces of our network and of its average, see fsdp_step.py."""
+        self.task, self.side, self.cut, config = task, side, cut, task.config
+        torch.manual_seed(0)
         self.network = NextScaleTransformer(task.network).to(task.device).train()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         self.input_BlE, self.codes_BL, self.text = _inputs(task, generator)
         self.average: MovingAverage | None = None
         if side == "ours":
             self.model: nn.Module = self.network
             self.average = MovingAverage(self.network, lambda: config.ema)
+            for network in (self.average.module, self.network) if cut is not None else ():
+                cut(network)  # type: ignore[misc, arg-type]
             if config.compile:
                 compile_blocks(self.network, task.device)
             (self.optimizer,) = make_optimizers(replace(config, optimizer="adamw"), self.network).values()
@@ -100,7 +117,8 @@ class RepeatedStep:
 
     def losses(self) -> Tensor:
         """Nats of every token, float32 (B, L)."""
-        with torch.autocast(self.task.device.type, torch.bfloat16, enabled=self.task.half):
+        kind, half, whole = self.task.device.type, self.task.half, self.cut is None
+        with torch.autocast(kind, torch.bfloat16, enabled=half, cache_enabled=whole):
             loss_BL: Tensor = self.model(self.input_BlE, self.text, codes_BL=self.codes_BL)
         return loss_BL
 
