@@ -41,7 +41,7 @@ def write_growth(speeds: Mapping[str, Sequence[Speed]], resolutions: Mapping[str
             marker = MARKERS[number % len(MARKERS)]
             panels[1].plot(*zip(*points, strict=True), marker=marker, linestyle=":", label=f"{batch} at once")
         panels[1].set(xlabel="pixels on a side (log), and the models of that size", xscale="log")
-        models = {side: [name for name, (H, _) in resolutions.items() if H == side] for side, _ in resolutions.values()}
+        models = {side: [name for name, (H, _) in resolutions.items() if side == H] for side, _ in resolutions.values()}
         _ticks(panels[1], sorted(models), {side: "\n".join(names) for side, names in models.items()})
     low, high = (edge(1000 * speed.total for speed in every) for edge in (min, max))
     panels[0].set_ylim(low / 1.5, high * 1.5)

@@ -11,8 +11,8 @@
 
 Each row is told when it is known, all of them in one table with goals at the end, and as JSON with --out; with --tests
 the tests marked gpu follow. `--device cpu --shapes d1-64 --batch 1 --attention 64` rehearses it. The roofline of
-drawing is the longer of the time for all products at the ceiling that this device was measured to have, and for reading the
-weights once per scale at that of copies.
+drawing is the longer of the time for all products at the ceiling that this device was measured to have, and for reading
+the weights once per scale at that of copies.
 """
 
 import argparse
