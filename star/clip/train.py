@@ -29,8 +29,8 @@ from star.clip.network import (
 )
 from star.data.clip_tokenizer import learn_tokenizer
 from star.data.errors import InputError
-from star.data.loader.capacity import decide
 from star.data.loader.batch import to_device
+from star.data.loader.capacity import decide
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
 from star.data.pretrained import SAFE, check_files, loading
 from star.data.shards.splits import held_out_shards, training_sources
