@@ -80,8 +80,9 @@ def lines(preset: str, task: "StepTask", versus: "StepVersus", ceiling: float, p
             f"peak {peaks[number] / 2**20:,.0f} MiB"
         )
     low, high = min(versus.ratios), max(versus.ratios)
+    left_out = "" if task.config.optimizer == "adamw" else f", not by the preset's {task.config.optimizer}"
     return [
         *told,
         f"  ratio {versus.ratio:.2f} ({low:.2f} to {high:.2f}); memory {peaks[0] / peaks[1]:.2f} of the baseline's",
-        f"  products: {ceiling / 1e9:,.0f} GFLOP/s at best; both sides move weights by AdamW",
+        f"  products: {ceiling / 1e9:,.0f} GFLOP/s at best; both sides move weights by AdamW{left_out}",
     ]
