@@ -6,7 +6,7 @@ B batch, L tokens that take part, T text tokens, D text width, C model width, V 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from star.model.refiner import RefinerConfig
@@ -95,3 +95,11 @@ def refiner_work(network: TransformerConfig, refiner: RefinerConfig, text_tokens
         backward=masks * (refiner.depth * (2 * linear + attention_backward) + 2 * ends + given),
         again=0,
     )
+
+
+def needed(network: TransformerConfig, lengths: tuple[int, ...], text_tokens: int) -> int:
+    """FLOPs of a picture that no backend can do without, forward and backward: nothing computed twice, and of
+    attention only the pairs of tokens that are seen. What a share of the ceiling (MFU) is counted from."""
+    done = work(replace(network, attention="scalewise", checkpointing=False), lengths, text_tokens)
+    attention = 4 * network.width * (pairs_seen(lengths, "scalewise") + sum(lengths) * text_tokens)
+    return done.forward + done.backward - network.depth * attention // 2  # fused kernels compute scores again

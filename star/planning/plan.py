@@ -65,6 +65,7 @@ class Shapes:
     text_width: int = 1024
     bits: int = 0
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text_tokens: int = TEXT_TOKENS  # of the text encoder; plans count with those of a CLIP whatever it has
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Shapes":
@@ -74,13 +75,15 @@ class Shapes:
         from star.data.text import TextEncoder
 
         tokenizer = from_dict(TokenizerConfig, ModelDirectory.read(place_of(config.tokenizer)).config)
+        text_encoder = TextEncoder.from_pretrained(place_of(config.text_encoder))
         return cls(
             sizes=tokenizer.quantizer.sizes,
             vocabulary=tokenizer.quantizer.vocabulary,
             code_width=tokenizer.quantizer.code_width,
             bits=tokenizer.quantizer.bits,
             autoencoder=tokenizer.autoencoder,
-            text_width=TextEncoder.from_pretrained(place_of(config.text_encoder)).width,
+            text_width=text_encoder.width,
+            text_tokens=text_encoder.max_tokens,
         )
 
 

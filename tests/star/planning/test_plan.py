@@ -6,16 +6,12 @@ storages that are alive; a tensor counts until nothing holds its storage. FLOPs 
 
 import copy
 import re
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from star.cli import main
@@ -36,6 +32,7 @@ from star.tokenizer.portions import map_bytes
 from star.training.masking import MaskedLosses, draw_known
 from star.training.presets import CURRICULUM_SIZES, PRESETS
 from star.training.targets import draw_kept, kept_lengths
+from tests.star.ledger import Ledger
 
 TEXT_TOKENS = 12
 # name: changes of the network, pictures at once, share of the finest scale
@@ -47,33 +44,6 @@ MEASURED: dict[str, tuple[dict[str, Any], int, float]] = {
     "flash, where there is none": ({"attention": "flash"}, 4, 1.0),
     "few pictures": ({"attention": "scalewise"}, 1, 1.0),
 }
-
-
-class Ledger(TorchDispatchMode):
-    """Bytes of the storages that are alive, and the most there were at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def enter(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.alive:
-            self.alive[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.leave, storage._cdata)
-
-    def leave(self, key: int) -> None:
-        self.now -= self.alive.pop(key)
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.enter(leaf)
-        return result
 
 
 def network(changes: dict[str, Any]) -> TransformerConfig:
