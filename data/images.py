@@ -90,6 +90,11 @@ def image_to_pixels(image: Tensor) -> Tensor:
         raise ValueError(f"image is {image.dtype}, expected a floating-point tensor in [-1, 1]")
     if not bool(torch.isfinite(image).all()):
         raise ValueError("image holds NaN or infinite values; look for the cause in the network that made it")
+    return rounded(image)
+
+
+def rounded(image: Tensor) -> Tensor:
+    """`image_to_pixels` of an image that is known to be finite, so that nobody waits for the device to say so."""
     return image.detach().to(torch.float32).add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -25,8 +25,8 @@ except PackageNotFoundError:  # a checkout that was never installed
 def load(model: str = "star-emoji", **options: Any) -> "Pipeline":
     """A pipeline that draws with a model: a name of `star list`, a model directory or a hub id.
 
-    options: `device` and `dtype`, see star.pipeline.Pipeline.from_pretrained. Raises star.data.errors.InputError, a
-    ValueError, for a model that is not there.
+    options: `device`, `dtype` and `graphs`, see star.pipeline.Pipeline.from_pretrained. Raises
+    star.data.errors.InputError, a ValueError, for a model that is not there.
     """
     from star.pipeline import Pipeline
 

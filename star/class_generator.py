@@ -76,9 +76,15 @@ class VarGenerator(NextScaleGenerator):
             return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
         labels_B, none_1 = self.conditions(prompts, options)
         _, latent_BEhw = draw_codes(
-            self.transformer, self.tokenizer.quantizer, labels_B, none_1, seeds=seeds, options=options
+            self.transformer,
+            self.tokenizer.quantizer,
+            labels_B,
+            none_1,
+            seeds=seeds,
+            options=options,
+            graphs=self.recorded(),
         )
-        return self.tokenizer.latent_to_pixels(latent_BEhw)
+        return self.to_pixels(latent_BEhw)
 
     def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[Tensor, Tensor]:
         """Labels of the prompts, and that of none."""

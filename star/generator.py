@@ -7,7 +7,7 @@ B pictures, H W pixels.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,6 +26,7 @@ from star.generators.protocol import SampleOptions, check_request
 from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.next_scale import NextScaleGenerator
+from star.sampling.layout import related_prompts
 from star.sampling.masked_decoding import MaskedDecoder
 from star.sampling.sampler import CrossAttentionMode, GivenCodes, SampleRng, Watcher, draw_codes, draw_pass, join
 from star.tokenizer.scales import ScaleSchedule
@@ -62,20 +63,7 @@ class StarGenerator(NextScaleGenerator):
     """Text encoder, next-scale transformer and tokenizer as one generator (star.generators.protocol.Family)."""
 
     conditioning: Literal["text"] = "text"
-    heeds: ClassVar[frozenset[str]] = frozenset(
-        {
-            "guidance_scale",
-            "guidance_ramp",
-            "top_k",
-            "top_p",
-            "temperature",
-            "temperature_decay",
-            "cross_attention",
-            "refine",
-            "size",
-            "expand_prompt",
-        }
-    )
+    heeds: ClassVar[frozenset[str]] = frozenset(option.name for option in fields(SampleOptions)) - {"truncation"}
 
     def __init__(
         self,
@@ -114,6 +102,7 @@ class StarGenerator(NextScaleGenerator):
         self.aspects = tuple(aspects)
         self.expansion = expansion
         self._warned: set[ScaleSchedule] = set()
+        self._encoded: tuple[object, TextFeatures] | None = None
 
     def expanded(self, prompt: str, options: SampleOptions) -> str:
         """The prompt in the words that the text encoder gets: as typed, or with options.expand_prompt as a caption."""
@@ -186,8 +175,12 @@ class StarGenerator(NextScaleGenerator):
             given=given,
             watch=watch,
             schedule=schedule,
+            graphs=self.recorded(),
+            layout=related_prompts(
+                self.expansion, [self.expanded(prompt, options) for prompt in prompts], options, self._encode
+            ),
         )
-        return self.tokenizer.latent_to_pixels(latent_BEhw)
+        return self.to_pixels(latent_BEhw)
 
     @torch.inference_mode()
     def draw_one(self, text: TextFeatures, rng: SampleRng, *, watch: Watcher | None = None) -> Tensor:
@@ -196,10 +189,9 @@ class StarGenerator(NextScaleGenerator):
         On a CPU the same as `generate` draws of a prompt with these features, to the bit.
         """
         rows = text.to(self.device, self.transformer.head.weight.dtype)
-        schedule = self.schedule_for(rng.options)
-        guided = rng.options.guidance_scale != 1
+        schedule, guided = self.schedule_for(rng.options), rng.options.guidance_scale != 1
         if guided:
-            rows = join(rows, self.text_encoder.encode([""]).to(self.device, rows.tokens_BTD.dtype))  # type: ignore[assignment]
+            rows = join(rows, self._empty())  # type: ignore[assignment]
         _, latent_BEhw = draw_pass(
             self.transformer,
             self.tokenizer.quantizer,
@@ -210,12 +202,13 @@ class StarGenerator(NextScaleGenerator):
             stable=self._masked_decoder(rng.options, schedule),
             watch=watch,
             schedule=schedule,
+            graphs=self.recorded(),
         )
-        return self.tokenizer.latent_to_pixels(latent_BEhw)
+        return self.to_pixels(latent_BEhw)
 
     def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[TextFeatures, TextFeatures]:
         """Of the prompts, and of the empty one, in the transformer's type and on its device."""
-        return self._encode([self.expanded(prompt, options) for prompt in prompts]), self._encode([""])
+        return self._encode([self.expanded(prompt, options) for prompt in prompts]), self._empty()
 
     def _negative(self, prompts: Sequence[str], negative: Sequence[str], options: SampleOptions) -> TextFeatures:
         if len(negative) != len(prompts):
@@ -229,6 +222,12 @@ class StarGenerator(NextScaleGenerator):
 
     def _encode(self, prompts: Sequence[str]) -> TextFeatures:
         return self.text_encoder.encode(prompts).to(self.device, self.transformer.head.weight.dtype)
+
+    def _empty(self) -> TextFeatures:
+        key = (self.text_encoder, self.device, self.transformer.head.weight.dtype)
+        if self._encoded is None or self._encoded[0] != key:
+            self._encoded = key, self._encode([""])  # once for a model
+        return self._encoded[1]
 
     @classmethod
     def from_directory(

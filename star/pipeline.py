@@ -29,6 +29,8 @@ from star.generators import registry
 from star.generators.protocol import Generator, SampleOptions, check_options
 from star.generators.renamed import OPTIONS, now_called
 from star.motions import Motions
+from star.next_scale import set_graphs
+from star.sampling.graphs import GraphMode
 from star.sampling.sampler import GivenCodes
 
 Picture = Image.Image | Tensor | str | Path
@@ -57,11 +59,19 @@ class Pipeline(Motions):
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        graphs: GraphMode = "auto",
     ) -> Self:
-        """Reads a name of `star list`, a model directory or a hub id. Raises InputError if there is none."""
+        """Reads a name of `star list`, a model directory or a hub id. Raises InputError if there is none.
+
+        graphs: "auto" draws on a GPU by CUDA graphs where it can (next-scale models alone), "off" never does.
+        """
         options = registry.recommended(model)
-        return cls(registry.build(model, device=device, dtype=dtype), options, str(model))
+        return cls(set_graphs(registry.build(model, device=device, dtype=dtype), graphs), options, str(model))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a model directory that draws the same pictures, with these options as the recommended ones."""
@@ -98,7 +108,8 @@ class Pipeline(Motions):
         if not self.name:
             raise InputError("this pipeline was made around a generator, expected one that was loaded: load it there")
         place = device if device is not None else getattr(self.generator, "device", "cpu")
-        self.generator = registry.build(self.name, device=place, dtype=dtype)
+        mode: GraphMode = getattr(self.generator, "graphs", "auto")
+        self.generator = set_graphs(registry.build(self.name, device=place, dtype=dtype), mode)
         return self
 
     @property

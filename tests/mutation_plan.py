@@ -9,6 +9,7 @@ PLAN: dict[str, list[str]] = {
     "tokenizer/bitwise.py": ["tests/tokenizer/test_bitwise.py"],
     "tokenizer/tokens.py": ["tests/tokenizer/test_bitwise.py", "tests/tokenizer/test_codebook.py"],
     "star/model/heads.py": ["tests/star/model/test_heads.py", "tests/star/sampling/test_sampler.py"],
+    "star/sampling/chance.py": ["tests/star/sampling/test_sampler.py"],
     "star/sampling/sampler.py": ["tests/star/sampling/test_sampler.py"],
     "star/sampling/masked_decoding.py": ["tests/star/sampling/test_masked_decoding.py"],
     "star/training/targets.py": ["tests/star/training/test_targets.py"],

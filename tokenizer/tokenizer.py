@@ -7,7 +7,7 @@ B batch, E code width, V codebook, D bits, H W pixels, h w latent grid, l tokens
     image_B3HW = tokenizer.decode(codes)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -149,8 +149,15 @@ class MultiScaleTokenizer(nn.Module):
         return self
 
     @torch.no_grad()
-    def latent_to_pixels(self, latent_BEhw: Tensor) -> Tensor:
-        """pixels_B3HW, uint8, on the CPU; there each picture is decoded alone, so that its bits depend on no other."""
+    def latent_to_pixels(
+        self, latent_BEhw: Tensor, recorded: Callable[[Tensor], Tensor | None] | None = None
+    ) -> Tensor:
+        """pixels_B3HW, uint8, on the CPU; there each picture is decoded alone, so that its bits depend on no other.
+
+        recorded: another way to do the same, asked first; it may give None.
+        """
+        if recorded is not None and (pixels_B3HW := recorded(latent_BEhw)) is not None:
+            return pixels_B3HW
         size = 1 if latent_BEhw.device.type == "cpu" else len(latent_BEhw)
         return torch.cat([image_to_pixels(self.latent_to_image(part)).cpu() for part in latent_BEhw.split(size)])
 

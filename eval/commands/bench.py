@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from star.data.disk import check_writable, write_text
 from star.data.errors import InputError
 from star.generators.placement import UNTRAINED, add_options, dtype_of
+from star.generators.registration import load
 
 if TYPE_CHECKING:
     from star.eval.run.record import Speed
@@ -26,7 +27,8 @@ PROMPTS = (
     "a snow-capped mountain, emojitwo style",
     "a green dragon, fluent flat emoji style",
 )
-SETTINGS = ("float32", "bfloat16", "baseline")  # as star.eval.run.versus has them
+SETTINGS = ("float32", "bfloat16", "baseline", "eager")  # as star.eval.run.versus has them
+TRAINING = "star.commands.step:work"  # `--training`; imported on use, like everything of another room
 HEAD = ("model", "batch", "total", "text", "generator", "decoder", "peak MiB", "device", "type")
 
 
@@ -39,21 +41,34 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "reading. Each model runs in a process of its own, so that no peak counts the memory of another.",
     )
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="name, folder or hub id, or untrained:d16-256 for random weights"
+        "models", nargs="*", metavar="MODEL", help="name, folder or hub id, or untrained:d16-256 for random weights"
+    )
+    parser.add_argument(
+        "--training",
+        metavar="PRESET",
+        help="instead of models: a training step of a preset of star against the released arithmetic, in turn; "
+        "--dtype auto is then the preset's precision, and fields of the preset can be changed as in `star train`",
     )
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="sizes (default: 1 8)")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)")
     add_options(parser)
+    parser.add_argument(
+        "--graphs",
+        choices=("auto", "off"),
+        default="auto",
+        help="CUDA graphs of next-scale models, where there is a GPU (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="of a CPU (default: what torch takes)")
     parser.add_argument(
         "--against",
         metavar="B",
         help="draw with each MODEL and with B in turn, in one process, and tell the ratio: a setting of the model "
-        f"({', '.join(SETTINGS)}), or another model; either may be written MODEL@SETTING",
+        f"({', '.join(SETTINGS)}), or another model; either may be written MODEL@SETTING. With --training: baseline, "
+        "or baseline-eager, whose attention is written out",
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="the growth over batch size and resolution")
     parser.add_argument("--out", metavar="FILE", help="JSON file for the figures")
-    parser.set_defaults(work=work)
+    parser.set_defaults(work=work, overrides=[])
 
 
 def work(args: argparse.Namespace) -> int:
@@ -65,6 +80,12 @@ def work(args: argparse.Namespace) -> int:
         )
     if args.out:
         check_writable(Path(args.out).parent)
+    if args.training:
+        return int(load(TRAINING)(args))
+    if args.overrides:
+        raise InputError(f"unknown argument {args.overrides[0]}; fields of a preset need --training PRESET")
+    if not args.models:
+        raise InputError("no MODEL was given, expected one or more, or --training PRESET: add it")
     if args.against:
         return _against(args)
     from multiprocessing import get_context
@@ -85,7 +106,9 @@ def work(args: argparse.Namespace) -> int:
         for model in args.models:
             place = places[model]
             request = (tuple(args.batch), args.repetitions, place["device"], place["dtype"], args.threads)
-            resolutions[model], measured[model] = pool.apply(measure_with_resolution, (model, *request))
+            resolutions[model], measured[model] = pool.apply(
+                measure_with_resolution, (model, *request, None, args.graphs)
+            )
     rows = [HEAD, *(_row(model, speed) for model, speeds in measured.items() for speed in speeds)]
     print("\n".join(_aligned(rows)))
     for model, speeds in measured.items():
@@ -107,8 +130,10 @@ def _against(args: argparse.Namespace) -> int:
     """Each model and its rival in turn, in this process."""
     import torch
 
-    from star.eval.run.versus import alternate, contender, copy_ceiling, matmul_ceiling, rival
+    from star.eval.run.launches import launches
+    from star.eval.run.versus import alternate, contender, rival, without_graphs
     from star.generators.config import to_dict
+    from star.generators.measuring import copy_ceiling, matmul_ceiling
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -116,11 +141,19 @@ def _against(args: argparse.Namespace) -> int:
     for model in args.models:
         first = contender(model, args.device, args.dtype)
         second = contender(rival(model, args.against), args.device, args.dtype)
+        for one in (first, second):
+            if args.graphs == "off":
+                without_graphs(one.generator)
         prompts = prompts_for(first.generator.conditioning)
         for batch in args.batch:
             versus = alternate(first, second, prompts, batch=batch, repetitions=args.repetitions)
             found.append(to_dict(versus) | {"ratios": versus.ratios})
             print("\n".join(lines(versus)))
+            if first.device.type == "cuda":
+                for one in (first, second):
+                    print(
+                        f"  {one.name}: {launches(one, batch, prompts[0]):,} launches of kernels and graphs for a batch"
+                    )
         for one in (first, second):
             ceiling = matmul_ceiling(one.device, one.dtype)
             print(f"{one.dtype} products: {ceiling / 1e9:,.0f} GFLOP/s at best{share_of(one, versus, ceiling)}")
@@ -170,24 +203,32 @@ def measure_with_resolution(
     dtype: str,
     threads: int | None,
     options: "SampleOptions | None" = None,
+    graphs: str = "auto",
 ) -> "tuple[tuple[int, int], tuple[Speed, ...]]":
-    """Builds a model and measures it; what the process of a model runs. options: those it recommends if not given."""
+    """Builds a model and measures it; what the process of a model runs. options: those it recommends if not given.
+
+    graphs: see star.sampling.graphs.
+    """
     import logging
 
     import torch
 
     from star.eval.run.latency import measure_speed
-    from star.eval.run.versus import load
+    from star.eval.run.versus import load as loaded
+    from star.eval.run.versus import warmups, without_graphs
     from star.generators import registry
     from star.generators.protocol import SampleOptions
 
     logging.disable(logging.WARNING)  # that a prompt was cut is no news here, and telling it takes time
     if threads is not None:
         torch.set_num_threads(threads)
-    generator = load(model, device, dtype_of(dtype))
+    generator: Any = loaded(model, device, dtype_of(dtype))
+    if graphs == "off":
+        without_graphs(generator)
     if options is None:
         options = SampleOptions() if model.startswith(UNTRAINED) else registry.recommended(model)
-    speeds = measure_speed(generator, prompts_for(generator.conditioning), batch, repetitions, options=options)
+    prompts, warmup = prompts_for(generator.conditioning), warmups(generator)
+    speeds = measure_speed(generator, prompts, batch, repetitions, warmup, options=options)
     return generator.resolution, tuple(replace(speed, dtype=dtype) for speed in speeds)
 
 

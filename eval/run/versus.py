@@ -5,7 +5,6 @@ versus = alternate(first, second, ["a red apple"], batch=1, repetitions=5)
 versus.ratio  # how many times as long the second takes, median over pairs
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ import torch
 
 from star.data.errors import InputError
 from star.generators import registry
-from star.generators.placement import UNTRAINED, dtype_name, dtype_of, placed
+from star.generators.measuring import now
+from star.generators.placement import UNTRAINED, dtype_name, placed
 from star.generators.protocol import Generator, SampleOptions
 
 BASELINE = "baseline"
-SETTINGS = ("float32", "bfloat16", BASELINE)
+EAGER = "eager"  # without CUDA graphs
+SETTINGS = ("float32", "bfloat16", BASELINE, EAGER)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,13 +84,15 @@ def rival(name: str, against: str) -> str:
 def contender(name: str, device: str | None, dtype: str) -> Contender:
     """Loads "model" or "model@setting". dtype: where no setting says it. Raises InputError for what there is not."""
     model, setting = split(name)
-    asked = {"": dtype, BASELINE: "float32"}.get(setting, setting)
+    asked = {"": dtype, EAGER: dtype, BASELINE: "float32"}.get(setting, setting)
     place = placed(device, asked, model)
     generator: Any = load(model, place.device, place.dtype)
     if setting == BASELINE:
         if not hasattr(generator, "baseline"):
             raise InputError(f"{model} has no baseline, expected a next-scale model: give another setting")
         generator = generator.baseline()
+    if setting == EAGER:
+        without_graphs(generator)
     options = SampleOptions() if model.startswith(UNTRAINED) else registry.recommended(model)
     return Contender(
         name=name,
@@ -112,16 +115,23 @@ def load(model: str, device: str, dtype: torch.dtype) -> Generator:
 def alternate(
     first: Contender, second: Contender, prompts: Sequence[str], *, batch: int = 1, repetitions: int = 5
 ) -> Versus:
-    """Both in turn, after one picture each that does not count."""
+    """Both in turn, after one picture each that does not count, or as many as it takes until graphs are recorded.
+
+    Scales are timed in the same pictures on a CPU, and on a GPU in others: there each reading waits for all work.
+    """
     found: dict[int, list[float]] = {0: [], 1: []}
     scales: dict[int, list[tuple[float, ...]]] = {0: [], 1: []}
-    for call in range(-1, repetitions):
+    for call in range(-max(map(warmups, (first.generator, second.generator))), repetitions):
         chosen = [prompts[(max(call, 0) * batch + i) % len(prompts)] for i in range(batch)]
         for side, one in enumerate((first, second)):
-            with scale_times(one) as spent:
+            if one.device.type != "cpu":
                 start = now(one.device)
                 one.generator.generate(chosen, seeds=range(batch), options=one.options)
                 seconds = now(one.device) - start
+            with scale_times(one) as spent:
+                start = now(one.device)
+                one.generator.generate(chosen, seeds=range(batch), options=one.options)
+                seconds = now(one.device) - start if one.device.type == "cpu" else seconds
             if call >= 0:
                 found[side].append(seconds / batch)
                 scales[side].append(tuple(value / batch for _, value in sorted(spent.items())))
@@ -139,9 +149,17 @@ def alternate(
 
 @contextmanager
 def scale_times(one: Contender) -> Iterator[dict[int, float]]:
-    """Seconds in the blocks of a next-scale transformer by the tokens of each scale, while the context lasts."""
+    """Seconds in the blocks of a next-scale transformer by the tokens of each scale, while the context lasts.
+
+    Where scales are replayed, those of each scale as a whole, by its number.
+    """
     spent: dict[int, float] = {}
     transformer: Any = getattr(one.generator, "transformer", None)
+    graphs: Any = one.generator.recorded() if hasattr(one.generator, "recorded") else None
+    if graphs is not None:
+        with _replays_timed(graphs, one.device, spent):
+            yield spent
+        return
     if not hasattr(transformer, "run_blocks"):
         yield spent
         return
@@ -161,41 +179,31 @@ def scale_times(one: Contender) -> Iterator[dict[int, float]]:
         del transformer.run_blocks
 
 
-def matmul_ceiling(device: torch.device, dtype: str, side: int = 1024, repetitions: int = 8) -> float:
-    """FLOP/s of a product of two square matrices by the kernel that drawing uses, the best of some."""
-    with torch.inference_mode():
-        layer = torch.nn.Linear(side, side, device=device, dtype=dtype_of(dtype))
-        x = torch.randn(side, side, device=device, dtype=dtype_of(dtype))
-        product: Any = torch.nn.functional.linear
-        if device.type == "cpu" and (fused := getattr(torch.ops.mkldnn, "_linear_pointwise", None)) is not None:
+@contextmanager
+def _replays_timed(graphs: Any, device: torch.device, spent: dict[int, float]) -> Iterator[None]:
+    """Number 0 is what comes before the first scale, or the decoder."""
+    replay = graphs.replay
 
-            def product(x: Any, weight: Any, bias: Any) -> Any:
-                return fused(x, weight, bias, "none", [], "")
-
-        times = []
-        for _ in range(repetitions):
-            start = now(device)
-            product(x, layer.weight, layer.bias)
-            times.append(now(device) - start)
-    return 2 * side**3 / min(times)
-
-
-def copy_ceiling(device: torch.device, mebibytes: int = 256, repetitions: int = 5) -> float:
-    """Bytes per second that are read and written when memory is copied, the best of some."""
-    source = torch.zeros(mebibytes * 2**20, dtype=torch.uint8, device=device)
-    target, times = torch.empty_like(source), []
-    for _ in range(repetitions):
+    def timed(number: int, step: Any) -> None:
         start = now(device)
-        target.copy_(source)
-        times.append(now(device) - start)
-    return 2 * source.numel() / min(times)
+        replay(number, step)
+        if number:
+            spent[number] = spent.get(number, 0.0) + now(device) - start
+
+    graphs.replay = timed
+    try:
+        yield
+    finally:
+        del graphs.replay
 
 
-def now(device: torch.device) -> float:
-    """The wall clock, when a GPU has done all it was asked; with one thread of a CPU, the time the process had it.
+def without_graphs(generator: Any) -> None:
+    """Draws with it kernel by kernel from now on; of a family without graphs it means nothing."""
+    if hasattr(generator, "graphs"):
+        generator.graphs = "off"
 
-    On a core of its own that is the same; on one that is shared, what others take of it does not count.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+def warmups(generator: Generator) -> int:
+    """Pictures of a shape after which a generator draws as it will go on."""
+    recorded = getattr(generator, "recorded", None)
+    return 1 if recorded is None or recorded() is None else 2

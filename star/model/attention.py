@@ -7,7 +7,7 @@ buffer of zeros that the released checkpoints carry along.
 """
 
 import math
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,13 @@ class KeyValueCache:
         return KeyValueCache(self.keys_BNLd[span], self.values_BNLd[span], self.length)
 
 
+class Constants(NamedTuple):
+    """What attention makes of its parameters alone. bias: of all that one product gives; temperature: of each head."""
+
+    bias: Tensor
+    temperature_1N11: Tensor | None  # float32
+
+
 class _Heads(nn.Module):
     """What both kinds of attention share: heads, biases, normalisation and the projection back."""
 
@@ -73,11 +80,18 @@ class _Heads(nn.Module):
         """(B, N, l, d) -> (B, l, C), through the output projection."""
         return dense(self.output, x_BNld.transpose(1, 2).flatten(2))
 
-    def shape_queries(self, queries: Tensor, rotation: Rotation | None) -> Tensor:
+    def temperature(self) -> Tensor | None:
+        """What unit queries are multiplied by, float32 (1, N, 1, 1); None without normalisation."""
+        return None if self.log_scale is None else self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
+
+    def shape_queries(
+        self, queries: Tensor, rotation: Rotation | None, temperature_1N11: Tensor | None = None
+    ) -> Tensor:
         """Rotation, normalisation and temperature; computed in float32, returned in the type given."""
         if self.log_scale is None:
             return queries if rotation is None else rotate(queries, rotation).to(queries.dtype)
-        temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
+        temperature = self.temperature() if temperature_1N11 is None else temperature_1N11
+        assert temperature is not None
         return (rotate_to_unit(queries, rotation) * temperature).to(queries.dtype)
 
     def shape_keys(self, keys: Tensor, rotation: Rotation | None) -> Tensor:
@@ -94,26 +108,43 @@ class SelfAttention(_Heads):
         super().__init__(width, heads, qk_norm=qk_norm, backend=backend)
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
 
+    def constants(self) -> Constants:
+        """Made anew from the parameters as they are."""
+        return Constants(torch.cat((self.query_bias, self.key_bias, self.value_bias)), self.temperature())
+
     def forward(
         self,
         x_BlC: Tensor,
         rotation: Rotation | None = None,
         mask: ScaleCausality | Tensor | None = None,
         cache: KeyValueCache | None = None,
+        constants: Constants | None = None,
     ) -> Tensor:
         """(B, l, C) -> (B, l, C). Cached keys are already rotated and normalised.
 
-        mask: which keys a token attends to, all if None; a Tensor is additive, (l, L).
+        mask: which keys a token attends to, all if None; a Tensor is additive, (l, L). constants: where they are known.
         """
-        bias = torch.cat((self.query_bias, self.key_bias, self.value_bias))
+        bias = torch.cat((self.query_bias, self.key_bias, self.value_bias)) if constants is None else constants.bias
         fused = dense(self.query_key_value, x_BlC, bias)
-        queries, keys, values = (self.split(part) for part in fused.chunk(3, dim=-1))  # each (B, N, l, d)
-        queries, keys = self.shape_queries(queries, rotation), self.shape_keys(keys, rotation)
+        if constants is not None and constants.temperature_1N11 is not None:
+            queries, keys, values = self._shaped(fused, rotation, constants.temperature_1N11)
+        else:
+            queries, keys, values = (self.split(part) for part in fused.chunk(3, dim=-1))  # each (B, N, l, d)
+            queries, keys = self.shape_queries(queries, rotation), self.shape_keys(keys, rotation)
         if cache is not None:
             keys, values = cache.append(keys, values)
         if isinstance(mask, ScaleCausality):
             return self.merge(mask.attend(queries, keys, values, self.scale))
         return self.merge(attend(queries, keys, values, mask, self.scale, self.backend))
+
+    def _shaped(
+        self, fused_Bl3C: Tensor, rotation: Rotation | None, temperature_1N11: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, N, l, d) of a scale that is drawn; queries and keys are shaped in one go."""
+        heads = fused_Bl3C.unflatten(-1, (3 * self.heads, -1)).transpose(1, 2)
+        queries, keys = rotate_to_unit(heads[:, : 2 * self.heads], rotation).chunk(2, dim=1)
+        queries = (queries * temperature_1N11).to(heads.dtype)
+        return queries, keys.to(heads.dtype), heads[:, 2 * self.heads :]
 
 
 class CrossAttention(_Heads):
@@ -130,9 +161,19 @@ class CrossAttention(_Heads):
         keys, values = (self.split(part) for part in fused.chunk(2, dim=-1))
         return self.shape_keys(keys, None), values
 
-    def forward(self, x_BlC: Tensor, keys_BNTd: Tensor, values_BNTd: Tensor, mask_B11T: Tensor | PackedText) -> Tensor:
-        """(B, l, C) -> (B, l, C). mask: additive, or where each row's words lie if they are packed."""
-        queries = self.shape_queries(self.split(dense(self.query, x_BlC, self.query_bias)), None)
+    def forward(
+        self,
+        x_BlC: Tensor,
+        keys_BNTd: Tensor,
+        values_BNTd: Tensor,
+        mask_B11T: Tensor | PackedText,
+        temperature_1N11: Tensor | None = None,
+    ) -> Tensor:
+        """(B, l, C) -> (B, l, C). mask: additive, or where each row's words lie if they are packed.
+
+        temperature_1N11: where it is known.
+        """
+        queries = self.shape_queries(self.split(dense(self.query, x_BlC, self.query_bias)), None, temperature_1N11)
         if isinstance(mask_B11T, PackedText):
             return self.merge(mask_B11T.attend(queries, keys_BNTd, values_BNTd, self.scale))
         return self.merge(attend(queries, keys_BNTd, values_BNTd, mask_B11T, self.scale, self.backend))

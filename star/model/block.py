@@ -16,6 +16,7 @@ from star.model.rope import Rotation
 from star.model.state import BlockText
 
 if TYPE_CHECKING:
+    from star.model.prepared import BlockPrepared
     from star.model.transformer import TransformerConfig
 
 
@@ -107,25 +108,29 @@ class Block(nn.Module):
         text: BlockText | None = None,
         cache: KeyValueCache | None = None,
         paths_2B11: Tensor | None = None,
+        prepared: "BlockPrepared | None" = None,
     ) -> Tensor:
         """(B, l, C) -> (B, l, C).
 
         adaln: of self-attention and MLP, see `adaln`. mask: of self-attention, see SelfAttention. text: what
-        cross-attention reads. paths_2B11: of `draw_paths`, for self-attention and MLP.
+        cross-attention reads. paths_2B11: of `draw_paths`, for self-attention and MLP. prepared: of this block.
         """
+        constants, temperature = (None, None) if prepared is None else (prepared.attention, prepared.reading_1N11)
         adaln1, adaln2 = adaln
         path1, path2 = (None, None) if paths_2B11 is None else paths_2B11.unbind()
-        branch_BlC = self.attention(adaln1.before(self.norm(x_BlC)), rotation, mask, cache)
+        branch_BlC = self.attention(adaln1.before(self.norm(x_BlC)), rotation, mask, cache, constants)
         x_BlC = x_BlC + self.drop(adaln1.after(branch_BlC), path1)
         if self.cross_attention is not None and text is not None:
-            x_BlC = x_BlC + self.drop(self.read(self.cross_attention, self.norm(x_BlC), text))
+            x_BlC = x_BlC + self.drop(self.read(self.cross_attention, self.norm(x_BlC), text, temperature))
         branch_BlC = self.mlp(adaln2.before(self.norm(x_BlC)))
         return x_BlC + self.drop(adaln2.after(branch_BlC), path2)
 
-    def read(self, cross_attention: CrossAttention, normed_BlC: Tensor, text: BlockText) -> Tensor:
+    def read(
+        self, cross_attention: CrossAttention, normed_BlC: Tensor, text: BlockText, temperature: Tensor | None
+    ) -> Tensor:
         """Cross-attention to the text; see TextKeys for what the released mode does."""
         keys, values = cross_attention.encode_text(text.text) if isinstance(text.text, Tensor) else text.text
-        read_BlC: Tensor = cross_attention(normed_BlC, keys, values, text.mask_B11T)
+        read_BlC: Tensor = cross_attention(normed_BlC, keys, values, text.mask_B11T, temperature_1N11=temperature)
         return read_BlC.chunk(2)[0].repeat(2, 1, 1) if text.released else read_BlC
 
 

@@ -39,8 +39,11 @@ class TokenHead(Protocol):
         """Raises InputError for options that mean nothing here."""
         ...
 
-    def filtered(self, logits_Bl: Tensor, top_k: int, top_p: float) -> Tensor:
-        """Logits with infinities where top-k, then top-p, leave no choice."""
+    def filtered(self, logits_Bl: Tensor, top_k: int, top_p: float | Tensor) -> Tensor:
+        """Logits with infinities where top-k, then top-p, leave no choice.
+
+        top_p: as a tensor of no dimensions it is between 0 and 1, and nobody waits for its value.
+        """
         ...
 
     def likeliest(self, logits_Bl: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ class CodeHead:
     def check(self, options: "SampleOptions") -> None:
         """Every option means something."""
 
-    def filtered(self, logits_Bl: Tensor, top_k: int, top_p: float) -> Tensor:
+    def filtered(self, logits_Bl: Tensor, top_k: int, top_p: float | Tensor) -> Tensor:
         """See `filter_logits`."""
         return filter_logits(logits_Bl, top_k, top_p)
 
@@ -107,11 +110,11 @@ class BitHead:
                 "use top_p, which counts for each bit, or temperature"
             )
 
-    def filtered(self, logits_Bl: Tensor, top_k: int, top_p: float) -> Tensor:
+    def filtered(self, logits_Bl: Tensor, top_k: int, top_p: float | Tensor) -> Tensor:
         """A bit takes its likelier value where the other one has at most 1 - p, or with top_k 1; 0 and 1 are off."""
         if top_k == 1:
             sure = torch.ones_like(logits_Bl, dtype=torch.bool)
-        elif 0 < top_p < 1:
+        elif is_on(top_p):
             sure = (-logits_Bl.abs()).sigmoid() <= 1 - top_p
         else:
             return logits_Bl
@@ -144,7 +147,12 @@ def head_of(tokens: TokenKind) -> TokenHead:
     return HEADS[type(tokens)]
 
 
-def filter_logits(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+def is_on(top_p: float | Tensor) -> bool:
+    """Whether top-p removes anything: not at 0, nor at 1."""
+    return isinstance(top_p, Tensor) or 0 < top_p < 1
+
+
+def filter_logits(logits_BlV: Tensor, top_k: int = 0, top_p: float | Tensor = 0.0) -> Tensor:
     """-inf outside the top-k, then outside the top-p of what is left.
 
     top_k: the k-th largest value and all that equal or exceed it stay; 0 is off. top_p: the least likely are removed
@@ -152,12 +160,15 @@ def filter_logits(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -> Ten
     those of lower codes go first.
     """
     if 0 < top_k < logits_BlV.shape[-1]:
-        smallest = logits_BlV.topk(top_k, dim=-1).values[..., -1:]
-        logits_BlV = logits_BlV.masked_fill(logits_BlV < smallest, float("-inf"))
-    if 0 < top_p < 1:
+        likeliest_Blk = logits_BlV.topk(top_k, dim=-1).values
+        smallest_Bl1 = likeliest_Blk[..., -1:]
+        if is_on(top_p) and not sorts_by_numpy(logits_BlV):
+            return _nucleus_of_likeliest(logits_BlV, likeliest_Blk, 1 - top_p)
+        logits_BlV = logits_BlV.masked_fill(logits_BlV < smallest_Bl1, float("-inf"))
+    if is_on(top_p):
         ascending = _ascending(logits_BlV)
         removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        removed[..., -1] = False
+        removed[..., -1].fill_(False)
         count_Bl1 = removed.sum(dim=-1, keepdim=True)
         border_Bl1 = ascending.gather(-1, count_Bl1)  # the least likely that stays, which may have equals that do not
         below, equal = logits_BlV < border_Bl1, logits_BlV == border_Bl1
@@ -166,16 +177,51 @@ def filter_logits(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -> Ten
     return logits_BlV
 
 
+def _nucleus_of_likeliest(logits_BlV: Tensor, likeliest_Blk: Tensor, rest: float | Tensor) -> Tensor:
+    """`filter_logits` of both at once, which puts only k values in order.
+
+    likeliest_Blk: descending. rest: 1 - p. Codes that equal the k-th stay, too, so that what is left are k values and m
+    more that equal the least of them. The order of all is: those m, then the k from the least to the largest.
+    """
+    least_Bl1, largest_Bl1 = likeliest_Blk[..., -1:], likeliest_Blk[..., :1]
+    above, equal = logits_BlV > least_Bl1, logits_BlV == least_Bl1
+    kept = likeliest_Blk.shape[-1]
+    more_Bl1 = equal.sum(dim=-1, keepdim=True) + above.sum(dim=-1, keepdim=True) - kept  # m
+    weight_Blk = (likeliest_Blk - largest_Bl1).exp().flip(-1)  # ascending
+    sums_Blk = more_Bl1 * weight_Blk[..., :1] + weight_Blk.cumsum(dim=-1)
+    room_Bl1 = rest * sums_Blk[..., -1:]
+    among_more_Bl1 = (room_Bl1 / weight_Blk[..., :1]).floor().clamp(max=more_Bl1).to(more_Bl1.dtype)
+    removed_Blk = sums_Blk <= room_Bl1
+    removed_Blk[..., -1].fill_(False)
+    among_k_Bl1 = removed_Blk.sum(dim=-1, keepdim=True)
+    border_Bl1 = likeliest_Blk.gather(-1, kept - 1 - among_k_Bl1)  # the least likely that stays
+    count_Bl1 = torch.where(among_k_Bl1 > 0, more_Bl1, among_more_Bl1) + among_k_Bl1
+    below = logits_BlV < border_Bl1
+    equal = logits_BlV == border_Bl1
+    left_Bl1 = count_Bl1 - (below & (logits_BlV >= least_Bl1)).sum(dim=-1, keepdim=True)
+    return logits_BlV.masked_fill(below | (equal & (equal.cumsum(dim=-1) <= left_Bl1)), float("-inf"))
+
+
+def sorts_by_numpy(logits_BlV: Tensor) -> bool:
+    """On a CPU: numpy sorts 30 times as fast as torch where there are wide units, and numbers stay as they were."""
+    return logits_BlV.device.type == "cpu" and not logits_BlV.requires_grad
+
+
 def _ascending(logits_BlV: Tensor) -> Tensor:
-    """The logits in order; on a CPU by numpy, which sorts 30 times as fast as torch where there are wide units."""
-    if logits_BlV.device.type != "cpu" or logits_BlV.requires_grad:
-        return logits_BlV.sort(dim=-1).values
-    return torch.from_numpy(np.sort(logits_BlV.numpy(), axis=-1))
+    """The logits in order."""
+    if sorts_by_numpy(logits_BlV):
+        return torch.from_numpy(np.sort(logits_BlV.numpy(), axis=-1))
+    return logits_BlV.sort(dim=-1).values
 
 
 def pick(logits_BlV: Tensor, uniforms_Bl: Tensor) -> Tensor:
-    """Codes (B, l) where the cumulative distribution passes the uniforms; summed in float64."""
-    cumulative = logits_BlV.double().softmax(dim=-1).cumsum(dim=-1)
+    """Codes (B, l) where the cumulative distribution passes the uniforms; summed in float64.
+
+    On a GPU, where float64 may be slow, the chances that are summed are float32. Sums of float32 would not do: added up
+    in parts, as a GPU does, they can rise where a code has no chance at all.
+    """
+    kind = torch.float64 if logits_BlV.device.type == "cpu" else torch.float32
+    cumulative = logits_BlV.softmax(dim=-1, dtype=kind).cumsum(dim=-1, dtype=torch.float64)
     # u * total rather than u: rounding may leave the total a little off 1, and no code of probability 0 can be hit.
     level = uniforms_Bl.to(cumulative.device, non_blocking=True).unsqueeze(-1) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, level, right=True).squeeze(-1)

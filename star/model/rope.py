@@ -16,14 +16,22 @@ Grid = int | tuple[int, int]  # the side of a square, or (h, w)
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines, float32 (l, P), by which each token's pairs of channels turn."""
+    """Cosines and sines, float32 (l, P), by which each token's pairs of channels turn.
+
+    turn_lP: both as complex numbers, where they are used so often that it pays to make these beforehand (`prepared`).
+    """
 
     cos_lP: Tensor
     sin_lP: Tensor
+    turn_lP: Tensor | None = None
 
     def part(self, span: slice | Tensor) -> "Rotation":
         """The rows of some tokens, a slice or their numbers."""
-        return Rotation(self.cos_lP[span], self.sin_lP[span])
+        return Rotation(self.cos_lP[span], self.sin_lP[span], None if self.turn_lP is None else self.turn_lP[span])
+
+    def prepared(self) -> "Rotation":
+        """The same with complex numbers."""
+        return Rotation(self.cos_lP, self.sin_lP, torch.complex(self.cos_lP, self.sin_lP))
 
 
 def scale_rotation(grid: Grid, head_width: int, *, theta: float = 10000.0, norm: float = 64.0) -> Rotation:
@@ -58,7 +66,7 @@ def pyramid_rotation(grids: Iterable[Grid], head_width: int, *, theta: float, no
 def rotate(heads_BNld: Tensor, rotation: Rotation) -> Tensor:
     """Turns channels (2m, 2m + 1) of every token by its angle m; computed and returned in float32."""
     even, odd = heads_BNld.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rotation
+    cos, sin = rotation.cos_lP, rotation.sin_lP
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
@@ -70,8 +78,19 @@ def rotate_to_unit(heads_BNld: Tensor, rotation: Rotation | None) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return F.normalize(heads_BNld.float() if rotation is None else rotate(heads_BNld, rotation), dim=-1)
-    turn_lP = None if rotation is None else torch.complex(*rotation)
+    turn_lP = None if rotation is None else rotation.turn_lP
+    if rotation is not None and turn_lP is None:
+        turn_lP = rotation.prepared().turn_lP
+    if torch.is_inference_mode_enabled() and heads_BNld.device.type != "cpu":
+        return unit_by_rms(heads_BNld.float(), turn_lP)
     return _RotateToUnit.apply(heads_BNld, turn_lP)
+
+
+def unit_by_rms(heads_BNld: Tensor, turn_lP: Tensor | None) -> Tensor:
+    """The same by the root of mean squares, for which GPUs have one kernel: it is the length over the root of d."""
+    width = heads_BNld.shape[-1]
+    unit = F.rms_norm(heads_BNld, (width,), heads_BNld.new_full((width,), width**-0.5), eps=1e-24)
+    return unit if turn_lP is None else _turned(unit, turn_lP)
 
 
 class _RotateToUnit(torch.autograd.Function):

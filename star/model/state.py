@@ -16,6 +16,7 @@ from star.model.tables import PyramidTables
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
+    from star.model.prepared import Prepared
     from star.model.transformer import TransformerConfig
 
 
@@ -78,6 +79,7 @@ class DrawingState:
     text: TextKeys | None
     caches: list[KeyValueCache]
     tables: PyramidTables  # of the pictures' shape
+    prepared: "Prepared | None" = None  # None: blocks compute it at every scale
 
     def first(self, count: int) -> "DrawingState":
         """The same state for the first `count` rows of the batch: the conditional ones."""
@@ -87,4 +89,5 @@ class DrawingState:
             self.text and self.text.first(count),
             [cache.rows(slice(count)) for cache in self.caches],
             self.tables,
+            self.prepared and self.prepared.first(count),
         )

@@ -6,7 +6,6 @@ One network covers STAR (text; rotary positions; cross-attention in every block)
 (AdaLN, own or shared; absolute positions). It is handed embeddings and returns logits; it never sees the tokenizer.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,9 +21,11 @@ from star.model.attention import KeyValueCache
 from star.model.attention_backends import ScaleCausality
 from star.model.block import Block, draw_paths
 from star.model.heads import head_of
+from star.model.initialisation import init_weights
 from star.model.kernels.choice import Attention
 from star.model.linear import dense
 from star.model.losses import tokens_at_once
+from star.model.prepared import BlockPrepared, prepare
 from star.model.rope import Rotation
 from star.model.state import DrawingState, TextKeys
 from star.model.tables import PyramidTables, tables_of
@@ -133,41 +134,7 @@ class NextScaleTransformer(nn.Module):
         self.head = nn.Linear(width, config.tokens.outputs)
         self.tables = tables_of(config)
         self._causality: dict[tuple[tuple[int, ...], torch.dtype, torch.device], ScaleCausality] = {}
-        self.init_weights()
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Everything random starts here.
-
-        | parameter                                       | start                                              |
-        |-------------------------------------------------|----------------------------------------------------|
-        | linear layers, embeddings, positions            | normal, std 1/sqrt(3 C), cut at 2; biases 0        |
-        | head                                            | the same times 0.02                                |
-        | self-attention output, second layer of the MLP  | the same over sqrt(2 depth); not cross-attention   |
-        | log_scale (temperature of the heads)            | log 4                                              |
-        | AdaLN: gains; scales and shifts; head           | times 1e-5; 0.5; 0.5 (offsets from 1/sqrt(C))      |
-        """
-        std = math.sqrt(1 / (3 * self.config.width))
-        for name, parameter in self.named_parameters():
-            if name.endswith("log_scale"):
-                parameter.fill_(math.log(4.0))
-            elif name.endswith("bias"):
-                parameter.zero_()
-            else:
-                nn.init.trunc_normal_(parameter, std=std)
-        self.head.weight.mul_(0.02)
-        for block in self._blocks():
-            for linear in (block.attention.output, block.mlp.down):
-                linear.weight.div_(math.sqrt(2 * self.config.depth))
-            if block.modulation is not None:
-                block.modulation.weight[: 2 * self.config.width].mul_(1e-5)
-                block.modulation.weight[2 * self.config.width :].mul_(0.5)
-            if block.modulation_offset is not None:
-                block.modulation_offset.normal_(std=self.config.width**-0.5)
-                block.modulation_offset[:, :, :2].mul_(1e-5)
-                block.modulation_offset[:, :, 2:].mul_(0.5)
-        if self.head_modulation is not None:
-            self.head_modulation.weight.mul_(0.5)
+        init_weights(self)
 
     def forward(
         self,
@@ -224,7 +191,8 @@ class NextScaleTransformer(nn.Module):
         config, tables, dtype = self.config, self.tables.of(schedule), self._compute_dtype()
         shape = (len(start_BlC), config.heads, tables.schedule.length, config.head_width)
         caches = [KeyValueCache.empty(shape, dtype, start_BlC.device) for _ in self.blocks]
-        return DrawingState(start_BlC, condition_BC, self.encode_text(text, released=released), caches, tables)
+        keys, prepared = self.encode_text(text, released=released), prepare(self, condition_BC, tables)
+        return DrawingState(start_BlC, condition_BC, keys, caches, tables, prepared)
 
     def step(self, input_BlE: Tensor | None, k: int, state: DrawingState) -> Tensor:
         """One scale through all blocks, after the scales before it: hidden states (B, l, C), not yet normalised.
@@ -238,8 +206,13 @@ class NextScaleTransformer(nn.Module):
             x_BlC = state.start_BlC
         else:  # the latent is float32 whatever the network computes in
             x_BlC = dense(self.input_projection, input_BlE.to(self.input_projection.weight.dtype))
-        x_BlC = self.embed(x_BlC, span, tables)
-        return self.run_blocks(x_BlC, tables.rotation(span), state.condition_BC, state.text, caches=state.caches)
+        if (prepared := state.prepared) is None:
+            prepared = prepare(self, state.condition_BC, tables)
+        x_BlC = self.place(x_BlC + prepared.levels_LC[span], span)
+        rotation = prepared.rotation and prepared.rotation.part(span)
+        return self.run_blocks(
+            x_BlC, rotation, state.condition_BC, state.text, caches=state.caches, prepared=prepared.blocks
+        )
 
     # ---- embed, blocks, head
 
@@ -261,12 +234,15 @@ class NextScaleTransformer(nn.Module):
         """Keys and values of the text for every block, once per prompt; only its tokens unless `beforehand`."""
         if not self.config.cross_attention or isinstance(text, Tensor):
             return None
-        readers = [block.cross_attention for block in self._blocks() if block.cross_attention and beforehand]
+        readers = [block.cross_attention for block in self.each_block() if block.cross_attention and beforehand]
         return TextKeys.of(self.config, text, readers, self._compute_dtype(), released)
 
     def embed(self, x_BlC: Tensor, span: slice | Tensor, tables: PyramidTables) -> Tensor:
         """Adds what tells tokens apart: the scale, and the place where positions are absolute."""
-        x_BlC = x_BlC + self.level_embedding(tables.levels_L[span])
+        return self.place(x_BlC + self.level_embedding(tables.levels_L[span]), span)
+
+    def place(self, x_BlC: Tensor, span: slice | Tensor) -> Tensor:
+        """Adds the place alone."""
         return x_BlC if self.position_embedding is None else x_BlC + self.position_embedding[:, span]
 
     def run_blocks(
@@ -277,25 +253,43 @@ class NextScaleTransformer(nn.Module):
         text: TextKeys | None,
         mask: ScaleCausality | Tensor | None = None,
         caches: list[KeyValueCache] | None = None,
+        prepared: list[BlockPrepared] | None = None,
     ) -> Tensor:
-        """All blocks. rotation: of these tokens. mask: of training, caches: of drawing."""
-        shared_B6C, paths = None, None
-        if self.shared_modulation is not None and condition_BC is not None:
-            shared_B6C = self.shared_modulation(F.silu(condition_BC)).unflatten(-1, (6, -1))
+        """All blocks. rotation: of these tokens. mask: of training; caches, prepared: of drawing."""
+        shared_B6C, paths = None if prepared else self.shared_condition(condition_BC), None
         if self.training and self.config.drop_path:
             paths = draw_paths(self.config.depth, self.config.drop_path, len(x_BlC), x_BlC.device)
-        for i, block in enumerate(self._blocks()):
+        for i, block in enumerate(self.each_block()):
             words, cache = None if text is None else text.of_block(i), None if caches is None else caches[i]
             path = None if paths is None else paths[i]
-            given = (x_BlC, block.adaln(condition_BC, shared_B6C), rotation, mask, words, cache, path)
+            own = None if prepared is None else prepared[i]
+            adaln = block.adaln(condition_BC, shared_B6C) if own is None else own.adaln
+            given = (x_BlC, adaln, rotation, mask, words, cache, path, own)
             if self.config.checkpointing and self.training and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, *given, use_reentrant=False)
             else:
                 x_BlC = block(*given)
         return x_BlC
 
-    def logits(self, hidden_BlC: Tensor, condition_BC: Tensor | None = None) -> Tensor:
-        """The head: normalisation and classifier, float32 (B, l, V)."""
+    def shared_condition(self, condition_BC: Tensor | None) -> Tensor | None:
+        """What blocks add their offsets to, (B, 6, C), where they share AdaLN."""
+        if self.shared_modulation is None or condition_BC is None:
+            return None
+        return self.shared_modulation(F.silu(condition_BC)).unflatten(-1, (6, -1))
+
+    def head_adaln(self, condition_BC: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift (B, 1, C) before the head, where there are any."""
+        if self.head_modulation is None or condition_BC is None:
+            return None
+        return self.head_modulation(F.silu(condition_BC)).unflatten(-1, (2, 1, -1)).unbind(1)
+
+    def logits(
+        self,
+        hidden_BlC: Tensor,
+        condition_BC: Tensor | None = None,
+        adaln: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The head: normalisation and classifier, float32 (B, l, V). adaln: `head_adaln` where it is known."""
         kind = hidden_BlC.device.type
         lowered = torch.is_autocast_enabled(kind) and not self.config.head_float32
         with torch.autocast(kind, enabled=lowered):
@@ -303,9 +297,8 @@ class NextScaleTransformer(nn.Module):
                 hidden_BlC = hidden_BlC.to(self.head.weight.dtype)
             if self.config.logit_norm:
                 hidden_BlC = F.layer_norm(hidden_BlC, hidden_BlC.shape[-1:], eps=self.config.norm_eps)
-            if self.head_modulation is not None and condition_BC is not None:
-                scale, shift = self.head_modulation(F.silu(condition_BC)).unflatten(-1, (2, 1, -1)).unbind(1)
-                hidden_BlC = hidden_BlC * (1 + scale) + shift
+            if (adaln := adaln or self.head_adaln(condition_BC)) is not None:
+                hidden_BlC = hidden_BlC * (1 + adaln[0]) + adaln[1]
             return dense(self.head, hidden_BlC).float()
 
     def losses(
@@ -342,7 +335,7 @@ class NextScaleTransformer(nn.Module):
         kind = weight.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
-    def _blocks(self) -> Iterator[Block]:
+    def each_block(self) -> Iterator[Block]:
         """The blocks, with their type."""
         for block in self.blocks:
             assert isinstance(block, Block)

@@ -19,12 +19,13 @@ computed. Kernels' own workspaces, the allocator's waste and the data are not in
 B batch, L tokens that take part, T text tokens, C model width, N heads, d = C / N, V codebook.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import torch
 
 from star.model.losses import tokens_at_once
+from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.planning.flops import SCALE_BY_SCALE
 from star.tokenizer.portions import at_once
@@ -123,6 +124,38 @@ def memory(
         activations=all_kept + one,
         logits=4 * logits,
         peak=peak,
+    )
+
+
+def refiner_parameters(network: TransformerConfig, refiner: RefinerConfig) -> int:
+    """Numbers of parameters of a refiner behind such a network, counted on one without memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Refiner(refiner, network).parameters())
+
+
+def refiner_memory(
+    network: TransformerConfig, refiner: RefinerConfig, *, batch: int, half: bool, pieces: int = 1
+) -> Memory:
+    """Of a step that trains a refiner behind a network: `batch` pictures times masks. The whole network is on each
+    device, and what its forward pass takes at once is less than what the refiner keeps for its backward pass.
+
+    Counted as a transformer of the refiner's depth on the refined scales, whose blocks read text, which is a little
+    more than the refiner's own keep.
+    """
+    first = min(plan.scale for plan in refiner.plans)
+    lengths = tuple(length + network.schedule.lengths[0] for length in network.schedule.lengths[first:])
+    alone = replace(network, depth=refiner.depth, cross_attention=False, checkpointing=False, attention="scalewise")
+    counted, before = memory(alone, lengths, 0, batch=batch, half=half, pieces=pieces), Parameters.of(network)
+    more = refiner_parameters(network, refiner) - Parameters.of(alone).total
+    frozen, lowered, own = 4 * before.total, 2 * before.matrices if half else 0, -(-more // pieces)
+    return replace(
+        counted,
+        weights=counted.weights + frozen + 4 * own,
+        moments=counted.moments + 8 * own,
+        averaged=counted.averaged + 4 * own,
+        gradients=counted.gradients + 4 * own,
+        lowered=counted.lowered + lowered,
+        peak=counted.peak + frozen + lowered + 20 * own,
     )
 
 

@@ -11,117 +11,53 @@ come from its seed alone, and no row ever reads another prompt's row. Matrix pro
 different numbers of rows, so there each picture is drawn in a pass of its own, which makes pixels equal to the bit.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from star.model.heads import CODES, TokenHead
 from star.model.transformer import NextScaleTransformer
+from star.sampling.chance import (
+    GivenCodes,
+    PassShape,
+    SampleRng,
+    guidance_at,
+    guide,
+    pack,
+    strengths_of,
+    temperature_at,
+    uniforms,
+    unpack,
+)
+from star.sampling.graphs import Graphs
+from star.sampling.layout import LayoutPass, LayoutPrompts
+from star.sampling.programs import draw_recorded
+from star.sampling.scale_pass import ScalePass
 from star.tokenizer.quantizer import MultiScaleQuantizer
 from star.tokenizer.scales import ScaleSchedule
-from star.tokenizer.tokens import where
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
     from star.generators.protocol import SampleOptions
     from star.sampling.masked_decoding import MaskedDecoder
 
+__all__ = [
+    "GivenCodes",
+    "SampleRng",
+    "choose",
+    "draw_codes",
+    "draw_pass",
+    "guidance_at",
+    "guide",
+    "join",
+    "temperature_at",
+    "uniforms",
+]
+
 CrossAttentionMode = Literal["per-sample", "released"]
 Watcher = Callable[[int, Tensor, Tensor], None]
-
-
-def guidance_at(k: int, count: int, strength: float, unguided_last: int = 0, ramp: float = 1.0) -> float:
-    """Strength t of scale k in (1 + t) cond - t uncond: up to `strength` at the finest.
-
-    ramp: the share of it that the coarsest lacks. 1 begins at 0, as Tian et al. 2024 do; 0 is the same for every scale.
-    The last `unguided_last` scales get 0: details are then drawn from the prompt's own distribution.
-    """
-    if k >= count - unguided_last:
-        return 0.0
-    last = max(count - 1, 1)
-    return strength * k / last + (1 - ramp) * strength * (last - k) / last
-
-
-def temperature_at(depth: float, temperature: float, decay: float) -> float:
-    """Linear from `temperature` at depth 0, the coarsest scale, to (1 - decay) times that at depth 1, the finest.
-
-    Tokens of one scale are drawn independently of each other. Where they are many and fine, chance shows as texture.
-    """
-    return temperature * (1 - decay * depth)
-
-
-def guide(logits_RlV: Tensor, strength: float) -> Tensor:
-    """Conditional rows first, unconditional after: their extrapolation (Ho & Salimans 2022, Eq. 6)."""
-    conditional, unconditional = logits_RlV.chunk(2)
-    return (1 + strength) * conditional - strength * unconditional
-
-
-def uniforms(seeds: Sequence[int], k: int | str, length: int) -> Tensor:
-    """One float64 in [0, 1) per token of scale k for every seed: (B, l), on the CPU.
-
-    Each (seed, scale) has a generator of its own, seeded with the first 8 bytes of SHA-256 of "seed/scale": the same on
-    every device, whatever the batch, and nearby seeds share nothing.
-    """
-    rows = []
-    for seed in seeds:
-        digest = hashlib.sha256(f"{seed}/{k}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        rows.append(torch.rand(length, dtype=torch.float64, generator=generator))
-    return torch.stack(rows)
-
-
-@dataclass(frozen=True, slots=True)
-class SampleRng:
-    """The randomness of one pass: it comes from the seeds of its pictures alone. head: what the logits mean."""
-
-    seeds: Sequence[int]
-    options: "SampleOptions"
-    head: TokenHead = field(default=CODES, kw_only=True)
-
-    def keep(self, logits_BlV: Tensor, depth: float = 0.0) -> Tensor:
-        """The logits to draw from: after temperature, top-k and top-p; of the likeliest alone if top_k is 1.
-
-        depth: of their scale, from 0 at the coarsest to 1 at the finest, which is the coldest (`temperature_at`).
-        """
-        if self.options.top_k == 1:
-            return self.head.filtered(logits_BlV, 1, 0.0)
-        temperature = temperature_at(depth, self.options.temperature, self.options.temperature_decay)
-        return self.head.filtered(logits_BlV / temperature, self.options.top_k, self.options.top_p)
-
-    def pick(self, kept_BlV: Tensor, k: int, step: int | None = None) -> Tensor:
-        """Codes (B, l) of scale k; `step` where a scale is drawn several times."""
-        if self.options.top_k == 1:
-            return self.head.likeliest(kept_BlV)
-        count = kept_BlV.shape[1] * self.head.draws(kept_BlV)
-        return self.head.pick(kept_BlV, uniforms(self.seeds, k if step is None else f"{k}/{step}", count))
-
-    def order(self, k: int, step: int, length: int) -> Tensor:
-        """Random numbers (B, l) that say in which order tokens come."""
-        return uniforms(self.seeds, f"{k}/{step}/order", length)
-
-
-@dataclass(frozen=True, slots=True)
-class GivenCodes:
-    """Codes that are not drawn: of a picture to be varied, or of what lies outside the mask of an inpainting.
-
-    codes: K tensors (B, l, ...). known: K tensors (B, l) bool, True where the code stays as it is.
-    """
-
-    codes: Sequence[Tensor]
-    known: Sequence[Tensor]
-
-    def rows(self, part: slice) -> "GivenCodes":
-        """Those of some of the pictures."""
-        return GivenCodes([code[part] for code in self.codes], [known[part] for known in self.known])
-
-    def put(self, codes_Bl: Tensor, k: int) -> Tensor:
-        """The codes (B, l, ...) of scale k, with the given ones in their places."""
-        known_Bl = self.known[k].to(codes_Bl.device)
-        return where(known_Bl, self.codes[k].to(codes_Bl.device), codes_Bl)
 
 
 def choose(logits_BlV: Tensor, seeds: Sequence[int], k: int, options: "SampleOptions") -> Tensor:
@@ -160,6 +96,8 @@ def draw_codes(
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
     schedule: ScaleSchedule | None = None,
+    graphs: Graphs | None = None,
+    layout: LayoutPrompts | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Codes of all scales, K tensors (B, l, ...), and the latent (B, E, h, w) they describe.
 
@@ -168,7 +106,9 @@ def draw_codes(
     "released" gives the unconditional row what the conditional row of the same prompt read, which is what the official
     STAR code does for one prompt. stable: reveals the scales it covers step by step. batch: pictures per pass; by
     default one on a CPU (see above) and all elsewhere.
-    watch(k, logits_BlV, codes_Bl) sees every scale of every pass. schedule: the grids; squares if None.
+    watch(k, logits_BlV, codes_Bl) sees every scale of every pass. schedule: the grids; squares if None. graphs: where
+    passes are recorded and replayed; a watched one, and one with a refiner or layout prompts, is not.
+    layout: prompts that have a say in the coarsest scales.
     """
     if len(text) != len(seeds):
         raise ValueError(f"{len(text)} prompts and {len(seeds)} seeds given; every picture needs one of each")
@@ -193,8 +133,12 @@ def draw_codes(
                 given=None if given is None else given.rows(part),
                 watch=watch,
                 schedule=schedule,
+                graphs=graphs,
+                layout=None if layout is None else layout.rows(part),
             )
         )
+    if len(passes) == 1:
+        return passes[0]
     codes = [torch.cat(scale) for scale in zip(*(codes for codes, _ in passes), strict=True)]
     return codes, torch.cat([latent for _, latent in passes])
 
@@ -212,6 +156,8 @@ def draw_pass(
     given: GivenCodes | None = None,
     watch: Watcher | None = None,
     schedule: ScaleSchedule | None = None,
+    graphs: Graphs | None = None,
+    layout: LayoutPrompts | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """One pass of `draw_codes`.
 
@@ -219,28 +165,34 @@ def draw_pass(
     pictures. released: the mode of cross-attention, see `draw_codes`.
     """
     rng = replace(rng, head=transformer.token_head)
-    schedule, count, options = schedule or transformer.schedule, len(rng.seeds), rng.options
-    state = transformer.begin(rows, released=released, schedule=schedule)
-    latent_BEhw = quantizer.empty_latent(count, schedule)
-    input_BlE: Tensor | None = None
-    codes: list[Tensor] = []
+    schedule, count, device = schedule or transformer.schedule, len(rng.seeds), quantizer.device
+    strengths = [0.0] * schedule.count
+    if len(rows) > count:
+        strengths = strengths_of(rng.options, schedule.count, unguided_last)
+    shape, bits = PassShape.of(rng.options, schedule, count, strengths, released), transformer.config.bits
+    packed = pack(shape, rng, strengths, bits, pinned=device.type == "cuda")
+    given = given and given.to(device)
+    if graphs is not None and stable is None and watch is None and layout is None:
+        drawn = draw_recorded(graphs, transformer, quantizer, shape, rows, rng, packed, given)
+        if drawn is not None:
+            return drawn
+    elif graphs is not None:
+        graphs.tell(
+            "somebody watches the scales" if watch else "a refiner draws" if stable else "layout prompts are heard"
+        )
+    numbers = unpack(packed.to(device, non_blocking=True), shape, bits)
+    one = ScalePass(transformer, quantizer, shape, rows, rng, numbers, given)
+    others = None if layout is None else LayoutPass(transformer, layout, schedule, count)
     for k in range(schedule.count):
-        strength = guidance_at(k, schedule.count, options.guidance_strength, unguided_last, options.guidance_ramp)
-        if len(state.start_BlC) > count and (options.guidance_scale == 1 or k >= schedule.count - unguided_last):
-            state = state.first(count)  # the unconditional rows are never needed again
-        cfg_rows = len(state.start_BlC) // count  # for each picture: 2 with guidance, else 1
-        hidden_RlC = transformer.step(None if input_BlE is None else input_BlE.repeat(cfg_rows, 1, 1), k, state)
-        logits_RlV = transformer.logits(hidden_RlC, state.condition_BC)
-        logits_BlV = guide(logits_RlV, strength) if cfg_rows == 2 else logits_RlV
+        hidden_RlC, logits_BlV = one.predict(k)
+        if others is not None:
+            logits_BlV = others.blend(logits_BlV, one.input_BlE, k)
         if stable is not None and stable.covers(k):
-            full_strength = 0.0 if cfg_rows == 1 else options.guidance_strength
+            full_strength = 0.0 if one.cfg_rows == 1 else rng.options.guidance_strength
             codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, full_strength, rng)
         else:
-            codes_Bl = rng.pick(rng.keep(logits_BlV, k / max(schedule.count - 1, 1)), k)
-        if given is not None:
-            codes_Bl = given.put(codes_Bl, k)
+            codes_Bl = one.draw(logits_BlV, k)
+        codes_Bl = one.take(codes_Bl, k)
         if watch is not None:
             watch(k, logits_BlV, codes_Bl)
-        latent_BEhw, input_BlE = quantizer.accumulate(latent_BEhw, codes_Bl, k)
-        codes.append(codes_Bl)
-    return codes, latent_BEhw
+    return one.codes, one.latent_BEhw

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from star.data.errors import InputError
+from star.generators.config import UNLESS_DEFAULT
 from star.generators.protocol import SampleOptions
 from star.generators.training.data_feed import FeedConfig, Keep
 from star.model.kernels.choice import Attention
@@ -11,6 +12,7 @@ from star.model.transformer import TransformerConfig
 from star.tokenizer.scales import ScaleSchedule, ratio
 from star.training.frozen_networks import FrozenNetworks
 from star.training.init_from import continued
+from star.training.refiner_config import RefinerTraining
 from star.training.token_dropping import ScaleCurriculum
 
 
@@ -67,6 +69,7 @@ class TrainConfig(FeedConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights
     bring_along: bool = True  # False: the model directory refers to tokenizer and text encoder where they lie
     licence: str = ""
+    refiner: RefinerTraining | None = field(default=None, metadata=UNLESS_DEFAULT)  # trained alone, behind init_from
 
     def __post_init__(self) -> None:
         shares = ("dropout", "drop_path", "caption_dropout", "code_noise", "label_smoothing", "held_out", "ema")

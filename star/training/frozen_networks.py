@@ -60,7 +60,9 @@ class FrozenNetworks:
 
     def generator(self, transformer: NextScaleTransformer, aspects: Sequence[str] = ()) -> StarGenerator:
         """The generator that a transformer makes with them, where the transformer is. aspects: those it learnt."""
-        return StarGenerator(transformer, *self.networks(transformer.head.weight.device), aspects=aspects)
+        made = StarGenerator(transformer, *self.networks(transformer.head.weight.device), aspects=aspects)
+        made.graphs = "off"  # they would hold memory that training needs
+        return made
 
     def _load(self, device: str | torch.device) -> tuple[MultiScaleTokenizer, TextEncoder]:
         tokenizer, text_encoder = self.places

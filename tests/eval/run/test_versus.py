@@ -17,10 +17,12 @@ from star.data.images import read_png
 from star.eval.report.growth import write_growth
 from star.eval.run import versus
 from star.eval.run.latency import measure_speed
-from star.eval.run.versus import Contender, alternate, contender, copy_ceiling, matmul_ceiling, rival, split
+from star.eval.run.versus import Contender, alternate, contender, rival, split, warmups
 from star.generator import StarGenerator
+from star.generators.measuring import copy_ceiling, matmul_ceiling
 from star.generators.placement import dtype_of
 from star.generators.protocol import Conditioning, SampleOptions
+from star.sampling.graphs import Called, Graphs
 from star.untrained import untrained
 
 CPU = torch.device("cpu")
@@ -139,3 +141,25 @@ def test_a_network_of_a_released_shape_draws() -> None:
     assert generator.flops(guided=True) == 2 * generator.flops(guided=False) > 0
     with pytest.raises(InputError, match="expected d16-256 or the like"):
         untrained("d16-300")
+
+
+def test_a_contender_may_draw_without_graphs() -> None:
+    eager = contender("star-test@eager", "cpu", "float32")
+    assert isinstance(eager.generator, StarGenerator)
+    assert eager.generator.graphs == "off"
+    assert eager.dtype == "float32"
+    assert contender("stylenat-test@eager", "cpu", "float32").name == "stylenat-test@eager"
+
+
+def test_replays_are_timed_scale_by_scale_and_only_once_recorded() -> None:
+    generator = StarGenerator.for_test()
+    assert warmups(generator) == 1
+    generator._recorded = Graphs(Called())
+    assert warmups(generator) == 2
+    side = Contender(
+        name="a", generator=generator, options=SampleOptions(), dtype="float32", device=torch.device("cpu")
+    )
+    found = alternate(side, side, ["a"], repetitions=2)
+    assert len(found.first.scales) == 4
+    assert 0 < sum(found.first.scales) < found.first.median
+    assert "replay" not in vars(generator._recorded)

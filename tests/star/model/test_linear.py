@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from star.model import linear
-from star.model.linear import by_onednn, dense
+from star.model.linear import by_onednn, dense, gelu
 
 needs_onednn = pytest.mark.skipif(linear.onednn() is None, reason="this torch has no oneDNN")
 
@@ -58,3 +58,30 @@ def test_a_layer_that_something_stands_around_computes_by_itself() -> None:
         torch.testing.assert_close(dense(nn.Sequential(layer), x), expected, atol=1e-5, rtol=1e-5)
         shifted = dense(nn.Sequential(layer), x, torch.ones(96), "gelu")
         torch.testing.assert_close(shifted, F.gelu(expected + 1, approximate="tanh"), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_gpu_applies_the_gelu_on_the_way(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 96).to("cuda", kind)
+    x = torch.randn(2, 9, 64, device="cuda", dtype=kind)
+    with torch.inference_mode():
+        found = dense(layer, x, activation="gelu")
+        expected = F.gelu(F.linear(x.float(), layer.weight.float(), layer.bias.float()), approximate="tanh")
+    assert found.dtype == kind
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_a_compiler_gets_the_same_gelu_by_a_sigmoid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 on a CPU: values and gradients within a rounding of the tanh form, which float32 keeps."""
+    wide = torch.linspace(-8, 8, 4001)
+    x = wide.bfloat16().requires_grad_()
+    expected = F.gelu(x.float(), approximate="tanh")
+    (slope,) = torch.autograd.grad(expected.sum(), x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = gelu(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), x)[0].float(), slope.float(), rtol=2**-7, atol=1e-4)
+    assert torch.equal(gelu(wide), F.gelu(wide, approximate="tanh"))

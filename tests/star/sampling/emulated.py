@@ -1,0 +1,80 @@
+"""A CUDA graph in miniature for a CPU: operators are written down with what they read and write, then called again.
+
+What Python does in between is not repeated: a number that comes from the host stays what it was when it was recorded.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from star.sampling.graphs import Step
+
+HOST = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+
+
+class Tape(TorchDispatchMode):
+    """Operators in their order. Raises AssertionError for one that a graph cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function not in HOST, f"{function} asks the device"
+        result = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """Every operator again, into the memory that its results had."""
+        for function, args, kwargs, results in self.calls:
+            given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+            if all(tensor.untyped_storage().data_ptr() in given for tensor in _tensors(results)) and not any(
+                one.alias_info is not None and one.alias_info.is_write for one in function._schema.returns
+            ):
+                continue  # a view
+            if function is torch.ops.aten.empty.memory_format:
+                results.fill_(torch.nan if results.is_floating_point() else 0)
+                continue
+            again = function(*args, **kwargs)
+            for old, new in zip(_tensors(results), _tensors(again), strict=True):
+                if old is not new:  # not in place
+                    old.copy_(new)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+class Emulated:
+    """The recorder."""
+
+    bytes: int | None = None
+
+    def __init__(self) -> None:
+        self.tapes: list[Tape] = []
+        self.runs = 0
+
+    def record(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """Each step as a tape, after a run that does not count."""
+        for step in steps:
+            step()
+        replays = []
+        for step in steps:
+            tape = Tape()
+            with tape:
+                step()
+            self.tapes.append(tape)
+            replays.append(tape.replay)
+        return replays
+
+    def begin(self) -> None:
+        """Counts."""
+        self.runs += 1
+
+    def end(self) -> None:
+        """Nothing."""
