@@ -18,8 +18,8 @@ import torch
 from star.data.errors import InputError
 from star.generators.measuring import now
 from star.generators.registration import load
-from star.generators.stylenat.neighborhood import has_natten
 from star.generators.stylenat.neighborhood_bench import measure
+from star.generators.stylenat.neighborhood_natten import missing
 
 HEADS, HEAD_WIDTH = 16, 64  # of the released d16
 WINDOWS = ((8, 8, 64, 64, 32), 7)  # B N H W E of StyleNAT's maps at 64 pixels, and the side of a window
@@ -130,7 +130,7 @@ def installed() -> dict[str, Any]:
         except (ImportError, RuntimeError, OSError, AttributeError) as error:
             version = f"{version}, unusable: {first_line(error)}"
         found[package] = version
-    return found | {"natten's library": "there" if has_natten() else "absent"}
+    return found | {"natten's library": missing() or "there"}
 
 
 def neighbourhood(backend: str, device: torch.device, repeats: int) -> dict[str, Any]:

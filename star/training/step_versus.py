@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from star.data.text import TextFeatures
 from star.generators.measuring import now, peak, reset_peak
 from star.generators.training.ema import MovingAverage
+from star.model.kernels.choice import Attention
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.planning.flops import needed
 from star.planning.plan import TEXT_TOKENS, Shapes
@@ -84,7 +85,7 @@ class StepTask:
         return self.batch * needed(self.network, self.network.schedule.lengths, self.text_tokens)
 
 
-def attention_on(device: torch.device, network: TransformerConfig) -> Literal["sdpa", "eager", "scalewise", "flex"]:
+def attention_on(device: torch.device, network: TransformerConfig) -> Attention:
     """The attention of a preset that is written for GPUs, on a CPU; see attention_backends.py."""
     if device.type != "cpu" or network.attention in ("eager", "scalewise"):
         return network.attention
