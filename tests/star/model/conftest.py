@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from star.data.tiny import tiny_text_encoder
 from star.model.kernels import flash
 from star.model.kernels.choice import choose
 from tests.star.model.flash_double import FlashDouble
@@ -22,6 +23,7 @@ def forget() -> None:
 @pytest.fixture
 def allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Flash kernels are asked for on the CPU and in float32, too; no package is there."""
+    tiny_text_encoder()  # transformers looks for flash-attn when it is imported: before it seems to be there
     monkeypatch.setattr(flash, "DEVICES", ("cuda", "cpu"))
     monkeypatch.setattr(flash, "DTYPES", (*flash.DTYPES, torch.float32))
     monkeypatch.setitem(sys.modules, "flash_attn", None)

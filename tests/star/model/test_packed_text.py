@@ -20,6 +20,7 @@ from star.model.attention_backends import additive, attend
 from star.model.kernels import choice, flash
 from star.model.kernels.choice import choose
 from star.model.packed_text import GROUPED, PackedText, pack
+from star.sampling.graphs import Called, Graphs
 from star.tiny import CODE_WIDTH, tiny_tokenizer, tiny_transformer
 from tests.star.model.flash_double import FlashDouble
 from tests.star.model.test_attention_backends import SCHEDULE, targets
@@ -133,6 +134,23 @@ def test_compiled_layers_read_the_choice_once(double: FlashDouble) -> None:
             gradients.append([output, *torch.autograd.grad(output.square().sum(), leaf)])
         torch.testing.assert_close(*gradients)
     torch._dynamo.reset()
+
+
+def test_recorded_passes_take_other_prompts(double: FlashDouble) -> None:
+    """Starts and order come from the prompts of the run, not from those that were recorded."""
+    pictures = []
+    for name in ("flash", "sdpa"):
+        generator = StarGenerator(
+            tiny_transformer(attention=name), tiny_tokenizer(), StarGenerator.for_test().text_encoder
+        )
+        if name == "flash":
+            generator._recorded = Graphs(Called(), after=0)
+        options = SampleOptions(guidance_scale=2.0, top_k=5)
+        for prompts in (["a red dot", "blue"], ["a blue", "a red dot, a red dot"]):
+            pictures.append(generator.generate(prompts, seeds=[1, 2], options=options))
+        assert len(generator._recorded or ()) == (2 if name == "flash" else 0)  # of drawing, and of decoding
+    assert torch.equal(torch.stack(pictures[:2]), torch.stack(pictures[2:]))
+    assert "flash_attn_varlen_func" in {name for name, _ in double.calls}
 
 
 def dense_packed(
