@@ -74,7 +74,7 @@ def training(shape: str, batch: int, device: torch.device, products: float, step
 
 def backends() -> tuple[str, ...]:
     """Names of the ways to compute attention."""
-    names: tuple[str, ...] = load("star.model.attention_backends:BACKENDS")
+    names: tuple[str, ...] = load("star.model.kernels.choice:BACKENDS")
     return names
 
 
