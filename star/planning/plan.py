@@ -74,8 +74,8 @@ class Shapes:
             return cls(sizes=CURRICULUM_SIZES[config.tokenizer])
         from star.data.text import TextEncoder
 
-        text_encoder = TextEncoder.from_pretrained(place_of(config.text_encoder))
         tokenizer = from_dict(TokenizerConfig, ModelDirectory.read(place_of(config.tokenizer)).config)
+        text_encoder = TextEncoder.from_pretrained(place_of(config.text_encoder))
         return cls(
             sizes=tokenizer.quantizer.sizes,
             vocabulary=tokenizer.quantizer.vocabulary,
