@@ -145,7 +145,10 @@ def test_the_command_measures_each_model_in_a_process_of_its_own(
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].split()[:6] == ["model", "batch", "total", "text", "generator", "decoder"]
     assert [line.split()[:2] for line in lines[1:5]] == [[m, b] for m in ("star-test", "var-test") for b in "12"]
+    told = ["drawing: whole rows, sdpa (attention is sdpa)", "text: under a mask, sdpa (attention is sdpa)"]
+    assert lines[5:8] == [*(f"star-test: {line}" for line in told), f"var-test: {told[0]}"]  # classes have no words
     speeds = json.loads(out.read_text())
+    assert [speed["kernels"] for speed in (speeds["star-test"][1], speeds["var-test"][0])] == [told, told[:1]]
     assert [(speed["batch"], speed["threads"]) for speed in speeds["var-test"]] == [(1, 1), (2, 1)]
     assert speeds["var-test"][0]["text"] == 0 < speeds["star-test"][0]["text"]
 
