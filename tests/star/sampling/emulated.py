@@ -78,3 +78,6 @@ class Emulated:
 
     def end(self) -> None:
         """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing runs."""
