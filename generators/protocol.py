@@ -20,6 +20,7 @@ Conditioning = Literal["text", "class", "none"]
 LARGEST_SEED = 2**63 - 1
 # Beyond these logits leave the range of float32, where nothing is left to draw from.
 LARGEST_GUIDANCE_SCALE = 1e4 + 1
+MOST_RELATED = 64
 MOST_HEAT = 1e6  # temperature, and one over the smallest
 
 
@@ -45,6 +46,11 @@ class SampleOptions:
     size: str = ""  # STAR: height x width in pixels as 56x84, or an aspect width:height as 3:2; "" is the model's own
     # STAR with wordings.json: a prompt is drawn as the caption that it means, "a red car" as "an automobile, ... style"
     expand_prompt: bool = False
+    # and for a subject that it did not learn in the style asked for: captions of so many other styles that it did learn
+    # have a say of layout_weight in the coarsest layout_scales, see star/sampling/layout.py
+    related_captions: int = 0
+    layout_scales: int = 3
+    layout_weight: float = 0.7
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -59,6 +65,9 @@ class SampleOptions:
             ("truncation", 0 <= self.truncation <= 1, "a share from 0 to 1"),
             ("temperature", 1 / MOST_HEAT <= self.temperature <= MOST_HEAT, f"{1 / MOST_HEAT:g} to {MOST_HEAT:g}"),
             ("temperature_decay", 0 <= self.temperature_decay < 1, "a share from 0 to below 1"),
+            ("related_captions", 0 <= self.related_captions <= MOST_RELATED, f"0, which is off, to {MOST_RELATED}"),
+            ("layout_scales", self.layout_scales >= 0, "at least 0, where 0 is none"),
+            ("layout_weight", 0 <= self.layout_weight <= 1, "a share from 0 to 1"),
             ("size", not self.size or bool(re.fullmatch(r"\d{1,5}(x|:)\d{1,5}", self.size, re.ASCII)), "56x84 or 3:2"),
             ("cross_attention", self.cross_attention in ("", "released", "per-sample"), "released or per-sample"),
         ):

@@ -25,6 +25,7 @@ from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
 from star.model.attention import CrossAttention
 from star.model.linear import dense
+from star.model.packed_text import PackedText
 from star.sampling.sampler import SampleRng
 
 
@@ -99,8 +100,10 @@ def _recorded(transformer: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     passes: dict[str, list[Tensor]] = {}
 
     def hook(name: str) -> Any:
-        def record(module: CrossAttention, given: tuple[Tensor, Tensor, Tensor, Tensor], _output: Tensor) -> None:
-            x_BlC, keys_BNTd, _values, mask_B11T = (part[:1] for part in given)
+        def record(module: CrossAttention, given: tuple[Any, ...], _output: Tensor) -> None:
+            x_BlC, keys_BNTd = given[0][:1], given[1][:1]  # packed, too, the first row's words are the first
+            packed = isinstance(given[3], PackedText)
+            mask_B11T = given[3].first_mask_111T(keys_BNTd.shape[2]) if packed else given[3][:1]
             passes.setdefault(name, []).append(weights_of(module, x_BlC, keys_BNTd, mask_B11T)[0].mean(dim=0).cpu())
 
         return record

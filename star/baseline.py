@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from star.data.errors import InputError
 from star.data.images import image_to_pixels
 from star.generators.protocol import Conditioning, SampleOptions, check_request
 from star.sampling.baseline import baseline_codes
+from star.tokenizer.scales import ScaleSchedule
 
 if TYPE_CHECKING:
     from star.next_scale import NextScaleGenerator
@@ -42,10 +44,12 @@ class BaselineGenerator:
     def generate(
         self, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions = SampleOptions()
     ) -> Tensor:
-        """pixels_B3HW, uint8; a refiner is left unused. On a CPU picture by picture, as the fast way."""
+        """pixels_B3HW, uint8, of options.size; a refiner is left unused. On a CPU one by one, as the fast way."""
         check_request(self, prompts, seeds)
+        schedule = self._schedule(options)
         if not prompts:
-            return torch.empty(0, 3, *self.resolution, dtype=torch.uint8)
+            cell = self.tokenizer.config.autoencoder.downsampling
+            return torch.empty(0, 3, *(cell * side for side in schedule.grid), dtype=torch.uint8)
         mode = options.cross_attention or getattr(self.generator, "cross_attention", "per-sample")
         text, null_text = self.generator.conditions(prompts, options)
         size = 1 if self.device.type == "cpu" else len(prompts)
@@ -61,6 +65,18 @@ class BaselineGenerator:
                 options=options,
                 released=mode == "released",
                 unguided_last=getattr(self.generator, "unguided_last", 0),
+                schedule=schedule,
             )
             pictures.append(image_to_pixels(self.tokenizer.latent_to_image(latent_BEhw)).cpu())
         return torch.cat(pictures)
+
+    def _schedule(self, options: SampleOptions) -> ScaleSchedule:
+        """The grids of the size that was asked for. Raises InputError for one that the generator cannot draw."""
+        if hasattr(self.generator, "schedule_for"):
+            schedule: ScaleSchedule = self.generator.schedule_for(options)
+            return schedule
+        if options.size:
+            raise InputError(
+                f"size is {options.size!r}, but this model draws squares alone, expected no size: leave it out"
+            )
+        return self.transformer.schedule

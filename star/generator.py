@@ -7,7 +7,7 @@ B pictures, H W pixels.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,6 +26,7 @@ from star.generators.protocol import SampleOptions, check_request
 from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.next_scale import NextScaleGenerator
+from star.sampling.layout import related_prompts
 from star.sampling.masked_decoding import MaskedDecoder
 from star.sampling.sampler import CrossAttentionMode, GivenCodes, SampleRng, Watcher, draw_codes, draw_pass, join
 from star.tokenizer.scales import ScaleSchedule
@@ -62,20 +63,7 @@ class StarGenerator(NextScaleGenerator):
     """Text encoder, next-scale transformer and tokenizer as one generator (star.generators.protocol.Family)."""
 
     conditioning: Literal["text"] = "text"
-    heeds: ClassVar[frozenset[str]] = frozenset(
-        {
-            "guidance_scale",
-            "guidance_ramp",
-            "top_k",
-            "top_p",
-            "temperature",
-            "temperature_decay",
-            "cross_attention",
-            "refine",
-            "size",
-            "expand_prompt",
-        }
-    )
+    heeds: ClassVar[frozenset[str]] = frozenset(option.name for option in fields(SampleOptions)) - {"truncation"}
 
     def __init__(
         self,
@@ -188,6 +176,9 @@ class StarGenerator(NextScaleGenerator):
             watch=watch,
             schedule=schedule,
             graphs=self.recorded(),
+            layout=related_prompts(
+                self.expansion, [self.expanded(prompt, options) for prompt in prompts], options, self._encode
+            ),
         )
         return self.to_pixels(latent_BEhw)
 

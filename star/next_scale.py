@@ -11,6 +11,7 @@ from torch import Tensor
 
 from star.data.errors import InputError
 from star.generators.protocol import Conditioning, Generator, SampleOptions
+from star.model.kernels.choice import asked, choices
 from star.model.transformer import NextScaleTransformer
 from star.planning.flops import work
 from star.sampling.graphs import CudaRecorder, GraphMode, Graphs
@@ -74,6 +75,12 @@ class NextScaleGenerator(ABC):
         config, text_tokens = self.transformer.config, getattr(getattr(self, "text_encoder", None), "max_tokens", 0)
         counted = work(replace(config, attention="scalewise"), config.schedule.lengths, text_tokens)
         return counted.forward * (2 if guided else 1)
+
+    def kernels(self) -> tuple[str, ...]:
+        """What attention runs on while drawing, and why: one line for each use."""
+        config, dtype = self.transformer.config, self.transformer.head.weight.dtype
+        found = choices(asked(config.attention), self.device, dtype, config.head_width)
+        return tuple(str(one) for one in found if one.use in ("drawing", "text")[: 1 + config.cross_attention])
 
 
 def set_graphs(generator: Generator, mode: GraphMode) -> Generator:

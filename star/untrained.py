@@ -31,19 +31,26 @@ TEXT_TOKENS, TEXT_WIDTH = 77, 1024
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def untrained(name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> "StarGenerator":
+def config_of(name: str) -> TransformerConfig:
     """Depth 16, width 1024, 16 heads and pictures of 256 pixels for "d16-256". Raises InputError for other names."""
-    from star.generator import StarGenerator
-
     match = NAME.fullmatch(name)
     if match is None or int(match[2]) not in SIZES:
         sides = ", ".join(map(str, SIZES))
         raise InputError(f"the shape is {name!r}, expected d16-256 or the like, of {sides} pixels: correct it")
     depth, sizes = int(match[1]), SIZES[int(match[2])]
+    return TransformerConfig(
+        sizes=sizes, depth=depth, width=64 * depth, heads=depth, text_width=TEXT_WIDTH, attention="auto"
+    )
+
+
+def untrained(name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> "StarGenerator":
+    """A generator of the shape that `config_of` has for a name. Raises InputError for other names."""
+    from star.generator import StarGenerator
+
+    config = config_of(name)
     with unfilled():
-        config = TransformerConfig(sizes=sizes, depth=depth, width=64 * depth, heads=depth, text_width=TEXT_WIDTH)
         transformer = NextScaleTransformer(config)
-        tokenizer = MultiScaleTokenizer(TokenizerConfig(quantizer=QuantizerConfig(sizes=sizes)))
+        tokenizer = MultiScaleTokenizer(TokenizerConfig(quantizer=QuantizerConfig(sizes=config.sizes)))
     chosen = dtype or torch.float32
     return StarGenerator(
         _random(transformer, device, chosen),

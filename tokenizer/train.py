@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from star.data.disk import write_text
 from star.data.errors import InputError
+from star.data.loader.batch import to_device
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
 from star.data.shards.splits import held_out_shards, training_sources
 from star.generators.config import to_dict
@@ -136,7 +137,7 @@ class TokenizerTrainer:
     def _micro_step(self, batch: Batch, scales: int, adversary: Adversary | None) -> tuple[Tensor, Tensor]:
         """Gradients of one batch; returns its images and, without gradient, what was decoded of them."""
         config, run = self.config, self.run
-        image_B3HW = batch.image_B3HW.to(run.device).contiguous(memory_format=torch.channels_last)
+        image_B3HW = to_device(batch.image_B3HW, run.device).contiguous(memory_format=torch.channels_last)
         if config.jitter:
             image_B3HW = jittered(image_B3HW)
         with run.autocast():

@@ -4,7 +4,7 @@ Shapes: B batch, H W pixels, 3 RGB.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def pinned(self) -> "Batch":
+        """The same batch in page-locked memory, from which a GPU copies while the host goes on; see `to_device`."""
+        extra = {name: tensor.pin_memory() for name, tensor in self.extra.items()}
+        return replace(self, image_B3HW=self.image_B3HW.pin_memory(), extra=extra)
+
     def pick(self, places: Sequence[int]) -> "Batch":
         """The samples at these places, in this order; a place may come more than once."""
         index = torch.tensor(places, dtype=torch.int64)
@@ -45,6 +50,11 @@ class Batch:
             epochs=[self.epochs[place] for place in places],
             extra={name: tensor[index] for name, tensor in self.extra.items()},
         )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of a batch where it is needed; out of page-locked memory the host does not wait for the copy."""
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu" and tensor.is_pinned())
 
 
 def to_batch(chunk: Chunk) -> Batch:

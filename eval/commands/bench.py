@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from star.data.disk import check_writable, write_text
 from star.data.errors import InputError
 from star.generators.placement import UNTRAINED, add_options, dtype_of
+from star.generators.registration import load
 
 if TYPE_CHECKING:
     from star.eval.run.record import Speed
@@ -27,6 +28,7 @@ PROMPTS = (
     "a green dragon, fluent flat emoji style",
 )
 SETTINGS = ("float32", "bfloat16", "baseline", "eager")  # as star.eval.run.versus has them
+TRAINING = "star.commands.step:work"  # `--training`; imported on use, like everything of another room
 HEAD = ("model", "batch", "total", "text", "generator", "decoder", "peak MiB", "device", "type")
 
 
@@ -39,7 +41,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "reading. Each model runs in a process of its own, so that no peak counts the memory of another.",
     )
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="name, folder or hub id, or untrained:d16-256 for random weights"
+        "models", nargs="*", metavar="MODEL", help="name, folder or hub id, or untrained:d16-256 for random weights"
+    )
+    parser.add_argument(
+        "--training",
+        metavar="PRESET",
+        help="instead of models: a training step of a preset of star against the released arithmetic, in turn; "
+        "--dtype auto is then the preset's precision, and fields of the preset can be changed as in `star train`",
     )
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], metavar="N", help="sizes (default: 1 8)")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)")
@@ -55,11 +63,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--against",
         metavar="B",
         help="draw with each MODEL and with B in turn, in one process, and tell the ratio: a setting of the model "
-        f"({', '.join(SETTINGS)}), or another model; either may be written MODEL@SETTING",
+        f"({', '.join(SETTINGS)}), or another model; either may be written MODEL@SETTING. With --training: baseline, "
+        "or baseline-eager, whose attention is written out",
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="the growth over batch size and resolution")
     parser.add_argument("--out", metavar="FILE", help="JSON file for the figures")
-    parser.set_defaults(work=work)
+    parser.set_defaults(work=work, overrides=[])
 
 
 def work(args: argparse.Namespace) -> int:
@@ -71,6 +80,12 @@ def work(args: argparse.Namespace) -> int:
         )
     if args.out:
         check_writable(Path(args.out).parent)
+    if args.training:
+        return int(load(TRAINING)(args))
+    if args.overrides:
+        raise InputError(f"unknown argument {args.overrides[0]}; fields of a preset need --training PRESET")
+    if not args.models:
+        raise InputError("no MODEL was given, expected one or more, or --training PRESET: add it")
     if args.against:
         return _against(args)
     from multiprocessing import get_context
@@ -96,6 +111,9 @@ def work(args: argparse.Namespace) -> int:
             )
     rows = [HEAD, *(_row(model, speed) for model, speeds in measured.items() for speed in speeds)]
     print("\n".join(_aligned(rows)))
+    for model, speeds in measured.items():
+        for kernel in speeds[0].kernels:
+            print(f"{model}: {kernel}")
     if args.plot:
         from star.eval.report.growth import write_growth
 
@@ -113,8 +131,9 @@ def _against(args: argparse.Namespace) -> int:
     import torch
 
     from star.eval.run.launches import launches
-    from star.eval.run.versus import alternate, contender, copy_ceiling, matmul_ceiling, rival, without_graphs
+    from star.eval.run.versus import alternate, contender, rival, without_graphs
     from star.generators.config import to_dict
+    from star.generators.measuring import copy_ceiling, matmul_ceiling
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -195,14 +214,15 @@ def measure_with_resolution(
     import torch
 
     from star.eval.run.latency import measure_speed
-    from star.eval.run.versus import load, warmups, without_graphs
+    from star.eval.run.versus import load as loaded
+    from star.eval.run.versus import warmups, without_graphs
     from star.generators import registry
     from star.generators.protocol import SampleOptions
 
     logging.disable(logging.WARNING)  # that a prompt was cut is no news here, and telling it takes time
     if threads is not None:
         torch.set_num_threads(threads)
-    generator: Any = load(model, device, dtype_of(dtype))
+    generator: Any = loaded(model, device, dtype_of(dtype))
     if graphs == "off":
         without_graphs(generator)
     if options is None:

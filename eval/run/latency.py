@@ -8,11 +8,9 @@ the device synchronised at every reading. Parts are timed by wrapping the method
 measurement lasts; what is left over is the generator's own. A family without a part spends 0 seconds in it.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any
 
@@ -20,13 +18,13 @@ import torch
 
 from star.data.errors import InputError
 from star.eval.run.record import Speed
+from star.generators.measuring import device_name, peak, reset_peak
 from star.generators.protocol import Generator, SampleOptions
 
 PARTS = {  # part of the time: attribute of the generator, and the method that does the work
     "text": ("text_encoder", "encode"),
     "decoder": ("tokenizer", "latent_to_pixels"),
 }
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_speed(
@@ -92,6 +90,7 @@ def _measure(
         peak_bytes=peak(device),
         device=device_name(device),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
+        kernels=getattr(generator, "kernels", tuple)(),
     )
 
 
@@ -119,41 +118,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def reset_peak(device: torch.device) -> None:
-    """Starts `peak` anew from what is in use now; not possible for a CPU on systems other than Linux."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):  # then the peak stays that of the whole life of the process
-        RESET.write_text("5", encoding="utf-8")
-
-
-def peak(device: torch.device) -> int:
-    """Bytes at most in use since `reset_peak`.
-
-    On a GPU what torch allocated for tensors. On a CPU the resident set of the whole process, with Python, libraries
-    and the weights of everything loaded: measure each model in a process of its own.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        for line in STATUS.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource  # Windows has none
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024
-
-
-def device_name(device: torch.device) -> str:
-    """What a table calls the device: the GPU's product name, or "CPU" with the processor's name where it is known."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"CPU ({line.partition(':')[2].strip()})"
-    return device.type.upper()

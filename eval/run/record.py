@@ -119,10 +119,11 @@ class Speed:
     device: str
     threads: int = 0
     dtype: str = "float32"
+    kernels: tuple[str, ...] = ()  # what attention ran on, and why, where the family tells
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        _check_texts(self.device, self.dtype)
+        _check_texts(self.device, self.dtype, *self.kernels)
         if self.total <= 0:
             raise ValueError("a picture takes more than 0 seconds")
 

@@ -5,7 +5,6 @@ versus = alternate(first, second, ["a red apple"], batch=1, repetitions=5)
 versus.ratio  # how many times as long the second takes, median over pairs
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import torch
 
 from star.data.errors import InputError
 from star.generators import registry
-from star.generators.placement import UNTRAINED, dtype_name, dtype_of, placed
+from star.generators.measuring import now
+from star.generators.placement import UNTRAINED, dtype_name, placed
 from star.generators.protocol import Generator, SampleOptions
 
 BASELINE = "baseline"
@@ -207,43 +207,3 @@ def warmups(generator: Generator) -> int:
     """Pictures of a shape after which a generator draws as it will go on."""
     recorded = getattr(generator, "recorded", None)
     return 1 if recorded is None or recorded() is None else 2
-
-
-def matmul_ceiling(device: torch.device, dtype: str, side: int = 1024, repetitions: int = 8) -> float:
-    """FLOP/s of a product of two square matrices by the kernel that drawing uses, the best of some."""
-    with torch.inference_mode():
-        layer = torch.nn.Linear(side, side, device=device, dtype=dtype_of(dtype))
-        x = torch.randn(side, side, device=device, dtype=dtype_of(dtype))
-        product: Any = torch.nn.functional.linear
-        if device.type == "cpu" and (fused := getattr(torch.ops.mkldnn, "_linear_pointwise", None)) is not None:
-
-            def product(x: Any, weight: Any, bias: Any) -> Any:
-                return fused(x, weight, bias, "none", [], "")
-
-        times = []
-        for _ in range(repetitions):
-            start = now(device)
-            product(x, layer.weight, layer.bias)
-            times.append(now(device) - start)
-    return 2 * side**3 / min(times)
-
-
-def copy_ceiling(device: torch.device, mebibytes: int = 256, repetitions: int = 5) -> float:
-    """Bytes per second that are read and written when memory is copied, the best of some."""
-    source = torch.zeros(mebibytes * 2**20, dtype=torch.uint8, device=device)
-    target, times = torch.empty_like(source), []
-    for _ in range(repetitions):
-        start = now(device)
-        target.copy_(source)
-        times.append(now(device) - start)
-    return 2 * source.numel() / min(times)
-
-
-def now(device: torch.device) -> float:
-    """The wall clock, when a GPU has done all it was asked; with one thread of a CPU, the time the process had it.
-
-    On a core of its own that is the same; on one that is shared, what others take of it does not count.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()

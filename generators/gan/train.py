@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from star.data.images import grid
+from star.data.loader.batch import to_device
 from star.data.loader.pipeline import Batch
 from star.data.shards.splits import training_sources
 from star.generators.config import to_dict
@@ -68,11 +69,12 @@ def _training_batch(trainer: AdversarialTrainer, batch: Batch, rng: SampleRng, m
     config = trainer.config
     dropped = rng.flags(f"caption {micro}", len(batch), config.caption_dropout).tolist()
     prompts = ["" if drop else prompt for prompt, drop in zip(batch.prompts, dropped, strict=True)]
-    image_B3HW = batch.image_B3HW
+    device = trainer.run.device
+    image_B3HW = to_device(batch.image_B3HW, device)
     if config.flips:
-        mirrored = rng.flags(f"flip {micro}", len(batch), 0.5)[:, None, None, None]
+        mirrored = rng.flags(f"flip {micro}", len(batch), 0.5)[:, None, None, None].to(device, non_blocking=True)
         image_B3HW = torch.where(mirrored, image_B3HW.flip(3), image_B3HW)
-    raw_B3HW = trainer.generator.network.normalise(image_B3HW.to(trainer.run.device))
+    raw_B3HW = trainer.generator.network.normalise(image_B3HW)
     return TrainingBatch(raw_B3HW, prompts, trainer.conditions.of(prompts, batch.info))
 
 

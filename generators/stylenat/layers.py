@@ -34,25 +34,35 @@ class Modulation(nn.Module):
 
 
 class PartitionedAttention(nn.Module):
-    """Neighbourhood attention whose heads fall into groups, each with its kernel, dilation and bias table."""
+    """Neighbourhood attention whose heads fall into groups, each with its kernel, dilation and, perhaps, bias table."""
 
     def __init__(
-        self, channels: int, heads: int, kernels: Sequence[int], dilations: Sequence[int], *, bias: bool = True
+        self,
+        channels: int,
+        heads: int,
+        kernels: Sequence[int],
+        dilations: Sequence[int],
+        *,
+        bias: bool = True,
+        position_bias: bool = True,
     ) -> None:
-        """bias: of queries, keys and values."""
+        """bias: of queries, keys and values. position_bias: a table for each group, of the offsets in its windows."""
         super().__init__()
         self.heads, self.kernels, self.dilations = heads, tuple(kernels), tuple(dilations)
         self.qkv, self.projection = nn.Linear(channels, 3 * channels, bias=bias), nn.Linear(channels, channels)
         groups = split_heads(heads, len(kernels))
         self.tables = nn.ParameterList(
-            torch.empty(count, 2 * kernel - 1, 2 * kernel - 1) for count, kernel in zip(groups, kernels, strict=True)
+            torch.empty(count, 2 * kernel - 1, 2 * kernel - 1)
+            for count, kernel in zip(groups, kernels, strict=True)
+            if position_bias
         )
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         qkv_BHW3NE = self.qkv(x_BHWC).unflatten(3, (3, self.heads, -1))
         query, key, value = qkv_BHW3NE.permute(3, 0, 4, 1, 2, 5).unbind(0)
+        tables = list(self.tables) or None
         attended_BNHWE = partitioned_attention(
-            query, key, value, kernels=self.kernels, dilations=self.dilations, tables=list(self.tables)
+            query, key, value, kernels=self.kernels, dilations=self.dilations, tables=tables
         )
         return self.projection(attended_BNHWE.permute(0, 2, 3, 1, 4).flatten(3))
 

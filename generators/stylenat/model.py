@@ -12,7 +12,7 @@ B batch, Z latent width, P condition width, S style slots, W style width, C chan
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from star.data.errors import InputError
 from star.data.tiny import tiny_text_encoder
-from star.generators.config import check_ranges
+from star.generators.config import UNLESS_DEFAULT, check_ranges
 from star.generators.gan.generator import GanGenerator, MappedNetwork, NoiseMode
 from star.generators.gan.layers import MappingNetwork
 from star.generators.protocol import Conditioning
 from star.generators.stylenat.layers import Block, PartitionedAttention, ToRgb, Upsampling
+from star.generators.stylenat.neighborhood import choose
 
 START = 4  # pixels, side of the learned map
 BLOCKS = 2  # at each resolution, each with a style slot of its own
@@ -38,8 +39,8 @@ Groups = tuple[tuple[int, ...], ...]
 class StyleNatConfig:
     """Sizes of the generator, each for 4, 8, 16, ... pixels; the defaults are the released 256 pixels.
 
-    The heads of a resolution fall into groups, as many as there are dilations: each has a kernel, a dilation and a bias
-    table of its own. At 4 pixels a kernel of 4 is attention between all places.
+    The heads of a resolution fall into groups, as many as there are dilations: each has a kernel, a dilation and, with
+    position_bias, a bias table of its own. At 4 pixels a kernel of 4 is attention between all places.
     """
 
     conditioning: Conditioning = "none"
@@ -49,6 +50,7 @@ class StyleNatConfig:
     kernels: Groups = ((4,), (7,), (7, 7), (7, 7), (7, 7), (7, 7), (7, 7))
     dilations: Groups = ((1,), (1,), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32))
     qkv_bias: bool = True
+    position_bias: bool = field(default=True, metadata=UNLESS_DEFAULT)  # False: no tables, which natten does not know
     mlp_ratio: float = 4.0
     latent_width: int = 512
     style_width: int = 512
@@ -128,6 +130,7 @@ CONFIGS: dict[str, StyleNatConfig] = {
         heads=(6, 6, 4, 4, 2),
         kernels=((4,), (7,), (7, 7), (7, 7), (7, 7)),
         dilations=((1,), (1,), (1, 2), (1, 4), (1, 8)),
+        position_bias=False,
         latent_width=128,
         style_width=256,
         mapping_layers=4,
@@ -155,7 +158,12 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 PartitionedAttention(
-                    width, config.heads[i], config.kernels[i], config.dilations[i], bias=config.qkv_bias
+                    width,
+                    config.heads[i],
+                    config.kernels[i],
+                    config.dilations[i],
+                    bias=config.qkv_bias,
+                    position_bias=config.position_bias,
                 ),
                 config.style_width,
                 int(width * config.mlp_ratio),
@@ -246,6 +254,15 @@ class StyleNatGenerator(GanGenerator):
     """A trained StyleNAT, see GanGenerator."""
 
     family, network_class, config_class = "stylenat", StyleNatNetwork, StyleNatConfig
+
+    def kernels(self) -> tuple[str, ...]:
+        """What attention runs on while drawing, and why: one line for each kind of window and head."""
+        config: StyleNatConfig = self.network.config
+        dtype, found = next(self.network.parameters()).dtype, dict[str, None]()
+        for width, heads, kernels in zip(config.widths, config.heads, config.kernels, strict=True):
+            for kernel in kernels:
+                found[str(choose(self.device, dtype, width // heads, kernel, config.position_bias))] = None
+        return tuple(found)
 
     @classmethod
     def for_test(cls) -> Self:

@@ -12,23 +12,24 @@ One backend is chosen by its name:
     tiled   tiles of queries against blocks of keys, see neighborhood_tiles.py; any size, device and type
     gather  a copy of its window for every place: the plain rule, which the others are tested against
     dense   all pairs, hidden outside of the windows; for small maps
-    natten  the kernels of the package natten, on CUDA devices; since its version 0.20 they know no bias, so that
-            attention with a table goes to `tiled` there too
-    auto    natten where it can be used, else tiled
+    natten  the kernels of the package natten, on CUDA devices, see neighborhood_natten.py; since its version 0.20 they
+            know no bias, so that attention with a table goes to `tiled` there too
+    auto    natten where it can be used, else tiled: `choose` says which, and why
 
 `python -m star.generators.stylenat.neighborhood` measures them. B batch, N heads, H W map, E head width, k kernel, b
 side of a bias table (2k - 1), G groups of heads, L length of an axis.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from star.data.errors import InputError
+from star.generators.kernel_choice import Choice, announce
+from star.generators.stylenat import neighborhood_natten
 from star.generators.stylenat.neighborhood_tiles import TiledAttention
 
 Backend = Callable[[Tensor, Tensor, Tensor, int, int, Tensor | None, float], Tensor]
@@ -71,7 +72,7 @@ def neighborhood_attention(
     """(B, N, H, W, E): the mean of each window's values under softmax(scale q.k + bias).
 
     table: the bias for a key i rows and j columns of its group further on is at [i + k - 1, j + k - 1]. scale: by
-    default 1 / sqrt(E). Differentiable twice, but for `natten`. Raises ValueError if a window does not fit into the map
+    default 1 / sqrt(E). Differentiable twice. Raises ValueError if a window does not fit into the map
     or shapes do not fit each other, InputError for a backend that is unknown or cannot be used here.
     """
     heads, height, width, head_width = query_BNHWE.shape[1:]
@@ -87,7 +88,7 @@ def neighborhood_attention(
             f"the backend {backend!r} was given, expected one of {', '.join(BACKENDS)} or auto: choose one"
         )
     if backend == "auto":
-        backend = choose(query_BNHWE.device, kernel, table_Nbb is not None)
+        backend = choose(query_BNHWE.device, query_BNHWE.dtype, head_width, kernel, table_Nbb is not None).kernel
     scale = head_width**-0.5 if scale is None else scale
     return BACKENDS[backend](query_BNHWE, key_BNHWE, value_BNHWE, kernel, dilation, table_Nbb, scale)
 
@@ -99,14 +100,19 @@ def partitioned_attention(
     *,
     kernels: Sequence[int],
     dilations: Sequence[int],
-    tables: Sequence[Tensor],
+    tables: Sequence[Tensor] | None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Heads in G consecutive groups, each with its kernel, dilation and table (heads of the group, b, b)."""
+    """Heads in G consecutive groups, each with its kernel, dilation and table (heads of the group, b, b).
+
+    Without tables the groups are those of `split_heads`.
+    """
     parts, first = [], 0
-    for kernel, dilation, table_Nbb in zip(kernels, dilations, tables, strict=True):
-        some = slice(first, first + len(table_Nbb))
+    even = split_heads(query_BNHWE.shape[1], len(kernels))
+    given: Sequence[Tensor | None] = [None] * len(kernels) if tables is None else tables
+    for kernel, dilation, table_Nbb, count in zip(kernels, dilations, given, even, strict=True):
+        some = slice(first, first + (count if table_Nbb is None else len(table_Nbb)))
         parts.append(
             neighborhood_attention(
                 query_BNHWE[:, some],
@@ -131,19 +137,15 @@ def split_heads(heads: int, groups: int) -> tuple[int, ...]:
     return tuple(each + (i >= groups - left) for i in range(groups))
 
 
-def choose(device: torch.device, kernel: int, has_table: bool) -> str:
-    """The backend that `auto` stands for."""
-    fits = device.type == "cuda" and kernel > 1 and not has_table
-    return "natten" if fits and has_natten() else "tiled"
-
-
-@lru_cache(maxsize=1)
-def has_natten() -> bool:
-    """Whether natten is there with its compiled library; without that it would be slower than `tiled`."""
-    try:
-        return bool(importlib.import_module("natten").HAS_LIBNATTEN)
-    except (ImportError, AttributeError, RuntimeError, OSError):
-        return False
+@cache
+def choose(device: torch.device, dtype: torch.dtype, head_width: int, kernel: int, has_table: bool) -> Choice:
+    """The backend that `auto` stands for, and why; natten is tried once for each device, type and width of a head."""
+    why = neighborhood_natten.refusal(device, dtype, head_width, kernel, has_table, _rule)
+    name = "tiled" if why else "natten"
+    kind = f"takes {str(dtype).removeprefix('torch.')} heads of {head_width} channels on {device.type}"
+    chosen = Choice("neighbourhoods", f"{kernel} x {kernel}", name, why or kind)
+    announce(chosen)
+    return chosen
 
 
 def window_logits(
@@ -208,14 +210,19 @@ def tiled(
 def natten(
     query: Tensor, key: Tensor, value: Tensor, kernel: int, dilation: int, table: Tensor | None, scale: float
 ) -> Tensor:
-    if query.device.type != "cuda" or table is not None or not has_natten():
+    why = neighborhood_natten.refusal(query.device, query.dtype, query.shape[-1], kernel, table is not None, _rule)
+    if why:
         raise InputError(
-            f"the backend natten was given on {query.device.type}{' with a bias' if table is not None else ''}, "
-            "expected a CUDA device, the compiled library of natten and no bias: choose auto"
+            f"the backend natten was given on {query.device.type}, where {why}, expected a CUDA device, its compiled "
+            "library, no bias and heads in steps of 8 channels: choose auto"
         )
-    beside = (tensor.permute(0, 2, 3, 1, 4).contiguous() for tensor in (query, key, value))  # B H W N E
-    output: Tensor = importlib.import_module("natten").na2d(*beside, kernel_size=kernel, dilation=dilation, scale=scale)
-    return output.permute(0, 3, 1, 2, 4)
+    output: Tensor = neighborhood_natten.NattenAttention.apply(query, key, value, kernel, dilation, scale, _rule)
+    return output
+
+
+def _rule(query: Tensor, key: Tensor, value: Tensor, kernel: int, dilation: int, scale: float) -> Tensor:
+    """`gather` without a table."""
+    return gather(query, key, value, kernel, dilation, None, scale)
 
 
 BACKENDS: dict[str, Backend] = {"tiled": tiled, "gather": gather, "dense": dense, "natten": natten}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from star.generators.stylenat.neighborhood import choose, has_natten, neighborhood_attention
+from star.generators.stylenat.neighborhood import choose, neighborhood_attention
 
 # (B, N, H, W, E), kernel, dilation: the groups of heads of a StyleNAT of 64 pixels, and of one of 256 for one picture
 SIZES = (
@@ -108,10 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the fastest counts (default: 3)")
     options = parser.parse_args(arguments)
-    backends = ["tiled", "gather", "dense"]
-    if choose(torch.device(options.device), 7, False) == "natten" and has_natten():
-        backends.append("natten")
-    print(f"float32, torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads\n")
+    device = torch.device(options.device)
+    chosen = {choose(device, torch.float32, shape[-1], kernel, False) for shape, kernel, _ in SIZES}
+    backends = ["tiled", "gather", "dense", *(["natten"] if any(one.kernel == "natten" for one in chosen) else [])]
+    print(f"float32, torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")
+    for one in sorted(chosen | {choose(device, torch.float32, 32, 7, True)}, key=str):
+        print(f"auto: {one}")
+    print()
     print("| B N H W E | kernel, dilation | backend | forward, ms | forward and backward, ms | peak, MB |")
     print("|---|---|---|---|---|---|")
     for shape, kernel, dilation in SIZES:

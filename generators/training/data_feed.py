@@ -128,8 +128,11 @@ class Feed(Generic[Config]):
         )
 
     def batches(self, run: Run, pipeline: Pipeline) -> Iterator[Batch]:
-        """Endless, from the first one that the run has not learnt from."""
-        batches = run.feed(pipeline.batches(start=run.first_batch))
+        """Endless, from the first one that the run has not learnt from; for a GPU in page-locked memory."""
+        batches = pipeline.batches(start=run.first_batch)
+        if run.device.type == "cuda":
+            batches = (batch.pinned() for batch in batches)
+        batches = run.feed(batches)
         return logged(batches, run.out, run.rank, run.first_batch, run.world) if self.config.log_samples else batches
 
     def _decided(self, config: Config, before: Mapping[str, Any]) -> Config:

@@ -67,7 +67,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     keep: int = 2  # checkpoints
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)  # beside metrics.jsonl
-    peak_tflops: float = 0.0  # of one device by its data sheet, to log how much of it is used; 0: not stated
+    peak_tflops: float = 0.0  # of one device by its data sheet, to log how much of it is used; 0: measured
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
@@ -111,7 +111,7 @@ class Run(Processes):
         self.images = 0  # pictures seen by all processes
         self.tracked = TrainState(self.accelerator, in_pieces=self.in_pieces)
         self._log = RunLog(self.out, self)
-        self.throughput = Throughput(config.peak_tflops, self.world)
+        self.throughput = Throughput(config.peak_tflops, self.world, self._ceiling)
         self._seconds = 0.0  # of training, over all starts of this run
         self._total_steps = TotalSteps(config.steps, config.minutes)
         self._stop = StopRequest(self.say)
@@ -280,6 +280,15 @@ class Run(Processes):
         means = self._log.write(counts, speed)
         if self.is_main:
             self.progress.values = {name: value for name, value in means.items() if "/" not in name}
+
+    def _ceiling(self) -> float:
+        """FLOP/s of products on this device in the type of the run, with no trace in what is drawn at random."""
+        from star.generators.measuring import matmul_ceiling
+
+        cuda = self.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if cuda else []):
+            kind = "bfloat16" if self.config.precision == "bf16" else "float32"
+            return matmul_ceiling(self.device, kind, side=8192 if cuda else 1024)
 
     def _check_finite(self) -> None:
         """A loss, over all processes, or weights that are not finite end the run before they can be saved."""

@@ -1,7 +1,7 @@
 """How fast a run goes and what holds it up: shares of the time that waits for data, of the peak that is used."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from star.data.loader.stall_monitor import StallMonitor
@@ -12,9 +12,10 @@ Item = TypeVar("Item")
 class Throughput:
     """Clocks of one process, read at every log line; nothing of it belongs to the state of a run."""
 
-    def __init__(self, peak_tflops: float = 0.0, world: int = 1) -> None:
-        """peak_tflops: what one device can do by its data sheet, 10^12 operations per second; 0: not stated."""
-        self.peak = peak_tflops * 1e12 * world
+    def __init__(self, peak_tflops: float = 0.0, world: int = 1, ceiling: Callable[[], float] | None = None) -> None:
+        """peak_tflops: what one device can do by its data sheet, 10^12 operations per second; 0: not stated. ceiling:
+        measures it then, in operations per second, when it is first needed."""
+        self.peak, self._world, self._ceiling = peak_tflops * 1e12 * world, world, ceiling
         self.flops_per_image = 0.0  # of training: forward and backward; 0: not counted
         self._stalls = StallMonitor()
         self._waited = self._began = self._line_waited = 0.0
@@ -42,8 +43,10 @@ class Throughput:
 
     def line(self, images_per_second: float) -> dict[str, float]:
         """data_wait, a share of the time since the last line; where the work of a picture is counted tflops, 10^12
-        operations per second of all devices; and where their peak is known, too, utilisation, a share of it."""
+        operations per second of all devices, and utilisation (MFU), a share of the peak that was stated or measured."""
         now = time.monotonic()
+        if self.flops_per_image and not self.peak and self._ceiling is not None:
+            self.peak = self._ceiling() * self._world
         found = {"data_wait": round(self._line_waited / max(now - self._line_began, 1e-9), 4)}
         if self.flops_per_image:
             found["tflops"] = float(f"{self.flops_per_image * images_per_second / 1e12:.4g}")

@@ -29,6 +29,7 @@ from star.clip.network import (
 )
 from star.data.clip_tokenizer import learn_tokenizer
 from star.data.errors import InputError
+from star.data.loader.batch import to_device
 from star.data.loader.capacity import decide
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
 from star.data.pretrained import SAFE, check_files, loading
@@ -154,7 +155,7 @@ def _loss(
     whole = step >= run.total_steps * (1 - config.whole_pictures)
     kept = patches if whole else max(1, round(patches * config.kept_patches))
     keep_BP = None if kept == patches else drop_patches(len(batch), patches, kept).to(run.device)
-    image_B3HW = augment(batch.image_B3HW.to(run.device), config.shift, config.zoom)
+    image_B3HW = augment(to_device(batch.image_B3HW, run.device), config.shift, config.zoom)
 
     with run.autocast():
         text_BD, image_BD, scale = pair(image_B3HW, keep_BP, ids_BT)

@@ -25,6 +25,7 @@ from star.data.disk import write_text
 from star.data.errors import InputError
 
 CHATS = ("github", "emojibase", "iamcal", "joypixels", "cldr")  # files of short codes that emojibase carries
+TONE = re.compile(r"[a-z-]+ skin tone")
 PHRASE = re.compile(r"[a-z][a-z' ]{1,60}[a-z]")
 # Points: a subject's own name, its name without "face" and the like, short codes, tags of three sources, the words of
 # its name alone.
@@ -45,22 +46,27 @@ PORTIONS = frozenset(
 class Subject:
     """caption: "an automobile", its captions without the style. style: the words of one it has pictures in.
 
-    names: points by phrase. colours: shares by name.
+    names: points by phrase. colours: shares by name. styles: the words of all that it has pictures in.
     """
 
     caption: str
     style: str
     names: Mapping[str, float]
     colours: Mapping[str, float] = field(default_factory=dict)
+    styles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """styles: the words that name one, as captions end in them; the first is for prompts that fit no subject."""
+    """styles: the words that name one, as captions end in them; the first is for prompts that fit no subject.
+
+    nearest: for each style those that draw subjects most like it, the most alike first.
+    """
 
     styles: tuple[str, ...]
     subjects: Mapping[str, Subject]
     about: str = ""
+    nearest: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def expand(self, prompt: str) -> str:
         """The prompt in the words of the captions; as it is where it already says a style in other ways, or nothing."""
@@ -77,6 +83,19 @@ class Expansion:
             return prompt if style else f"{prompt}, {self.styles[0]}"
         subject, caption = found
         return f"{caption}, {style or self.subjects[subject].style}"
+
+    def related(self, caption: str, count: int) -> list[str]:
+        """Captions of the same subject in up to `count` other styles, where it was learnt in these, not in its own.
+
+        None for a caption that was learnt, that names no style, or whose subject is unknown.
+        """
+        head, _, style = caption.rpartition(", ")
+        plain_head, _, tone = head.partition(", ")
+        known = self._captions.get(plain(plain_head))
+        if known is None or style not in self.styles or style in known.styles or (tone and not TONE.fullmatch(tone)):
+            return []
+        alike = [other for other in self.nearest.get(style, ()) if other in known.styles]
+        return [f"{head}, {other}" for other in alike[:count]]
 
     def find(self, words: str) -> tuple[str, str] | None:
         """The subject that some words fit best, and its caption; the caption says a colour that the subject has not.
@@ -120,9 +139,13 @@ class Expansion:
         lines = []
         for name, known in sorted(self.subjects.items()):
             numbers = ({key: float(value) for key, value in sorted(of.items())} for of in (known.names, known.colours))
-            line = json.dumps([known.caption, known.style, *numbers], ensure_ascii=False, separators=(",", ":"))
+            learnt = [[self.styles.index(style) for style in known.styles]] if known.styles else []
+            line = json.dumps(
+                [known.caption, known.style, *numbers, *learnt], ensure_ascii=False, separators=(",", ":")
+            )
             lines.append(f"{json.dumps(name, ensure_ascii=False)}: {line}")
-        head = f'"about": {json.dumps(self.about)},\n"styles": {json.dumps(self.styles)},\n"subjects": {{\n'
+        nearest = f'"nearest": {json.dumps(self.nearest)},\n' if self.nearest else ""
+        head = f'"about": {json.dumps(self.about)},\n"styles": {json.dumps(self.styles)},\n{nearest}"subjects": {{\n'
         return "{\n" + head + ",\n".join(lines) + "\n}\n}\n"
 
     @classmethod
@@ -130,24 +153,26 @@ class Expansion:
         """From the file that `save` wrote. Raises InputError where it is none."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
+            styles = tuple(str(style) for style in content["styles"])
             subjects = {
                 str(name): Subject(
                     caption=str(caption),
                     style=str(style),
                     names={str(phrase): float(points) for phrase, points in names.items()},
                     colours={str(colour): float(share) for colour, share in colours.items()},
+                    styles=tuple(styles[number] for numbers in learnt for number in numbers),
                 )
-                for name, (caption, style, names, colours) in content["subjects"].items()
+                for name, (caption, style, names, colours, *learnt) in content["subjects"].items()
             }
-            styles = tuple(str(style) for style in content["styles"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            nearest = {str(to): tuple(map(str, others)) for to, others in content.get("nearest", {}).items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise InputError(
                 f"{path} is no file of wordings ({type(error).__name__}), expected JSON with styles and subjects: "
                 "`star data wordings` makes one"
             ) from error
         if not styles or not subjects:
             raise InputError(f"{path} names no style or no subject: make it again with `star data wordings`")
-        return cls(styles, subjects, str(content.get("about", "")))
+        return cls(styles, subjects, str(content.get("about", "")), nearest)
 
     def _points(self, said: Sequence[str]) -> dict[str, float]:
         """Of every subject that some run of the words is a name of; long runs count more, and names that many have less
@@ -199,13 +224,15 @@ def gather(
     emojibase: str | Path,
     emojilib: str | Path,
     styles: Sequence[str] = (),
+    nearest: Mapping[str, Sequence[str]] | None = None,
 ) -> Expansion:
     """The expansion of all subjects of some records.
 
     captions: of each picture, the first as in "a crab, twemoji style". infos: records with subject, style, tags and
     codepoints. colours: of a subject's pictures, shares by name, see star.clip.colours. emojibase: its folder `en`.
     emojilib: its emoji-en-US.json. styles: which one a subject's caption names first of all, as records have it; else
-    the most frequent. Raises InputError where a file cannot be read or no record will do.
+    the most frequent. nearest: by style, those that are most like it (star.clip.styles). Raises InputError where a file
+    cannot be read or no record will do.
     """
     counts = Counter(info["style"] for info in infos if "style" in info)
     order = [*styles, *(style for style, _ in counts.most_common() if style not in styles)]
@@ -218,6 +245,9 @@ def gather(
     if not codes:
         raise InputError("no record names a subject, a style and code points, as those of the emoji shards do")
     sources = _Sources.read(Path(emojibase), Path(emojilib))
+    drawn: dict[str, set[str]] = defaultdict(set)
+    for info in infos:
+        drawn[info.get("subject", "")].add(info.get("style", ""))
     words = {style: caption.rsplit(", ", 1)[1] for found in records.values() for style, (caption, _) in found.items()}
     subjects = {}
     for name, found in records.items():
@@ -234,8 +264,10 @@ def gather(
             style=style,
             names={phrase: round(score + extra, 2) for phrase, score in sorted(points.items()) if score + extra > 0},
             colours={colour: round(share, 2) for colour, share in sorted(colours.get(name, {}).items()) if share > 0.1},
+            styles=tuple(words[style] for style in order if style in words and style in drawn[name]),
         )
-    return Expansion(tuple(words[style] for style in order if style in words), subjects)
+    alike = {words[to]: tuple(words[one] for one in ones if one in words) for to, ones in (nearest or {}).items()}
+    return Expansion(tuple(words[style] for style in order if style in words), subjects, nearest=alike)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

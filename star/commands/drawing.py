@@ -17,6 +17,9 @@ OPTIONS = (
     "refine",
     "size",
     "expand_prompt",
+    "related_captions",
+    "layout_scales",
+    "layout_weight",
 )
 LARGEST_SEED = 2**63 - 1  # as star.generators.protocol has it; not imported from there, since help must be instant
 DEFAULT_MODEL = "star-emoji"
@@ -54,6 +57,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="of STAR with wordings: draw the caption that a prompt means (star-emoji does), or the prompt as it is",
     )
+    parser.add_argument(
+        "--related-captions",
+        type=int,
+        metavar="N",
+        help="of STAR with wordings: captions in N other styles that help with the layout of a subject which was not "
+        "learnt in the style asked for; 0 is none",
+    )
+    parser.add_argument("--layout-scales", type=int, metavar="N", help="the coarsest scales that hear these captions")
+    parser.add_argument("--layout-weight", type=float, metavar="W", help="their say there, of 1")
     refuse_old_options(parser)
 
 

@@ -23,8 +23,8 @@ TRAINERS = {
     ),
     "star": (
         "star.training.presets:PRESETS",
-        "star.training.train:train",
-        "the next-scale transformer, on a trained tokenizer",
+        "star.training.stages:train",
+        "the next-scale transformer, on a trained tokenizer, or the refiner behind one",
     ),
     "clip": (
         "star.clip.train:CLIP_PRESETS",

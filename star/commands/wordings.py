@@ -42,17 +42,22 @@ def work(args: argparse.Namespace) -> int:
     from star.data.disk import check_writable
 
     check_writable(Path(args.out).absolute().parent)
-    captions, infos, colours = read(args.shards)
-    found = replace(gather(captions, infos, colours, args.emojibase, args.emojilib, args.styles), about=ABOUT)
+    captions, infos, colours, nearest = read(args.shards)
+    found = gather(captions, infos, colours, args.emojibase, args.emojilib, args.styles, nearest)
+    found = replace(found, about=ABOUT)
     found.save(args.out)
     phrases = {phrase for subject in found.subjects.values() for phrase in subject.names}
     print(f"{len(found.subjects)} subjects by {len(phrases)} names in {len(found.styles)} styles")
     return 0
 
 
-def read(shards: list[str]) -> tuple[list[list[str]], list[dict[str, Any]], dict[str, dict[str, float]]]:
-    """Captions and records of the training shards, and of each subject the mean shares of its colours."""
+def read(
+    shards: list[str],
+) -> tuple[list[list[str]], list[dict[str, Any]], dict[str, dict[str, float]], dict[str, list[str]]]:
+    """Captions and records of the training shards, of each subject the mean shares of its colours, and of each style
+    those that are most like it."""
     from star.clip.colours import shares
+    from star.clip.styles import StyleLikeness
     from star.data.images import image_to_pixels
     from star.data.loader.pipeline import DataConfig, Pipeline
     from star.data.shards.splits import training_shards
@@ -61,10 +66,13 @@ def read(shards: list[str]) -> tuple[list[list[str]], list[dict[str, Any]], dict
     captions: list[list[str]] = []
     infos: list[dict[str, Any]] = []
     found: dict[str, list[tuple[bool, dict[str, float]]]] = {}
+    likeness = StyleLikeness()
     for batch in Pipeline(settings, batch_size=64).one_pass():
         captions += [list(several) for several in batch.captions]
         infos += batch.info
-        for info, share in zip(batch.info, shares(image_to_pixels(batch.image_B3HW)), strict=True):
+        pixels_B3HW = image_to_pixels(batch.image_B3HW)
+        likeness.add(pixels_B3HW, batch.info)
+        for info, share in zip(batch.info, shares(pixels_B3HW), strict=True):
             if "subject" in info and share:
                 found.setdefault(str(info["subject"]), []).append((info.get("style") in PREFERRED, share))
     means = {}
@@ -72,4 +80,4 @@ def read(shards: list[str]) -> tuple[list[list[str]], list[dict[str, Any]], dict
         chosen = [share for preferred, share in several if preferred] or [share for _, share in several]
         names = {name for share in chosen for name in share}
         means[subject] = {name: sum(share.get(name, 0.0) for share in chosen) / len(chosen) for name in names}
-    return captions, infos, means
+    return captions, infos, means, likeness.nearest()

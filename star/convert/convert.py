@@ -179,6 +179,7 @@ def configs_of(shapes: Shapes, released: Released, file: str | Path) -> tuple[Tr
         logit_norm=released.logit_norm,
         rope_theta=released.rope_theta,
         rope_norm=released.rope_norm,
+        attention="auto",
     )
     refiner = RefinerConfig(depth=count("feat_extract_blocks")) if released.kind == "star-sampler" else None
     return settings, refiner

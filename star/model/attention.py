@@ -12,8 +12,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from star.model.attention_backends import BACKENDS, ScaleCausality, attend
+from star.model.attention_backends import ScaleCausality, attend
+from star.model.kernels.choice import BACKENDS, asked
 from star.model.linear import dense
+from star.model.packed_text import PackedText
 from star.model.rope import Rotation, rotate, rotate_to_unit
 
 MAX_LOG_SCALE = math.log(100.0)
@@ -60,7 +62,7 @@ class _Heads(nn.Module):
         super().__init__()
         if backend not in BACKENDS:
             raise ValueError(f"unknown attention backend '{backend}'; choose one of {', '.join(BACKENDS)}")
-        self.heads, self.backend = heads, backend
+        self.heads, self.backend = heads, asked(backend)
         head_width = width // heads
         # 0.25 / sqrt(d) without normalisation, as released; with it, log_scale takes this place.
         self.scale = 1.0 if qk_norm else 0.25 / math.sqrt(head_width)
@@ -173,9 +175,14 @@ class CrossAttention(_Heads):
         x_BlC: Tensor,
         keys_BNTd: Tensor,
         values_BNTd: Tensor,
-        mask_B11T: Tensor,
+        mask_B11T: Tensor | PackedText,
         temperature_1N11: Tensor | None = None,
     ) -> Tensor:
-        """(B, l, C) -> (B, l, C). temperature_1N11: where it is known."""
+        """(B, l, C) -> (B, l, C). mask: additive, or where each row's words lie if they are packed.
+
+        temperature_1N11: where it is known.
+        """
         queries = self.shape_queries(self.split(dense(self.query, x_BlC, self.query_bias)), None, temperature_1N11)
+        if isinstance(mask_B11T, PackedText):
+            return self.merge(mask_B11T.attend(queries, keys_BNTd, values_BNTd, self.scale))
         return self.merge(attend(queries, keys_BNTd, values_BNTd, mask_B11T, self.scale, self.backend))

@@ -5,6 +5,7 @@ comes with torch, too, and does its bfloat16 anyway, uses them, and applies the 
 inference mode: training keeps the kernels that its losses are known by. Sums round differently in the last bit.
 """
 
+import math
 from functools import cache
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Activation = Literal["none", "gelu"]
+TWICE_ROOT = 2 * math.sqrt(2 / math.pi)
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -32,7 +34,19 @@ def dense(layer: nn.Module, x: Tensor, bias: Tensor | None = None, activation: A
         y = layer(x)
     else:
         y = F.linear(x, layer.weight, bias) if type(layer) is nn.Linear else layer(x) + bias
-    return F.gelu(y, approximate="tanh") if activation == "gelu" else y
+    return gelu(y) if activation == "gelu" else y
+
+
+def gelu(y: Tensor) -> Tensor:
+    """tanh-GELU (Hendrycks & Gimpel 2016), in the type given.
+
+    A compiler of CPU code gets it for bfloat16 by a sigmoid, 1 + tanh(u) = 2 sigmoid(2u): that is an exponential,
+    which takes a third of the time of a hyperbolic tangent there. The last bit of a bfloat16 may round differently.
+    """
+    if y.dtype != torch.bfloat16 or y.device.type != "cpu" or not torch.compiler.is_compiling():
+        return F.gelu(y, approximate="tanh")
+    x = y.float()
+    return (x * torch.sigmoid(TWICE_ROOT * (x + 0.044715 * x**3))).to(y.dtype)
 
 
 def by_onednn(x: Tensor) -> bool:

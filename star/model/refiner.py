@@ -3,7 +3,8 @@
 B batch, l tokens of one scale or of several, C model width, D text width, E code width, V codebook, S text token.
 The transformer draws all tokens of a scale at once, each unaware of what its neighbours become. The refiner is a small
 network behind it: it reads the transformer's last hidden states and the codes revealed so far, and so lets a scale be
-drawn step by step (Ma et al. 2024, causal-driven stable sampling). `stable_sampler.py` does the steps.
+drawn step by step (Ma et al. 2024, causal-driven stable sampling). `sampling/masked_decoding.py` does the steps,
+`training/train_refiner.py` the training.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from star.model.attention_backends import additive
 from star.model.block import Block
 from star.model.rope import Rotation
 from star.model.tables import tables_of
-from star.model.transformer import TransformerConfig
+from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.tokenizer.scales import ScaleSchedule
 
 
@@ -99,6 +100,29 @@ class Refiner(nn.Module):
             else:
                 nn.init.trunc_normal_(parameter, std=std)
         self.head.weight.mul_(0.02)
+
+    @torch.no_grad()
+    def start_from(self, transformer: NextScaleTransformer, code_spread: float, state_spread: float) -> None:
+        """Takes the transformer's own words for a start: whatever codes are known, its logits of hidden ones come out.
+
+        Hidden states pass `merge` as they are, blocks add nothing, and the text's token and the head are the
+        transformer's. Known codes are added to the states of their own tokens, as loud as those: code_spread,
+        state_spread: standard deviations of codebook vectors and of the transformer's states. (Ours: as released
+        everything starts at random, and what the transformer knows must be learnt again; codes are then drowned by
+        states that are 40 times as large.) Where the states are not normalised before the transformer's head, here
+        they are.
+        """
+        width = self.head.in_features
+        self.code_projection.weight.normal_(std=1 / (code_spread * self.code_projection.in_features**0.5))
+        self.level_embedding.weight.zero_()  # of hidden tokens, too
+        self.merge.weight[:, :width].normal_(std=state_spread / width**0.5)
+        self.merge.weight[:, width:].copy_(torch.eye(width))
+        for block in self._blocks():
+            block.attention.output.weight.zero_()
+            block.mlp.down.weight.zero_()
+        self.head.load_state_dict(transformer.head.state_dict())
+        self.text_projection.load_state_dict(transformer.text_projection.state_dict())
+        self.start_position.copy_(transformer.start_position)
 
     def text_token(self, pooled_BD: Tensor) -> Tensor:
         """What stands for the text: (B, S, C); S is the length of the coarsest scale, 1 in all releases."""

@@ -3,16 +3,21 @@
 B batch, T text tokens, D text width, l tokens of the coarsest scale, C model width, N heads, d channels of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
-from star.model.attention import KeyValueCache
+from star.model.attention import CrossAttention, KeyValueCache
+from star.model.packed_text import PackedText, text_sight
 from star.model.tables import PyramidTables
 
 if TYPE_CHECKING:
+    from star.data.text import TextFeatures
     from star.model.prepared import Prepared
+    from star.model.transformer import TransformerConfig
 
 
 class BlockText(NamedTuple):
@@ -23,7 +28,7 @@ class BlockText(NamedTuple):
     """
 
     text: Tensor | tuple[Tensor, Tensor]
-    mask_B11T: Tensor
+    mask_B11T: Tensor | PackedText
     released: bool = False
 
 
@@ -37,8 +42,21 @@ class TextKeys:
 
     keys_values: list[tuple[Tensor, Tensor]]  # (B, N, T, d) each; none while training: blocks make their own
     tokens_BTD: Tensor
-    mask_B11T: Tensor  # additive
+    mask_B11T: Tensor | PackedText  # additive; or tokens, keys and values lie packed, see packed_text.py
     released: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        config: "TransformerConfig",
+        text: "TextFeatures",
+        readers: Sequence[CrossAttention],
+        dtype: torch.dtype,
+        released: bool = False,
+    ) -> Self:
+        """What the readers, if any, make of the text. dtype: of the queries."""
+        tokens_BTD, mask = text_sight(config, text.tokens_BTD, text.mask_BT, dtype)
+        return cls([reader.encode_text(tokens_BTD) for reader in readers], tokens_BTD, mask, released)
 
     def of_block(self, i: int) -> BlockText:
         """What block i is given."""
@@ -47,7 +65,9 @@ class TextKeys:
     def first(self, count: int) -> "TextKeys":
         """Those of the first `count` rows, which are then no longer paired with others."""
         pairs = [(keys[:count], values[:count]) for keys, values in self.keys_values]
-        return TextKeys(pairs, self.tokens_BTD[:count], self.mask_B11T[:count])
+        mask = self.mask_B11T
+        kept = mask.first(count) if isinstance(mask, PackedText) else mask[:count]
+        return TextKeys(pairs, self.tokens_BTD[:count], kept)
 
 
 @dataclass(slots=True)

@@ -18,10 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from star.generators.config import UNLESS_DEFAULT, check_choices, check_ranges
 from star.model.attention import KeyValueCache
-from star.model.attention_backends import ScaleCausality, additive
+from star.model.attention_backends import ScaleCausality
 from star.model.block import Block, draw_paths
 from star.model.heads import head_of
 from star.model.initialisation import init_weights
+from star.model.kernels.choice import Attention
 from star.model.linear import dense
 from star.model.losses import tokens_at_once
 from star.model.prepared import BlockPrepared, prepare
@@ -59,7 +60,7 @@ class TransformerConfig:
     norm_eps: float = 1e-6
     dropout: float = 0.0  # on what every branch adds; ours, for small data
     drop_path: float = 0.0  # of the last block, rising linearly from 0 (Huang et al. 2016); not on cross-attention
-    attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see star/model/attention_backends.py
+    attention: Attention = "sdpa"  # see star/model/kernels/choice.py
     checkpointing: bool = False  # only blocks' inputs are kept, the rest is computed twice (Chen et al. 2016)
     head_float32: bool = True  # False lets autocast lower the precision of the last matrix product
     bits: int = field(default=0, metadata=UNLESS_DEFAULT)  # D of a token that is a row of bits; 0: it is a code
@@ -234,9 +235,7 @@ class NextScaleTransformer(nn.Module):
         if not self.config.cross_attention or isinstance(text, Tensor):
             return None
         readers = [block.cross_attention for block in self.each_block() if block.cross_attention and beforehand]
-        pairs = [reader.encode_text(text.tokens_BTD) for reader in readers]
-        mask_B11T = additive(text.mask_BT[:, None, None, :].bool(), self._compute_dtype())
-        return TextKeys(pairs, text.tokens_BTD, mask_B11T, released)
+        return TextKeys.of(self.config, text, readers, self._compute_dtype(), released)
 
     def embed(self, x_BlC: Tensor, span: slice | Tensor, tables: PyramidTables) -> Tensor:
         """Adds what tells tokens apart: the scale, and the place where positions are absolute."""

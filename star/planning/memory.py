@@ -19,13 +19,15 @@ computed. Kernels' own workspaces, the allocator's waste and the data are not in
 B batch, L tokens that take part, T text tokens, C model width, N heads, d = C / N, V codebook.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import torch
 
 from star.model.losses import tokens_at_once
+from star.model.refiner import Refiner, RefinerConfig
 from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.planning.flops import SCALE_BY_SCALE
 from star.tokenizer.portions import at_once
 
 
@@ -94,7 +96,8 @@ def memory(
         lowered = 2 * (count.block if pieces > 1 and network.checkpointing else count.matrices)
     weights, moments, averaged, gradients = (share * -(-count.total // pieces) for share in (4, 8, 4, 4))
     block = _block(network, lengths, text_tokens, batch, half)
-    stream, text = 4 * tokens * network.width, 3 * batch * text_tokens * network.width * element
+    copies = 5 if network.attention in ("flash", "auto") else 3  # of packed words keys and values are copied
+    stream, text = 4 * tokens * network.width, copies * batch * text_tokens * network.width * element
     kept = stream if network.checkpointing else block
     ends = 2 * stream + (4 * sum(lengths) ** 2 if network.attention in ("sdpa", "eager") else 0)
     # With checkpointing one block is there whole, but only once the logits have gone.
@@ -121,6 +124,38 @@ def memory(
         activations=all_kept + one,
         logits=4 * logits,
         peak=peak,
+    )
+
+
+def refiner_parameters(network: TransformerConfig, refiner: RefinerConfig) -> int:
+    """Numbers of parameters of a refiner behind such a network, counted on one without memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Refiner(refiner, network).parameters())
+
+
+def refiner_memory(
+    network: TransformerConfig, refiner: RefinerConfig, *, batch: int, half: bool, pieces: int = 1
+) -> Memory:
+    """Of a step that trains a refiner behind a network: `batch` pictures times masks. The whole network is on each
+    device, and what its forward pass takes at once is less than what the refiner keeps for its backward pass.
+
+    Counted as a transformer of the refiner's depth on the refined scales, whose blocks read text, which is a little
+    more than the refiner's own keep.
+    """
+    first = min(plan.scale for plan in refiner.plans)
+    lengths = tuple(length + network.schedule.lengths[0] for length in network.schedule.lengths[first:])
+    alone = replace(network, depth=refiner.depth, cross_attention=False, checkpointing=False, attention="scalewise")
+    counted, before = memory(alone, lengths, 0, batch=batch, half=half, pieces=pieces), Parameters.of(network)
+    more = refiner_parameters(network, refiner) - Parameters.of(alone).total
+    frozen, lowered, own = 4 * before.total, 2 * before.matrices if half else 0, -(-more // pieces)
+    return replace(
+        counted,
+        weights=counted.weights + frozen + 4 * own,
+        moments=counted.moments + 8 * own,
+        averaged=counted.averaged + 4 * own,
+        gradients=counted.gradients + 4 * own,
+        lowered=counted.lowered + lowered,
+        peak=counted.peak + frozen + lowered + 20 * own,
     )
 
 
@@ -169,7 +204,7 @@ def _block(network: TransformerConfig, lengths: tuple[int, ...], text_tokens: in
     full, products = 6, 10 + 2 * network.mlp_ratio
     if half:
         products += 1
-    if network.attention == "scalewise":
+    if network.attention in SCALE_BY_SCALE:
         products += 1  # the scales' results, and all of them in one
     bytes_kept = round(tokens * width * (4 * full + element * products))
     # Means, deviations, lengths and sums of exponentials; the turns of queries and of keys as complex numbers.

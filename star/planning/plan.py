@@ -14,9 +14,9 @@ from star.generators.config import from_dict
 from star.generators.pretrained import ModelDirectory
 from star.generators.registry import place_of
 from star.model.transformer import TransformerConfig
-from star.planning.flops import Work, mean
+from star.planning.flops import Work, mean, refiner_work
 from star.planning.flops import work as work_of
-from star.planning.memory import Memory, Parameters, looking, memory
+from star.planning.memory import Memory, Parameters, looking, memory, refiner_memory, refiner_parameters
 from star.tokenizer.autoencoder import AutoencoderConfig
 from star.tokenizer.portions import at_once, map_bytes
 from star.tokenizer.tokenizer import TokenizerConfig
@@ -65,6 +65,7 @@ class Shapes:
     text_width: int = 1024
     bits: int = 0
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text_tokens: int = TEXT_TOKENS  # of the text encoder; plans count with those of a CLIP whatever it has
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Shapes":
@@ -74,13 +75,15 @@ class Shapes:
         from star.data.text import TextEncoder
 
         tokenizer = from_dict(TokenizerConfig, ModelDirectory.read(place_of(config.tokenizer)).config)
+        text_encoder = TextEncoder.from_pretrained(place_of(config.text_encoder))
         return cls(
             sizes=tokenizer.quantizer.sizes,
             vocabulary=tokenizer.quantizer.vocabulary,
             code_width=tokenizer.quantizer.code_width,
             bits=tokenizer.quantizer.bits,
             autoencoder=tokenizer.autoencoder,
-            text_width=TextEncoder.from_pretrained(place_of(config.text_encoder)).width,
+            text_width=text_encoder.width,
+            text_tokens=text_encoder.max_tokens,
         )
 
 
@@ -166,8 +169,10 @@ def plan(
             f"encoding one picture takes {size_of(maps)} of maps, expected at most "
             f"{size_of(device.memory * USABLE)} on a {gpu}: take a larger device"
         )
-    done = mean((work_of(network, part, TEXT_TOKENS), share) for part, share in shares.items())
-    count = Parameters.of(network).total
+    done, count, learnt = work_done(config, network, shares), Parameters.of(network).total, 0
+    if config.refiner is not None:
+        learnt = refiner_parameters(network, config.refiner.network(network.schedule))
+        count += learnt
     return Plan(
         precision=config.run.precision,
         in_half=gpus * utilisation * device.half / done.total,
@@ -182,7 +187,7 @@ def plan(
         memory=needed,
         work=done,
         images_per_second=gpus * utilisation * (device.half if half else device.full) / done.total,
-        checkpoint_bytes=16 * count,  # weights, two moments and the average, float32
+        checkpoint_bytes=16 * (learnt or count),  # weights, two moments and the average, float32
         kept_checkpoints=config.run.keep,
         model_bytes=count * (2 if config.dtype == "bfloat16" else 4),
         looked=looked,
@@ -208,12 +213,23 @@ def shape_of(
     return network, max(shares, key=sum), shares
 
 
+def work_done(config: TrainConfig, network: TransformerConfig, shares: dict[tuple[int, ...], float]) -> Work:
+    """What a picture costs; shares: of the kinds of steps, see `shape_of`."""
+    if config.refiner is not None:
+        return refiner_work(network, config.refiner.network(network.schedule), TEXT_TOKENS, config.refiner.masks)
+    return mean((work_of(network, part, TEXT_TOKENS), share) for part, share in shares.items())
+
+
 def needs(
     config: TrainConfig, network: TransformerConfig, lengths: tuple[int, ...], per_device: int, gpus: int
 ) -> tuple[Memory, tuple[int, int]]:
     """Memory of a step of so many pictures on a device, held-out ones included; and these, see `Plan.looked`."""
     half, pieces = config.run.precision == "bf16", _pieces(config, gpus)
-    needed = memory(network, lengths, TEXT_TOKENS, batch=per_device, half=half, pieces=pieces)
+    if config.refiner is not None:
+        refiner, batch = config.refiner.network(network.schedule), per_device * config.refiner.masks
+        needed = refiner_memory(network, refiner, batch=batch, half=half, pieces=pieces)
+    else:
+        needed = memory(network, lengths, TEXT_TOKENS, batch=per_device, half=half, pieces=pieces)
     looked = looking(network, half=half, pieces=pieces)
     kept = needed.weights + needed.moments + needed.averaged
     return replace(needed, peak=max(needed.peak, kept + looked[1])), looked

@@ -8,9 +8,7 @@ The batch of a step stays as it is, so that the same is learnt: smaller micro-ba
 from dataclasses import dataclass, replace
 from itertools import product
 
-from star.planning.flops import mean
-from star.planning.flops import work as work_of
-from star.planning.plan import GPUS, TEXT_TOKENS, USABLE, Shapes, needs, shape_of, size_of
+from star.planning.plan import GPUS, USABLE, Shapes, needs, shape_of, size_of, work_done
 from star.training.config import TrainConfig
 
 HEADER = ("at once", "accumulated", "sharding", "checkpointing", "precision", "memory", "days", "options")
@@ -82,7 +80,7 @@ def _largest(
         if needed.peak > device.memory * USABLE:
             continue
         config = replace(config, run=replace(config.run, accumulate=each // per_device))
-        done = mean((work_of(network, part, TEXT_TOKENS), share) for part, share in shares.items())
+        done = work_done(config, network, shares)
         speed = (device.half if config.run.precision == "bf16" else device.full) / done.total
         options = _options(config, asked)
         days = each_device / speed / 86400

@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from star.data.errors import InputError
+from star.data.loader.batch import to_device
 from star.data.loader.pipeline import Batch
 from star.data.shards.faults import SampleError
 from star.data.tensor_cache import TensorCache
@@ -121,9 +122,9 @@ class EncodedShards:
         """Inputs and targets of teacher forcing, see targets.make_targets; noise needs shards with latents."""
         quantizer = self.tokenizer.quantizer
         if noise:
-            latent_BEhw = batch.extra["latent_Ehw"].to(self.device)
+            latent_BEhw = to_device(batch.extra["latent_Ehw"], self.device)
             return make_targets(quantizer, latent_BEhw, noise=noise, neighbours=neighbours, scales=scales)
-        codes_BL = self.tokenizer.tokens.restore(batch.extra["codes_L"].to(self.device))
+        codes_BL = self.tokenizer.tokens.restore(to_device(batch.extra["codes_L"], self.device))
         schedule = self.tokenizer.schedule
         if self.encoding.config.aspects:
             schedule = schedule.at(*batch.image_B3HW.shape[2:])
@@ -131,10 +132,10 @@ class EncodedShards:
 
     def batch_text(self, batch: Batch, prompts: Sequence[str]) -> TextFeatures:
         """The features of a batch's prompts, those of the empty one where a prompt was emptied."""
-        text_BTD, lengths_B, pooled_BD = self._features(batch)
-        mask_BT = torch.arange(self.encoding.config.max_tokens) < lengths_B[:, None]
+        text_BTD, lengths_B, pooled_BD = (to_device(tensor, self.device) for tensor in self._features(batch))
+        mask_BT = torch.arange(self.encoding.config.max_tokens, device=self.device) < lengths_B[:, None]
         text = TextFeatures(text_BTD, mask_BT, pooled_BD).to(self.device, torch.float32)
-        empty_B = torch.tensor([not prompt for prompt in prompts], device=self.device)
+        empty_B = torch.tensor([not prompt for prompt in prompts]).to(self.device, non_blocking=True)
         null = self.null_text
         return TextFeatures(
             torch.where(empty_B[:, None, None], null.tokens_BTD, text.tokens_BTD),

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from star.model.attention import KeyValueCache
-from star.model.state import DrawingState
+from star.model.attention_backends import additive
+from star.model.state import DrawingState, TextKeys
 from star.model.transformer import NextScaleTransformer
 from star.sampling.sampler import SampleRng, guidance_at, guide, join, temperature_at
 from star.tokenizer.quantizer import MultiScaleQuantizer
+from star.tokenizer.scales import ScaleSchedule
 
 if TYPE_CHECKING:
     from star.data.text import TextFeatures
@@ -49,17 +51,20 @@ def baseline_codes(
     options: "SampleOptions",
     released: bool = False,
     unguided_last: int = 0,
+    schedule: ScaleSchedule | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Codes of all scales, K tensors (B, l) int64, and the latent (B, E, h, w); see sampler.draw_codes.
 
-    Raises ValueError for a network whose tokens are bits.
+    schedule: the grids; squares if None. Raises ValueError for a network whose tokens are bits.
     """
     if transformer.config.bits:
         raise ValueError("the baseline draws codes, not bits: compare a model with a codebook")
-    schedule, count, rng = transformer.schedule, len(seeds), SampleRng(seeds, options)
+    tables, count, rng = transformer.tables.of(schedule), len(seeds), SampleRng(seeds, options)
+    schedule = tables.schedule
     guided = options.guidance_scale != 1
     state = _begin(transformer, join(text, null_text) if guided else text, released=guided and released)
-    latent_BEhw, input_BlE, codes = quantizer.empty_latent(count), None, list[Tensor]()
+    state.tables = tables
+    latent_BEhw, input_BlE, codes = quantizer.empty_latent(count, schedule), None, list[Tensor]()
     for k in range(schedule.count):
         strength = guidance_at(k, schedule.count, options.guidance_strength, unguided_last, options.guidance_ramp)
         if len(state.start_BlC) > count and k >= schedule.count - unguided_last:
@@ -93,12 +98,15 @@ def _begin(transformer: NextScaleTransformer, text: "TextFeatures | Tensor", *, 
     condition_BC, start_BlC = transformer.encode_condition(text)
     shape = (len(start_BlC), transformer.config.heads, 0, transformer.config.head_width)
     caches = [ConcatenatedCache.empty(shape, start_BlC.dtype, start_BlC.device) for _ in transformer.blocks]
-    keys = transformer.encode_text(text, beforehand=False, released=released)
+    keys = None
+    if transformer.config.cross_attention and not isinstance(text, Tensor):
+        mask_B11T = additive(text.mask_BT[:, None, None, :].bool(), start_BlC.dtype)
+        keys = TextKeys([], text.tokens_BTD, mask_B11T, released)
     return DrawingState(start_BlC, condition_BC, keys, list(caches), transformer.tables)
 
 
 def _step(transformer: NextScaleTransformer, input_BlE: Tensor | None, k: int, state: DrawingState) -> Tensor:
-    span = transformer.schedule.slices[k]
+    span = state.tables.schedule.slices[k]
     x_BlC = state.start_BlC if input_BlE is None else transformer.input_projection(input_BlE)
     mask_lL = x_BlC.new_zeros(x_BlC.shape[1], span.stop)
     tables = state.tables

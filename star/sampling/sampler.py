@@ -32,6 +32,7 @@ from star.sampling.chance import (
     unpack,
 )
 from star.sampling.graphs import Graphs
+from star.sampling.layout import LayoutPass, LayoutPrompts
 from star.sampling.programs import draw_recorded
 from star.sampling.scale_pass import ScalePass
 from star.tokenizer.quantizer import MultiScaleQuantizer
@@ -96,6 +97,7 @@ def draw_codes(
     watch: Watcher | None = None,
     schedule: ScaleSchedule | None = None,
     graphs: Graphs | None = None,
+    layout: LayoutPrompts | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Codes of all scales, K tensors (B, l, ...), and the latent (B, E, h, w) they describe.
 
@@ -105,7 +107,8 @@ def draw_codes(
     STAR code does for one prompt. stable: reveals the scales it covers step by step. batch: pictures per pass; by
     default one on a CPU (see above) and all elsewhere.
     watch(k, logits_BlV, codes_Bl) sees every scale of every pass. schedule: the grids; squares if None. graphs: where
-    passes are recorded and replayed; a watched one, and one with a refiner, is not.
+    passes are recorded and replayed; a watched one, and one with a refiner or layout prompts, is not.
+    layout: prompts that have a say in the coarsest scales.
     """
     if len(text) != len(seeds):
         raise ValueError(f"{len(text)} prompts and {len(seeds)} seeds given; every picture needs one of each")
@@ -131,6 +134,7 @@ def draw_codes(
                 watch=watch,
                 schedule=schedule,
                 graphs=graphs,
+                layout=None if layout is None else layout.rows(part),
             )
         )
     if len(passes) == 1:
@@ -153,6 +157,7 @@ def draw_pass(
     watch: Watcher | None = None,
     schedule: ScaleSchedule | None = None,
     graphs: Graphs | None = None,
+    layout: LayoutPrompts | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """One pass of `draw_codes`.
 
@@ -167,16 +172,21 @@ def draw_pass(
     shape, bits = PassShape.of(rng.options, schedule, count, strengths, released), transformer.config.bits
     packed = pack(shape, rng, strengths, bits, pinned=device.type == "cuda")
     given = given and given.to(device)
-    if graphs is not None and stable is None and watch is None:
+    if graphs is not None and stable is None and watch is None and layout is None:
         drawn = draw_recorded(graphs, transformer, quantizer, shape, rows, rng, packed, given)
         if drawn is not None:
             return drawn
     elif graphs is not None:
-        graphs.tell("a refiner draws" if watch is None else "somebody watches the scales")
+        graphs.tell(
+            "somebody watches the scales" if watch else "a refiner draws" if stable else "layout prompts are heard"
+        )
     numbers = unpack(packed.to(device, non_blocking=True), shape, bits)
     one = ScalePass(transformer, quantizer, shape, rows, rng, numbers, given)
+    others = None if layout is None else LayoutPass(transformer, layout, schedule, count)
     for k in range(schedule.count):
         hidden_RlC, logits_BlV = one.predict(k)
+        if others is not None:
+            logits_BlV = others.blend(logits_BlV, one.input_BlE, k)
         if stable is not None and stable.covers(k):
             full_strength = 0.0 if one.cfg_rows == 1 else rng.options.guidance_strength
             codes_Bl = stable.draw(hidden_RlC, logits_BlV, k, rows, full_strength, rng)

@@ -39,8 +39,9 @@ class ScalePass:
         self.transformer, self.quantizer, self.shape = transformer, quantizer, shape
         self.rng, self.numbers, self.given = rng, numbers, given
         self.state = transformer.begin(rows, released=shape.released, schedule=shape.schedule)
-        if self.state.text is not None and self.state.start_BlC.device.type != "cpu":
-            self.state.text.mask_B11T = aligned(self.state.text.mask_B11T)
+        words = self.state.text
+        if words is not None and isinstance(words.mask_B11T, Tensor) and words.mask_B11T.device.type != "cpu":
+            words.mask_B11T = aligned(words.mask_B11T)
         self.latent_BEhw = quantizer.empty_latent(shape.pictures, shape.schedule)
         self.input_BlE: Tensor | None = None
         self.codes: list[Tensor] = []

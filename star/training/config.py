@@ -4,12 +4,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from star.data.errors import InputError
+from star.generators.config import UNLESS_DEFAULT
 from star.generators.protocol import SampleOptions
 from star.generators.training.data_feed import FeedConfig, Keep
+from star.model.kernels.choice import Attention
 from star.model.transformer import TransformerConfig
 from star.tokenizer.scales import ScaleSchedule, ratio
 from star.training.frozen_networks import FrozenNetworks
 from star.training.init_from import continued
+from star.training.refiner_config import RefinerTraining
 from star.training.token_dropping import ScaleCurriculum
 
 
@@ -25,7 +28,7 @@ class TrainConfig(FeedConfig):
     heads: int = 8
     mlp_ratio: float = 4.0
     dropout: float = 0.0
-    attention: Literal["sdpa", "eager", "scalewise", "flex"] = "sdpa"  # see star/model/attention_backends.py
+    attention: Attention = "sdpa"  # see star/model/kernels/choice.py
     checkpointing: bool = False  # blocks are computed twice, and only their inputs kept in between
     drop_path: float = 0.0
     head_float32: bool = True
@@ -66,6 +69,7 @@ class TrainConfig(FeedConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights
     bring_along: bool = True  # False: the model directory refers to tokenizer and text encoder where they lie
     licence: str = ""
+    refiner: RefinerTraining | None = field(default=None, metadata=UNLESS_DEFAULT)  # trained alone, behind init_from
 
     def __post_init__(self) -> None:
         shares = ("dropout", "drop_path", "caption_dropout", "code_noise", "label_smoothing", "held_out", "ema")

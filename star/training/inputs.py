@@ -16,6 +16,7 @@ from torch import Tensor
 
 from star.data.captions import captions_of
 from star.data.errors import InputError
+from star.data.loader.batch import to_device
 from star.data.loader.pipeline import Batch
 from star.data.progress import Progress
 from star.data.shards.faults import SampleError
@@ -68,7 +69,7 @@ class Encoder:
         """latent_BEhw, float32, before quantisation; as many pictures at once as `portions` allows."""
         parts = batch.image_B3HW.split(self.portion)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return torch.cat([self.tokenizer.image_to_latent(part.to(self.device)) for part in parts])
+            return torch.cat([self.tokenizer.image_to_latent(to_device(part, self.device)) for part in parts])
 
     def targets(self, batch: Batch, *, noise: float = 0.0, neighbours: int = 0, scales: int | None = None) -> Targets:
         """Inputs and targets of teacher forcing for a batch, see targets.make_targets."""

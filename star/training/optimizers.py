@@ -1,4 +1,4 @@
-"""The optimizers of the next-scale transformer: AdamW, and Muon for matrices where the config asks for it."""
+"""The optimizers of the transformer, or the refiner: AdamW, and Muon for matrices where the config asks for it."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from star.generators.training.muon import Muon, matrix_groups
+from star.model.refiner import Refiner
 from star.model.transformer import NextScaleTransformer
 from star.training.config import TrainConfig
 
@@ -13,7 +14,7 @@ from star.training.config import TrainConfig
 UNDECAYED = ("bias", "log_scale", "start_position", "position_embedding", "level_embedding.weight", "modulation_offset")
 
 
-def make_optimizers(config: TrainConfig, model: NextScaleTransformer) -> dict[str, torch.optim.Optimizer]:
+def make_optimizers(config: TrainConfig, model: NextScaleTransformer | Refiner) -> dict[str, torch.optim.Optimizer]:
     """AdamW for everything, or beside it Muon for the matrices of the blocks; by the names they are saved under."""
     groups = matrix_groups(model.blocks, config.weight_decay) if config.optimizer == "muon" else []
     matrices = [group | {"lr_scale": config.matrix_lr} for group in groups]

@@ -31,10 +31,11 @@ from star.generators.training.ema import MovingAverage
 from star.generators.training.run import Run
 from star.generators.training.schedule import lr_at, set_lr
 from star.model.attention_backends import refuse_untrainable
+from star.model.refiner import Refiner
 from star.model.transformer import NextScaleTransformer, TransformerConfig
 from star.planning.flops import mean, work
 from star.precomputed.dataset import EncodedReader, EncodedShards
-from star.precomputed.format import encoding_of
+from star.precomputed.format import Encoding, encoding_of
 from star.tokenizer.portions import loaded_at_once
 from star.training.config import TrainConfig
 from star.training.frozen_networks import FrozenNetworks
@@ -52,14 +53,10 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
     Raises InputError for anything wrong with data, config or folder; see star.generators.training.run for what a run
     leaves behind.
     """
-    out, sources = Path(out), training_sources(data, config.weights)
-    config = replace(config, validation=config.validation or held_out_shards(data))
-    shards = [shard for source, _ in sources for shard in source]
-    encoding = encoding_of((*shards, *(list_shards(config.validation) if config.validation else ())))
-    if encoding is not None:
-        encoding.check_use(config.crop, config.code_noise, config.aspects)
-    if encoding is not None or config.aspects:
-        config = replace(config, precompute=False)
+    if config.refiner is not None:
+        raise ValueError("a config with a refiner trains that alone: give it to star.training.stages.train")
+    config, sources, encoding = settle(config, data)
+    out = Path(out)
     refuse_untrainable(config.attention, Accelerator().device)
     frozen = FrozenNetworks(config.tokenizer, config.text_encoder, encoding)
     network = config.network(frozen)
@@ -105,6 +102,22 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
         save(config, frozen.generator(whole, config.aspects), out / "model", card(config, run, validation))
         run.say(pipeline.report.text())
     return out / "model"
+
+
+def settle(config: TrainConfig, data: Sequence[str]) -> tuple[TrainConfig, Sources, Encoding | None]:
+    """The config with what the data decide, the shards that are learnt from, and how these were encoded, if they were.
+
+    Raises InputError for encoded shards that do not serve the config.
+    """
+    sources = training_sources(data, config.weights)
+    config = replace(config, validation=config.validation or held_out_shards(data))
+    shards = [shard for source, _ in sources for shard in source]
+    encoding = encoding_of((*shards, *(list_shards(config.validation) if config.validation else ())))
+    if encoding is not None:
+        encoding.check_use(config.crop, config.code_noise, config.aspects)
+    if encoding is not None or config.aspects:
+        config = replace(config, precompute=False)
+    return config, sources, encoding
 
 
 def make_feed(
@@ -232,7 +245,7 @@ def ema_decay(step: int, decay: float, warmup: bool) -> float:
     return min(decay, (step + 1) / (step + 10)) if warmup else decay
 
 
-def compile_blocks(model: NextScaleTransformer, device: torch.device) -> None:
+def compile_blocks(model: NextScaleTransformer | Refiner, device: torch.device) -> None:
     """Compiles the blocks one by one: being alike they are compiled once, in seconds. Raises InputError without g++."""
     if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         raise InputError("compile=true needs a C++ compiler on the CPU, found none: install g++, or set compile=false")
@@ -272,7 +285,8 @@ def prepare_data(
     else:
         batches = shared_out(every, run, lambda key: is_held_out(key, config.held_out), config.validation_pictures)
         validation = Validation(encoder, batches, run, share=config.held_out, schedules=schedules)
-    validation.count_codes(encoder, every)
+    if config.refiner is None:
+        validation.count_codes(encoder, every)
     return pipeline, encoder, validation
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from star.data.errors import InputError
 from star.data.loader.pipeline import Batch, Pipeline
 from star.data.text import TextFeatures
 from star.generators.training.run import Run
-from star.model.transformer import NextScaleTransformer
+from star.model.transformer import TransformerConfig
 from star.planning.memory import looked_at_once
 from star.tokenizer.scales import ScaleSchedule
 from star.tokenizer.tokens import TokenKind, zeros
@@ -29,6 +30,19 @@ from star.training.targets import per_scale, targets_of_codes
 def is_held_out(key: str, share: float) -> bool:
     """Whether a picture is kept for validation: decided by its key alone, so for ever and on every machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < share * 2**32
+
+
+class Network(Protocol):
+    """What is measured: a transformer, or one with something behind it, that gives the loss of every token."""
+
+    config: TransformerConfig
+    training: bool
+
+    def eval(self) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def __call__(self, teacher_input_BlE: Tensor, text: TextFeatures, **given: Any) -> Tensor: ...
 
 
 class Measured:
@@ -51,12 +65,12 @@ class Measured:
     def __len__(self) -> int:
         return sum(len(shape) for shape in self.shapes.values())
 
-    def losses(self, network: NextScaleTransformer, run: Run, *, alone: bool = False) -> Tensor:
+    def losses(self, network: Network, run: Run, *, alone: bool = False) -> Tensor:
         """Mean nats per token (K,) of the pictures of all processes; nan where there are none. See `sums`."""
         return means(self.sums(network, run, alone=alone).sum(dim=0))
 
     @torch.no_grad()
-    def sums(self, network: NextScaleTransformer, run: Run, *, alone: bool = False) -> Tensor:
+    def sums(self, network: Network, run: Run, *, alone: bool = False) -> Tensor:
         """Sums over pictures of mean nats per token or bit of each scale, and their number: float64 (shapes, K + 1).
 
         Every process must ask for it, since a network in pieces computes in all of them at once; alone: this process's
@@ -174,7 +188,7 @@ class Validation:
             train += self.tokens.counts(targets.schedule.split(targets.codes_BL))
         self.unigram_K = self.tokens.unigram_nats(_sum(train, self.run), _sum(held, self.run))
 
-    def losses(self, network: NextScaleTransformer) -> Tensor:
+    def losses(self, network: Network) -> Tensor:
         """Mean nats per token (K,) of the held-out pictures, see Measured; nan where there are none."""
         sum_SK1 = self.measured.sums(network, self.run)
         if len(sum_SK1) > 1:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from star.cli import main
 from star.data.errors import InputError
-from star.eval.run.latency import measure_speed, peak, reset_peak
+from star.eval.run.latency import measure_speed
+from star.generators.measuring import peak, reset_peak
 from star.generators.protocol import Conditioning, SampleOptions
 from star.generators.registry import build
 

@@ -17,8 +17,9 @@ from star.data.images import read_png
 from star.eval.report.growth import write_growth
 from star.eval.run import versus
 from star.eval.run.latency import measure_speed
-from star.eval.run.versus import Contender, alternate, contender, copy_ceiling, matmul_ceiling, rival, split, warmups
+from star.eval.run.versus import Contender, alternate, contender, rival, split, warmups
 from star.generator import StarGenerator
+from star.generators.measuring import copy_ceiling, matmul_ceiling
 from star.generators.placement import dtype_of
 from star.generators.protocol import Conditioning, SampleOptions
 from star.sampling.graphs import Called, Graphs

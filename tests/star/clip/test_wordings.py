@@ -138,3 +138,33 @@ def test_the_command_writes_them_from_shards(tmp_path: Path, capsys: pytest.Capt
     found = Expansion.read(tmp_path / "w.json")
     assert found.expand("a red car").startswith("an automobile, ")
     assert found.subjects["automobile"].colours
+
+
+def test_related_captions_are_those_of_styles_that_the_subject_was_learnt_in() -> None:
+    styles = ("flat emoji style", "noto emoji style", "blob emoji style", "twemoji style")
+    crab = Subject(caption="a crab", style=styles[0], names={"crab": 30.0}, styles=(styles[0], styles[1], styles[3]))
+    nearest = {styles[2]: (styles[3], styles[2], styles[0], styles[1])}
+    expansion = Expansion(styles, {"crab": crab}, nearest=nearest)
+    assert expansion.related("a crab, blob emoji style", 2) == ["a crab, twemoji style", "a crab, flat emoji style"]
+    assert len(expansion.related("a crab, blob emoji style", 9)) == 3
+    assert expansion.related("a crab, dark skin tone, blob emoji style", 1) == ["a crab, dark skin tone, twemoji style"]
+    for caption in (
+        "a crab, noto emoji style",
+        "a crab",
+        "a whale, blob emoji style",
+        "a crab, red, blob emoji style",
+        "",
+    ):
+        assert expansion.related(caption, 2) == [], caption
+
+
+def test_what_was_learnt_in_which_style_is_kept_in_the_file(tmp_path: Path) -> None:
+    subjects = {"crab": Subject(caption="a crab", style=STYLES[0], names={"crab": 30.0}, styles=STYLES[1:])}
+    expansion = Expansion(STYLES, subjects, nearest={STYLES[0]: STYLES[1:]})
+    expansion.save(tmp_path / "w.json")
+    assert Expansion.read(tmp_path / "w.json") == expansion
+    content = json.loads((tmp_path / "w.json").read_text())
+    content["subjects"]["crab"][4] = [7]
+    (tmp_path / "w.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="wordings"):
+        Expansion.read(tmp_path / "w.json")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from star.data.errors import InputError
 from star.data.text import TextFeatures
-from star.model.attention_backends import BACKENDS, ScaleCausality
+from star.model.attention_backends import ScaleCausality, attend
+from star.model.kernels.choice import BACKENDS
 from star.model.losses import token_losses
 from star.model.transformer import NextScaleTransformer
 from star.tiny import CODE_WIDTH, SIZES, VOCABULARY, tiny_transformer
@@ -74,6 +75,22 @@ def test_gradients_are_those_of_the_formula(backend: str) -> None:
         function(*tensors).square().sum().backward()
         gradients.append([tensor.grad for tensor in tensors])
     torch.testing.assert_close(*gradients)
+
+
+def test_gradients_of_beginnings_are_those_of_slices_to_the_bit() -> None:
+    """In training by scales each scale reads the first keys, and so does each finer one."""
+    sight, gradients = ScaleCausality(SCHEDULE.lengths, "scalewise", torch.float32, CPU), []
+    for sliced in (False, True):
+        leaves = queries, keys, values = [tensor.requires_grad_() for tensor in heads()]
+        if sliced:
+            stops = SCHEDULE.offsets[1:]
+            parts = zip(queries.split(SCHEDULE.lengths, dim=2), stops, strict=True)
+            seen = [attend(part, keys[:, :, :stop], values[:, :, :stop], None, SCALE, "sdpa") for part, stop in parts]
+            output = torch.cat(seen, dim=2)
+        else:
+            output = sight.attend(queries, keys, values, SCALE)
+        gradients.append(torch.autograd.grad(output.square().sum(), leaves))
+    assert all(torch.equal(own, wanted) for own, wanted in zip(*gradients, strict=True))
 
 
 @pytest.mark.slow

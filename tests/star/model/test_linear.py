@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from star.model import linear
-from star.model.linear import by_onednn, dense
+from star.model.linear import by_onednn, dense, gelu
 
 needs_onednn = pytest.mark.skipif(linear.onednn() is None, reason="this torch has no oneDNN")
 
@@ -71,3 +71,17 @@ def test_a_gpu_applies_the_gelu_on_the_way(kind: torch.dtype) -> None:
         expected = F.gelu(F.linear(x.float(), layer.weight.float(), layer.bias.float()), approximate="tanh")
     assert found.dtype == kind
     torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_a_compiler_gets_the_same_gelu_by_a_sigmoid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 on a CPU: values and gradients within a rounding of the tanh form, which float32 keeps."""
+    wide = torch.linspace(-8, 8, 4001)
+    x = wide.bfloat16().requires_grad_()
+    expected = F.gelu(x.float(), approximate="tanh")
+    (slope,) = torch.autograd.grad(expected.sum(), x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = gelu(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), x)[0].float(), slope.float(), rtol=2**-7, atol=1e-4)
+    assert torch.equal(gelu(wide), F.gelu(wide, approximate="tanh"))

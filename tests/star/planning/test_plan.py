@@ -6,33 +6,33 @@ storages that are alive; a tensor counts until nothing holds its storage. FLOPs 
 
 import copy
 import re
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from star.cli import main
 from star.commands.plan import number
 from star.data.errors import InputError
 from star.data.text import TextFeatures
-from star.model.attention_backends import BACKENDS, ScaleCausality
+from star.model.attention_backends import ScaleCausality
+from star.model.kernels.choice import BACKENDS
 from star.model.losses import token_losses
+from star.model.refiner import Refiner, RefinerConfig, ScalePlan
 from star.model.transformer import NextScaleTransformer, TransformerConfig
-from star.planning.flops import FLEX_BLOCK, pairs_seen, work
-from star.planning.memory import Parameters, looked_bytes, memory
+from star.planning.flops import FLEX_BLOCK, pairs_seen, refiner_work, work
+from star.planning.memory import Parameters, looked_bytes, memory, refiner_memory
 from star.planning.plan import GPUS, Plan, Shapes, TooLargeError, plan
 from star.planning.propose import proposals
 from star.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
 from star.tokenizer.portions import map_bytes
+from star.training.masking import MaskedLosses, draw_known
 from star.training.presets import CURRICULUM_SIZES, PRESETS
 from star.training.targets import draw_kept, kept_lengths
+from tests.star.ledger import Ledger
 
 TEXT_TOKENS = 12
 # name: changes of the network, pictures at once, share of the finest scale
@@ -41,35 +41,9 @@ MEASURED: dict[str, tuple[dict[str, Any], int, float]] = {
     "eager, wide and short": ({"attention": "eager", "width": 192, "depth": 2, "heads": 3}, 3, 1.0),
     "recomputed": ({"attention": "sdpa", "checkpointing": True}, 6, 1.0),
     "scalewise, half of the finest": ({"attention": "scalewise", "mlp_ratio": 2.0, "drop_path": 0.1}, 4, 0.5),
+    "flash, where there is none": ({"attention": "flash"}, 4, 1.0),
     "few pictures": ({"attention": "scalewise"}, 1, 1.0),
 }
-
-
-class Ledger(TorchDispatchMode):
-    """Bytes of the storages that are alive, and the most there were at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def enter(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.alive:
-            self.alive[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.leave, storage._cdata)
-
-    def leave(self, key: int) -> None:
-        self.now -= self.alive.pop(key)
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.enter(leaf)
-        return result
 
 
 def network(changes: dict[str, Any]) -> TransformerConfig:
@@ -133,6 +107,78 @@ def test_memory_is_what_a_step_has_alive(name: str) -> None:
     config = network(changes)
     planned = memory(config, kept_lengths(config.schedule, keep_last), TEXT_TOKENS, batch=batch, half=False)
     assert planned.peak == pytest.approx(Step(config, batch, keep_last).peak(), rel=0.05)
+
+
+class RefinerStep(Step):
+    """The same, of a refiner behind a network that learns nothing."""
+
+    def __init__(self, config: TransformerConfig, refiner: RefinerConfig, batch: int, masks: int) -> None:
+        super().__init__(config, batch, 1.0)
+        self.transformer, self.masks = self.model.eval().requires_grad_(False), masks
+        self.learner = MaskedLosses(Refiner(refiner, config), self.transformer)
+        self.smooth = copy.deepcopy(self.learner).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.learner.parameters(), fused=True)
+
+    def __call__(self) -> None:
+        schedule = self.transformer.schedule
+        start = schedule.offsets[self.learner.first]
+        with torch.no_grad():
+            hidden_BLC, _ = self.transformer.hidden(self.input_BlE, self.text)
+        known_BR = draw_known(self.learner.lengths(schedule), self.masks * self.batch, "uniform", torch.device("cpu"))
+        codes_BR = self.codes_BL[:, start:]
+        vectors_BRE = torch.randn(*codes_BR.shape, self.transformer.config.code_width)
+        shown = (self.text.pooled_BD, vectors_BRE, hidden_BLC[:, start:], codes_BR)
+        pooled_BD, vectors_BRE, hidden_BRC, codes_BR = (torch.cat([part] * self.masks) for part in shown)
+        self.learner(pooled_BD, vectors_BRE, known_BR, hidden_BRC, codes_BR, schedule).mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), 2.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def peak(self) -> int:
+        """Bytes, in a step after the first, the frozen network among them."""
+        self()
+        ledger = Ledger()
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        for tensor in (
+            *self.transformer.parameters(),
+            *self.learner.parameters(),
+            *self.average.parameters(),
+            *moments,
+        ):
+            ledger.enter(tensor)
+        with ledger:
+            self()
+        return ledger.peak
+
+
+REFINER = RefinerConfig(depth=2, plans=tuple(ScalePlan(scale=k, steps=4, plain=0) for k in (3, 4, 5)))
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+def test_a_refiner_is_planned_as_it_is_computed(masks: int) -> None:
+    config = network({"attention": "sdpa"})
+    step = RefinerStep(config, REFINER, 4, masks)
+    planned = refiner_memory(config, REFINER, batch=4 * masks, half=False)
+    assert 0.8 * planned.peak < step.peak() < 1.05 * planned.peak
+    with FlopCounterMode(display=False, custom_mapping=fused_counts()) as counter:
+        step()
+    counted = refiner_work(config, REFINER, TEXT_TOKENS, masks)
+    assert 4 * counted.total == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_a_preset_of_a_refiner_is_planned() -> None:
+    config = PRESETS["emoji-refiner"]
+    planned, alone = (
+        plan(asked, Shapes.of(config), gpus=1, gpu="h100") for asked in (config, replace(config, refiner=None))
+    )
+    assert planned.parameters > alone.parameters
+    assert planned.checkpoint_bytes == 16 * (planned.parameters - alone.parameters)
+    assert planned.memory.moments < alone.memory.moments
+    assert planned.work.backward < alone.work.backward
+    tight = replace(config, run=replace(config.run, batch_size=2**14))
+    found = proposals(tight, Shapes.of(config), gpus=1, gpu="rtx4090")
+    assert found
+    assert found[0].config.run.accumulate > 1
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -231,7 +277,8 @@ def test_scores_are_counted_as_they_are_computed(backend: str) -> None:
     padded_LL = torch.zeros(side, side, dtype=torch.bool)
     padded_LL[: sum(lengths), : sum(lengths)] = allowed_LL
     blocks = padded_LL.unfold(0, FLEX_BLOCK, FLEX_BLOCK).unfold(1, FLEX_BLOCK, FLEX_BLOCK).flatten(2).any(dim=2)
-    expected = {"scalewise": int(allowed_LL.sum()), "flex": int(blocks.sum()) * FLEX_BLOCK**2}
+    seen = dict.fromkeys(("scalewise", "flash", "auto"), int(allowed_LL.sum()))
+    expected = seen | {"flex": int(blocks.sum()) * FLEX_BLOCK**2}
     assert pairs_seen(lengths, backend) == expected.get(backend, sum(lengths) ** 2)
 
 

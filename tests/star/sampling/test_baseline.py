@@ -1,10 +1,13 @@
 """The fast way to draw against the released way: the same codes and pictures; and filters against a full sort."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from star.class_generator import VarGenerator
+from star.data.errors import InputError
 from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.protocol import Generator, SampleOptions
@@ -28,6 +31,23 @@ def test_both_ways_draw_the_same_pictures(family: type[StarGenerator | VarGenera
     drawn = slow.generate(prompts, seeds=[5, 6], options=options)
     assert (drawn.int() - expected.int()).abs().max() <= 1
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_both_ways_draw_the_same_rectangle() -> None:
+    size = "4x8"
+    options = SampleOptions(guidance_scale=4.0, top_k=9, top_p=0.9, size=size)
+    expected = StarGenerator.for_test().generate(["a red circle", ""], seeds=[5, 6], options=options)
+    slow = StarGenerator.for_test().baseline()
+    assert (slow.generate(["a red circle", ""], seeds=[5, 6], options=options).int() - expected.int()).abs().max() <= 1
+    assert expected.shape == (2, 3, 4, 8)
+    assert slow.generate([], seeds=[], options=options).shape == (0, 3, 4, 8)
+    wide = slow.generate(["a red circle"], seeds=[5], options=replace(options, size="8x8"))
+    assert wide.shape == (1, 3, 8, 8)
+
+
+def test_classes_are_drawn_as_squares_alone() -> None:
+    with pytest.raises(InputError, match="draws squares alone"):
+        VarGenerator.for_test().baseline().generate(["3"], seeds=[0], options=SampleOptions(size="3:2"))
 
 
 def test_the_shipped_model_draws_the_same_to_the_bit() -> None:

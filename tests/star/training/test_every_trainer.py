@@ -24,17 +24,18 @@ from star.generators.training.run import Run, RunConfig
 from star.precomputed.encode import encode
 from star.tiny import tiny_tokenizer, tiny_transformer
 
-NETWORKS = [*TRAINERS, "star on codes"]
+NETWORKS = [*TRAINERS, "star on codes", "star refiner"]
 SAMPLES, BATCH, STEPS, SAVED, DEATH = 16, 4, 5, 2, 4  # an epoch is four steps; the death loses two of them
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, the two frozen networks, and shards of their codes."""
+    """Shards, the two frozen networks, a model of them, and shards of their codes."""
     root = tmp_path_factory.mktemp("house")
     generator = StarGenerator(tiny_transformer(), tiny_tokenizer(), tiny_text_encoder(max_tokens=64))
     generator._save_tokenizer(root / "tokenizer")
     generator.text_encoder.save_pretrained(root / "text")
+    generator.save_pretrained(root / "star", references={"tokenizer": "../tokenizer", "text_encoder": "../text"})
     write(root / "pictures", count=SAMPLES, size=16, test=0)
     encode([str(root / "pictures" / "train")], root / "codes", tokenizer=root / "tokenizer", text_encoder=root / "text")
     return root
@@ -55,11 +56,23 @@ def config(network: str, house: Path, *, keep: Any = False, **changes: Any) -> A
         given |= {"sample_prompts": (), "caption_dropout": 0.2}
     if network == "styleformer":
         given |= {"augment": ("text",), "augment_pictures": 20}
-    return replace(presets(network.removesuffix(" on codes"))["test"], **given | changes)
+    if network.endswith("refiner"):
+        given["init_from"] = str(house / "star")
+    return replace(presets(family(network))[preset(network)], **given | changes)
+
+
+def family(network: str) -> str:
+    """The trainer's name."""
+    return network.partition(" ")[0]
+
+
+def preset(network: str) -> str:
+    """The smallest one."""
+    return "refiner-test" if network.endswith("refiner") else "test"
 
 
 def train(network: str, house: Path, out: Path, *, resume: bool = False, **changes: Any) -> None:
-    module, _, name = TRAINERS[network.removesuffix(" on codes")][1].partition(":")
+    module, _, name = TRAINERS[family(network)][1].partition(":")
     data = house / "codes" if network.endswith("codes") else house / "pictures" / "train"
     getattr(import_module(module), name)(config(network, house, **changes), data=[str(data)], out=out, resume=resume)
 
@@ -206,7 +219,9 @@ def test_impossible_numbers_are_refused(house: Path, tmp_path: Path, wrong: dict
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "lanes"), [("tokenizer", 0), ("styleformer", 4), ("star on codes", 2)])
+@pytest.mark.parametrize(
+    ("network", "lanes"), [("tokenizer", 0), ("styleformer", 4), ("star on codes", 2), ("star refiner", 2)]
+)
 def test_a_run_goes_on_with_two_processes_and_real_workers(
     network: str, lanes: int, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +232,7 @@ def test_a_run_goes_on_with_two_processes_and_real_workers(
         with pytest.raises(KeyboardInterrupt):
             train(network, house, tmp_path / "parts", lanes=lanes)
     script = (
-        "import sys; from pathlib import Path; from tests.star.test_every_trainer import train\n"
+        "import sys; from pathlib import Path; from tests.star.training.test_every_trainer import train\n"
         "if __name__ == '__main__': "
         f"train({network!r}, Path({str(house)!r}), Path({str(tmp_path / 'parts')!r}), resume=True, lanes={lanes}, "
         "workers=1)\n"

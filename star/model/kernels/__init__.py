@@ -1,0 +1,1 @@
+"""Kernels that attention runs on, and the one dispatch between them."""
