@@ -10,7 +10,7 @@
 | drawing       | d16 and d30 at 256, 512 and 1,024 pixels in turn with the released way, launches, roofline |
 
 Each row is told when it is known, all of them in one table with goals at the end, and as JSON with --out; with --tests
-the tests marked gpu follow. `--device cpu --shapes d1-64 --batch 1 --attention 64` rehearses it. The roofline of
+the tests marked gpu follow. `--device cpu --shapes d1-64 --batch 1` rehearses it. The roofline of
 drawing is the longer of the time for all products at the ceiling that this device was measured to have, and for reading
 the weights once per scale at that of copies.
 """
@@ -121,7 +121,7 @@ def jobs(args: argparse.Namespace, device: torch.device, top: Ceilings) -> Itera
             f"{shape}, batch {batch}",
             partial(_as_row, gpu_rows.training, shape, batch, device, products, steps),
         )
-    for side in args.attention:
+    for side in args.attention or ([256, 512, 1024] if device.type == "cuda" else [smallest]):
         for backend in gpu_rows.backends():
             batch = max(1, args.train_batch * 256**2 // side**2 // 4)
             work = partial(_as_row, gpu_rows.attention, side, backend, batch, device, products, steps)
@@ -144,7 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=5, help="of each picture and training step")
     parser.add_argument("--train-batch", type=int, default=32, help="of d16; deeper networks get a quarter")
     parser.add_argument(
-        "--attention", nargs="+", type=int, default=[256, 512, 1024], metavar="PIXELS", help="on a side"
+        "--attention",
+        nargs="+",
+        type=int,
+        metavar="PIXELS",
+        help="sides whose tokens attention is timed at (default: 256 512 1024; on a CPU the least of the shapes)",
     )
     parser.add_argument("--seconds", type=float, default=240.0, help="after which no row begins")
     parser.add_argument("--side", type=int, default=8192, help="of the matrices that the ceiling is measured with")

@@ -92,13 +92,20 @@ class _Heads(nn.Module):
             return queries if rotation is None else rotate(queries, rotation).to(queries.dtype)
         temperature = self.temperature() if temperature_1N11 is None else temperature_1N11
         assert temperature is not None
-        return (rotate_to_unit(queries, rotation) * temperature).to(queries.dtype)
+        return scaled(rotate_to_unit(queries, rotation), temperature, queries.dtype)
 
     def shape_keys(self, keys: Tensor, rotation: Rotation | None) -> Tensor:
         """Rotation and normalisation; computed in float32, returned in the type given."""
         if self.log_scale is None:
             return keys if rotation is None else rotate(keys, rotation).to(keys.dtype)
         return rotate_to_unit(keys, rotation).to(keys.dtype)
+
+
+def scaled(unit: Tensor, temperature_1N11: Tensor, dtype: torch.dtype) -> Tensor:
+    """Unit queries times their temperature, rounded to a type on the way where nothing is learnt from them."""
+    if unit.dtype == dtype or not torch.is_inference_mode_enabled():
+        return (unit * temperature_1N11).to(dtype)
+    return torch.mul(unit, temperature_1N11, out=torch.empty_like(unit, dtype=dtype))
 
 
 class SelfAttention(_Heads):
@@ -126,7 +133,7 @@ class SelfAttention(_Heads):
         """
         bias = torch.cat((self.query_bias, self.key_bias, self.value_bias)) if constants is None else constants.bias
         fused = dense(self.query_key_value, x_BlC, bias)
-        if constants is not None and constants.temperature_1N11 is not None:
+        if constants is not None and constants.temperature_1N11 is not None and cache is not None:
             queries, keys, values = self._shaped(fused, rotation, constants.temperature_1N11)
         else:
             queries, keys, values = (self.split(part) for part in fused.chunk(3, dim=-1))  # each (B, N, l, d)
@@ -140,11 +147,13 @@ class SelfAttention(_Heads):
     def _shaped(
         self, fused_Bl3C: Tensor, rotation: Rotation | None, temperature_1N11: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, N, l, d) of a scale that is drawn; queries and keys are shaped in one go."""
+        """Queries, keys and values (B, N, l, d) of a scale that is drawn; queries and keys are shaped in one go.
+
+        Keys stay float32: the cache rounds them.
+        """
         heads = fused_Bl3C.unflatten(-1, (3 * self.heads, -1)).transpose(1, 2)
         queries, keys = rotate_to_unit(heads[:, : 2 * self.heads], rotation).chunk(2, dim=1)
-        queries = (queries * temperature_1N11).to(heads.dtype)
-        return queries, keys.to(heads.dtype), heads[:, 2 * self.heads :]
+        return scaled(queries, temperature_1N11, heads.dtype), keys, heads[:, 2 * self.heads :]
 
 
 class CrossAttention(_Heads):

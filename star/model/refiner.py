@@ -108,8 +108,8 @@ class Refiner(nn.Module):
         Hidden states pass `merge` as they are, blocks add nothing, and the text's token and the head are the
         transformer's. Known codes are added to the states of their own tokens, as loud as those: code_spread,
         state_spread: standard deviations of codebook vectors and of the transformer's states. (Ours: as released
-        everything starts at random, and what the transformer knows must be learnt again; codes are then drowned by
-        states that are 40 times as large.) Where the states are not normalised before the transformer's head, here
+        everything starts at random, and what the transformer knows must be learnt again. Codes projected at random are
+        a fortieth of star-emoji's states.) Where the states are not normalised before the transformer's head, here
         they are.
         """
         width = self.head.in_features

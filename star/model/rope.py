@@ -6,6 +6,7 @@ coincide, and of all aspects.
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -89,8 +90,14 @@ def rotate_to_unit(heads_BNld: Tensor, rotation: Rotation | None) -> Tensor:
 def unit_by_rms(heads_BNld: Tensor, turn_lP: Tensor | None) -> Tensor:
     """The same by the root of mean squares, for which GPUs have one kernel: it is the length over the root of d."""
     width = heads_BNld.shape[-1]
-    unit = F.rms_norm(heads_BNld, (width,), heads_BNld.new_full((width,), width**-0.5), eps=1e-24)
+    unit = F.rms_norm(heads_BNld, (width,), _root(width, heads_BNld.device), eps=1e-24)
     return unit if turn_lP is None else _turned(unit, turn_lP)
+
+
+@cache
+def _root(width: int, device: torch.device) -> Tensor:
+    """One over the root of d, (d,)."""
+    return torch.full((width,), width**-0.5, device=device)
 
 
 class _RotateToUnit(torch.autograd.Function):

@@ -60,6 +60,10 @@ class Recorder(Protocol):
         """After a run."""
         ...
 
+    def wait(self) -> None:
+        """Until all runs are over, before what they use is let go."""
+        ...
+
     @property
     def bytes(self) -> int | None:
         """Of the device's memory."""
@@ -80,6 +84,9 @@ class Called:
 
     def end(self) -> None:
         """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing runs."""
 
 
 class CudaRecorder:
@@ -104,14 +111,17 @@ class CudaRecorder:
                 for step in steps:
                     step()
             current.wait_stream(self.stream)
-            replays = []
-            for step in steps:
-                graph = torch.cuda.CUDAGraph()
-                # Other threads may use the GPU meanwhile.
-                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-                    step()
-                replays.append(graph.replay)
-        return replays
+            try:
+                return [self._graph(step).replay for step in steps]
+            finally:
+                torch.cuda.set_stream(current)  # which a failure leaves as it was while recording
+
+    def _graph(self, step: Step) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            step()
+        return graph
 
     def begin(self) -> None:
         """The current stream waits for the last run, which another thread may have asked of another stream."""
@@ -120,6 +130,10 @@ class CudaRecorder:
     def end(self) -> None:
         """Marks the place that the next run waits for."""
         self._done.record(torch.cuda.current_stream(self.device))
+
+    def wait(self) -> None:
+        """Until the last run is over."""
+        self._done.synchronize()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +189,7 @@ class Graphs:
         )
         with self._lock:
             if self._addresses != addresses:
+                self.recorder.wait()
                 self._recorded.clear()
                 self._addresses = addresses
 
@@ -206,6 +221,7 @@ class Graphs:
         while self._recorded and (
             len(self._recorded) >= self.most or (room is not None and self._held() + size > room)
         ):
+            self.recorder.wait()
             self._recorded.popitem(last=False)
         try:
             program = make()

@@ -10,7 +10,7 @@ from star.eval.run import gpu_rows
 from star.eval.run.gpu_table import ceilings, drawing, main, summary
 
 KINDS = ["packages", "training", *["attention"] * 4, "neighbourhood", "neighbourhood", "in_pieces", "drawing"]
-TINY = ["--device", "cpu", "--shapes", "d1-64", "--batch", "1", "--attention", "64"]
+TINY = ["--device", "cpu", "--shapes", "d1-64", "--batch", "1"]
 
 
 def test_every_row_is_measured_and_written(

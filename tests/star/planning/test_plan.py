@@ -142,7 +142,7 @@ class RefinerStep(Step):
         for tensor in (
             *self.transformer.parameters(),
             *self.learner.parameters(),
-            *self.average.parameters(),
+            *self.smooth.parameters(),
             *moments,
         ):
             ledger.enter(tensor)

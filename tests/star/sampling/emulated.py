@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from star.sampling.graphs import Step
+from star.data.text import TextFeatures
+from star.generators.protocol import SampleOptions
+from star.sampling.graphs import Graphs, Step
+from star.sampling.sampler import draw_codes
+from star.tiny import tiny_tokenizer, tiny_transformer
+
+OPTIONS = SampleOptions(guidance_scale=4.0, top_k=9, top_p=0.9)
+PROMPTS = ["a red circle", "a blue square on a green table", "", "five cats"]
 
 HOST = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
 
@@ -78,3 +85,26 @@ class Emulated:
 
     def end(self) -> None:
         """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing runs."""
+
+
+class Side:
+    """A network that is drawn with in both ways."""
+
+    def __init__(self, graphs: Graphs, *, bits: bool = False, **changes: Any) -> None:
+        self.graphs = graphs
+        kind: dict[str, Any] = {"bits": 4, "vocabulary": 2} if bits else {}
+        self.transformer, self.quantizer = tiny_transformer(**kind, **changes), tiny_tokenizer(bits=bits).quantizer
+
+    def check(self, text: TextFeatures | Tensor, null: TextFeatures | Tensor, seeds: list[int], **how: Any) -> None:
+        """Both ways, and that the recorded one was one."""
+        given: dict[str, Any] = {"options": OPTIONS, "batch": len(seeds)} | how
+        expected, latent = draw_codes(self.transformer, self.quantizer, text, null, seeds=seeds, **given)
+        for _ in range(3):  # the usual way, recorded, replayed
+            found, found_latent = draw_codes(
+                self.transformer, self.quantizer, text, null, seeds=seeds, graphs=self.graphs, **given
+            )
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            assert torch.equal(found_latent, latent)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from star.class_generator import VarGenerator
 from star.data.errors import InputError
@@ -19,14 +18,10 @@ from star.model import heads
 from star.next_scale import set_graphs
 from star.pipeline import Pipeline
 from star.sampling.chance import GivenCodes, PassShape, SampleRng
-from star.sampling.graphs import Called, CudaRecorder, Graphs
+from star.sampling.graphs import Called, Graphs
 from star.sampling.programs import draw_recorded
 from star.sampling.sampler import draw_codes
-from star.tiny import tiny_tokenizer, tiny_transformer
-from tests.star.sampling.emulated import Emulated
-
-OPTIONS = SampleOptions(guidance_scale=4.0, top_k=9, top_p=0.9)
-PROMPTS = ["a red circle", "a blue square on a green table", "", "five cats"]
+from tests.star.sampling.emulated import OPTIONS, PROMPTS, Emulated, Side
 
 
 @pytest.fixture(autouse=True)
@@ -43,26 +38,6 @@ def features() -> TextFeatures:
 def shorter(text: TextFeatures, length: int) -> TextFeatures:
     """Padded to fewer tokens."""
     return TextFeatures(text.tokens_BTD[:, :length], text.mask_BT[:, :length], text.pooled_BD)
-
-
-class Side:
-    """A network that is drawn with in both ways."""
-
-    def __init__(self, graphs: Graphs, *, bits: bool = False, **changes: Any) -> None:
-        self.graphs = graphs
-        kind: dict[str, Any] = {"bits": 4, "vocabulary": 2} if bits else {}
-        self.transformer, self.quantizer = tiny_transformer(**kind, **changes), tiny_tokenizer(bits=bits).quantizer
-
-    def check(self, text: TextFeatures | Tensor, null: TextFeatures | Tensor, seeds: list[int], **how: Any) -> None:
-        """Both ways, and that the recorded one was one."""
-        given: dict[str, Any] = {"options": OPTIONS, "batch": len(seeds)} | how
-        expected, latent = draw_codes(self.transformer, self.quantizer, text, null, seeds=seeds, **given)
-        for _ in range(3):  # the usual way, recorded, replayed
-            found, found_latent = draw_codes(
-                self.transformer, self.quantizer, text, null, seeds=seeds, graphs=self.graphs, **given
-            )
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-            assert torch.equal(found_latent, latent)
 
 
 @pytest.fixture(params=[Called, Emulated])
@@ -302,72 +277,3 @@ def test_a_program_keeps_no_seed_of_the_first_picture(features: TextFeatures) ->
     assert found is not None
     ((recorded,),) = [list(graphs._recorded.values())]
     assert not recorded.program.rng.seeds  # type: ignore[attr-defined]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_a_gpu_replays_what_it_draws(kind: torch.dtype) -> None:
-    """The usual way, recording, and replays, in turn with other batches; all equal, whatever was asked for before."""
-    device = torch.device("cuda")
-    usual, recorded = (StarGenerator.untrained("d2-64", device, kind) for _ in range(2))
-    recorded.transformer.load_state_dict(usual.transformer.state_dict())
-    recorded.tokenizer.load_state_dict(usual.tokenizer.state_dict())
-    recorded.text_encoder.load_state_dict(usual.text_encoder.state_dict())
-    usual.graphs = "off"
-    for mode in ("per-sample", "released"):
-        for seeds in ([1], [1, 2], [3], [4, 5], [1], [1, 2], [6]):
-            prompts, options = PROMPTS[: len(seeds)], replace(OPTIONS, top_k=900, cross_attention=mode)
-            expected = usual.generate(prompts, seeds=seeds, options=options)
-            assert torch.equal(recorded.generate(prompts, seeds=seeds, options=options), expected)
-    graphs = recorded.recorded()
-    assert graphs is not None
-    assert len(graphs) == 6  # two modes of two sizes, and two decoders
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["auto", "off"])
-def test_no_scale_waits_for_a_gpu(mode: str, features: TextFeatures) -> None:
-    """torch raises where an operator waits for the device. Nothing is recorded meanwhile."""
-    device = torch.device("cuda")
-    transformer, quantizer = tiny_transformer().to(device), tiny_tokenizer().quantizer.to(device)
-    text, graphs = features.to(device), Graphs(CudaRecorder(device)) if mode == "auto" else None
-
-    def draw(seed: int) -> Tensor:
-        return draw_codes(transformer, quantizer, text[:2], text[2:3], seeds=[seed, 9], options=OPTIONS, graphs=graphs)[
-            1
-        ]
-
-    expected = [draw(seed) for seed in (1, 1, 2)]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        found = [draw(seed) for seed in (1, 2)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[2])
-
-
-@pytest.mark.gpu
-def test_a_gpu_launches_a_graph_for_each_scale() -> None:
-    from star.eval.run.launches import launches
-    from star.eval.run.versus import Contender
-
-    device = torch.device("cuda")
-    generator = StarGenerator.untrained("d2-64", device, torch.bfloat16)
-    side = Contender(name="ours", generator=generator, options=OPTIONS, dtype="bfloat16", device=device)
-    counts = [launches(side, 1) for _ in range(3)]
-    assert counts[2] < 0.5 * counts[0]  # what is left is the text tower's
-    assert generator.recorded() is not None
-
-
-@pytest.mark.gpu
-def test_a_gpu_picks_what_a_cpu_picks() -> None:
-    """Filters and picks of the same logits, but where a uniform lies within rounding of a border."""
-    logits = 3 * torch.randn(4, 256, 4096, generator=torch.Generator().manual_seed(0))
-    uniforms = torch.rand(4, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for top_k, top_p in ((900, 0.95), (0, 0.9), (50, 0.0)):
-        picked = [
-            heads.pick(heads.filter_logits(logits.to(device), top_k, top_p), uniforms).cpu()
-            for device in ("cpu", "cuda")
-        ]
-        assert (picked[0] != picked[1]).float().mean() < 0.01
