@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from star.data.errors import InputError
 from star.generators.devices import usable
 
 if TYPE_CHECKING:
@@ -68,6 +69,18 @@ def placed(device: str | None, dtype: str, model: str) -> Placement:
     if chosen == torch.float32:
         allow_tf32(torch.device(place))
     return Placement(place, chosen)
+
+
+def as_dtype(dtype: "torch.dtype | str | None", device: "str | torch.device", model: str) -> "torch.dtype | None":
+    """A type as callers in Python say it: None is the network's own, a name is one of DTYPES.
+
+    Raises InputError for another name.
+    """
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}, expected a torch.dtype or one of {', '.join(DTYPES)}: choose one")
+    return automatic(str(device), model) if dtype == AUTO else dtype_of(dtype)
 
 
 def automatic(device: str, model: str) -> "torch.dtype":

@@ -26,6 +26,7 @@ from star.data.errors import InputError
 from star.editing import encode_picture, given_coarse, given_outside, on_canvas, paste, scales_of, to_pixels
 from star.generator import StarGenerator
 from star.generators import registry
+from star.generators.placement import as_dtype
 from star.generators.protocol import Generator, SampleOptions, check_options
 from star.generators.renamed import OPTIONS, now_called
 from star.motions import Motions
@@ -63,15 +64,17 @@ class Pipeline(Motions):
         model: str | Path,
         *,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         graphs: GraphMode = "auto",
     ) -> Self:
         """Reads a name of `star list`, a model directory or a hub id. Raises InputError if there is none.
 
+        dtype: torch.bfloat16 or "bfloat16" and the like, "auto" as on the command line; None is float32.
         graphs: "auto" draws on a GPU by CUDA graphs where it can (next-scale models alone), "off" never does.
         """
         options = registry.recommended(model)
-        return cls(set_graphs(registry.build(model, device=device, dtype=dtype), graphs), options, str(model))
+        chosen = as_dtype(dtype, device, str(model))
+        return cls(set_graphs(registry.build(model, device=device, dtype=chosen), graphs), options, str(model))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a model directory that draws the same pictures, with these options as the recommended ones."""
@@ -103,13 +106,14 @@ class Pipeline(Motions):
                     "login`, and check the name and the connection"
                 ) from error
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None) -> Self:
         """The same model on another device or in another type; reads it anew. Raises InputError if it has no name."""
         if not self.name:
             raise InputError("this pipeline was made around a generator, expected one that was loaded: load it there")
         place = device if device is not None else getattr(self.generator, "device", "cpu")
+        chosen = as_dtype(dtype, place, self.name)
         mode: GraphMode = getattr(self.generator, "graphs", "auto")
-        self.generator = set_graphs(registry.build(self.name, device=place, dtype=dtype), mode)
+        self.generator = set_graphs(registry.build(self.name, device=place, dtype=chosen), mode)
         return self
 
     @property

@@ -255,3 +255,18 @@ def test_a_picture_is_extended_to_a_wider_canvas(pipe: Pipeline, picture: torch.
     assert torch.equal(drawn[:, :, 4:12], picture)
     small = pipe.outpaint(picture, "a cat", seed=3, width=12, margin=0.25).pixels[0]
     assert torch.equal(small[:, 2:6, 3:9], to_pixels(picture, (4, 6)))
+
+
+def test_a_type_is_said_by_its_name_too(tmp_path: Path) -> None:
+    StarGenerator.for_test().save_pretrained(tmp_path / "m")
+    by_name = Pipeline.from_pretrained(tmp_path / "m", dtype="bfloat16")
+    assert torch.equal(
+        by_name("a cup", seed=1).pixels,
+        Pipeline.from_pretrained(tmp_path / "m", dtype=torch.bfloat16)("a cup", seed=1).pixels,
+    )
+    assert torch.equal(
+        by_name.to(dtype="float32")("a cup", seed=1).pixels,
+        Pipeline.from_pretrained(tmp_path / "m", dtype="auto")("a cup", seed=1).pixels,
+    )
+    with pytest.raises(InputError, match="expected a torch.dtype"):
+        Pipeline.from_pretrained(tmp_path / "m", dtype="float16")
