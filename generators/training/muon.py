@@ -5,8 +5,8 @@
 m rows, n columns of a matrix. Jordan et al. 2024 ("Muon: an optimizer for hidden layers in neural networks"), with
 steps as large as AdamW's (Liu et al. 2025, §2.2) and coefficients tuned for each iteration (You 2025). torch.optim.Muon
 always computes in bfloat16, which a CPU without units for it needs half a minute a step for (EXPERIMENTS.md), and every
-process of a run computes all of it; here it is float32 on a CPU, the processes share the matrices among them, and each
-computes on a GPU its matrices of one shape in one product.
+process of a run computes all of it; here it is float32 on a CPU unless `half` is asked for, the processes share the
+matrices among them, and each computes on a GPU its matrices of one shape in one product.
 """
 
 from collections.abc import Iterable
@@ -42,12 +42,14 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         iterations: int = 4,
+        half: bool = False,
     ) -> None:
-        """iterations: 1 to 5; with more, small singular values get nearer to 1. Raises ValueError for other shapes."""
+        """iterations: 1 to 5; with more, small singular values get nearer to 1. half: bfloat16 on a CPU, too, for one
+        that multiplies in it. Raises ValueError for other shapes."""
         if not 1 <= iterations <= len(COEFFICIENTS):
             raise ValueError(f"iterations is {iterations}, expected 1 to {len(COEFFICIENTS)}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "stacked": 1})
-        self.iterations = iterations
+        self.iterations, self.half = iterations, half
         weights = [(weight, group["stacked"]) for group in self.param_groups for weight in group["params"]]
         for weight, stacked in weights:
             if weight.ndim != 2 or len(weight) % stacked:
@@ -93,19 +95,19 @@ class Muon(torch.optim.Optimizer):
             for start in range(0, len(numbers), size):
                 chosen = numbers[start : start + size]
                 lying = torch.stack([flat[i] if len(flat[i]) == rows else flat[i].mT for i in chosen])
-                parts = orthogonal_part(lying, self.iterations) * (0.2 * columns**0.5)
+                parts = orthogonal_part(lying, self.iterations, self.half) * (0.2 * columns**0.5)
                 for i, part in zip(chosen, parts, strict=True):
                     found[i] = part if len(flat[i]) == rows else part.mT
         numbers_of = iter(range(len(flat)))
         return [torch.cat([found[next(numbers_of)] for _ in weight]) for weight in weights]
 
 
-def orthogonal_part(matrix: Tensor, iterations: int = 5) -> Tensor:
+def orthogonal_part(matrix: Tensor, iterations: int = 5, half: bool = False) -> Tensor:
     """U V' of matrix = U S V', nearly, of one (m, n) or several (..., m, n), by Newton-Schulz iterations.
 
-    Computed and returned in bfloat16 on a GPU, elsewhere in float32.
+    Computed and returned in bfloat16 on a GPU, or with `half`, else in float32.
     """
-    x = matrix.bfloat16() if matrix.device.type == "cuda" else matrix.float()
+    x = matrix.bfloat16() if half or matrix.device.type == "cuda" else matrix.float()
     standing = x.shape[-2] > x.shape[-1]
     x = x.mT.contiguous() if standing else x.contiguous()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from star.generators.placement import cpu_flags, multiplies_in_bfloat16
 from star.generators.training.muon import Muon, matrix_groups
 from star.model.refiner import Refiner
 from star.model.transformer import NextScaleTransformer
@@ -26,7 +27,8 @@ def make_optimizers(config: TrainConfig, model: NextScaleTransformer | Refiner) 
         "optimizer": torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True)
     }
     if matrices:
-        optimizers["matrix_optimizer"] = Muon(matrices, lr=config.lr)
+        half = config.run.precision == "bf16" and multiplies_in_bfloat16(cpu_flags())
+        optimizers["matrix_optimizer"] = Muon(matrices, lr=config.lr, half=half)
     return optimizers
 
 

@@ -268,5 +268,5 @@ def test_a_type_is_said_by_its_name_too(tmp_path: Path) -> None:
         by_name.to(dtype="float32")("a cup", seed=1).pixels,
         Pipeline.from_pretrained(tmp_path / "m", dtype="auto")("a cup", seed=1).pixels,
     )
-    with pytest.raises(InputError, match="expected a torch.dtype"):
+    with pytest.raises(InputError, match=r"expected a torch\.dtype"):
         Pipeline.from_pretrained(tmp_path / "m", dtype="float16")

@@ -75,9 +75,9 @@ def test_matrices_of_one_shape_move_together_as_each_would_alone(monkeypatch: py
         monkeypatch.setitem(TOGETHER, "cpu", most)
         calls: list[tuple[int, ...]] = []
 
-        def counted(stack: Tensor, iterations: int, calls: list[tuple[int, ...]] = calls) -> Tensor:
+        def counted(stack: Tensor, iterations: int, half: bool, calls: list[tuple[int, ...]] = calls) -> Tensor:
             calls.append(tuple(stack.shape))
-            return orthogonal_part(stack, iterations)
+            return orthogonal_part(stack, iterations, half)
 
         monkeypatch.setattr(star.generators.training.muon, "orthogonal_part", counted)
         weights = [nn.Parameter(matrix(*shape, seed=seed)) for seed, shape in enumerate(shapes)]
@@ -130,3 +130,12 @@ def test_processes_get_like_shares() -> None:
     loads = [sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == process) for process in range(2)]
     assert loads == [20, 20]
     assert _shared_out(costs, 1) == [0] * 8
+
+
+def test_half_precision_gives_nearly_the_same_directions() -> None:
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(48, 96), torch.randn(48, 96)
+    starts = [(lower, nn.Parameter(weight.clone())) for lower in (False, True)]
+    exact, half = (moved(Muon([start], lr=0.1, half=lower), start, [gradient]) for lower, start in starts)
+    assert not torch.equal(exact, half)
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), half.flatten(), dim=0) > 0.999
