@@ -94,7 +94,10 @@ def test_path_length_is_the_same(path: Path) -> None:
     w_BSW = case["out.w"][:, None].repeat(1, network.slots, 1).requires_grad_()
     raw_B3HW = network.synthesis(w_BSW, "const")
     noise_B3HW = case["pl.in.noise"]
-    case.compare(path_lengths(raw_B3HW, w_BSW, noise_B3HW), "pl.out.lengths")
+    found_B, expected_B = path_lengths(raw_B3HW, w_BSW, noise_B3HW), case["pl.out.lengths"]
+    # Not the case's 1e-4: where a leaky ReLU's input is zero but for rounding, the processor decides its slope. On one
+    # with AMX this gave 0.73973 for 0.74007, in float64 too.
+    torch.testing.assert_close(found_B.detach(), expected_B, rtol=1e-3, atol=1e-4)
     case.compare(PathLength(decay=0.01)(raw_B3HW, w_BSW, noise_B3HW), "pl.out.penalty")
 
 

@@ -72,10 +72,13 @@ def choose(use: Use, backend: str, device: torch.device, dtype: torch.dtype, hea
     return chosen
 
 
-@torch.compiler.assume_constant_result
 def kernel_of(use: Use, backend: str, device: torch.device, dtype: torch.dtype, head_width: int) -> str:
     """The name alone, which torch.compile asks for once, while it reads the code."""
     return choose(use, backend, device, dtype, head_width).kernel
+
+
+# What torch.compiler.assume_constant_result does, which would load the compiler for those who only draw.
+kernel_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choices(backend: str, device: torch.device, dtype: torch.dtype, head_width: int) -> tuple[Choice, ...]:
