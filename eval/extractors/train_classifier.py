@@ -56,7 +56,14 @@ class ClassifierTrainConfig(CachedFeedConfig):
 PRESETS: dict[str, ClassifierTrainConfig] = {
     "emoji-cpu": ClassifierTrainConfig(
         run=RunConfig(
-            steps=1150, batch_size=128, grad_clip=5.0, log_every=20, sample_every=575, checkpoint_every=100, seed=7
+            steps=6000,
+            batch_size=128,
+            precision="bf16",
+            grad_clip=5.0,
+            log_every=20,
+            sample_every=1000,
+            checkpoint_every=100,
+            seed=7,
         )
     ),
     "test": ClassifierTrainConfig(
