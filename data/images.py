@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -203,3 +204,11 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | I
         else:
             lines.append(word)
     return "\n".join(lines)
+
+
+def thumbnail_features(pixels_B3HW: Tensor, side: int = 16) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 (B, D): means over side x side equal areas in 0..1, and their differences
+    downwards and to the right. D is 3 side^2 + 6 side (side - 1)."""
+    small_B3SS = F.adaptive_avg_pool2d(pixels_B3HW.float() / 255, side)
+    parts = (small_B3SS, small_B3SS.diff(dim=2), small_B3SS.diff(dim=3))
+    return torch.cat([part.flatten(1) for part in parts], dim=1)

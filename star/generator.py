@@ -159,7 +159,8 @@ class StarGenerator(NextScaleGenerator):
         schedule = self.schedule_for(options)
         if not prompts:
             return torch.empty(0, 3, *self.size_of(options.size), dtype=torch.uint8)
-        text, null_text = self.conditions(prompts, options)
+        captions = [self.expanded(prompt, options) for prompt in prompts]
+        text, null_text = self._encode(captions), self._empty()
         if negative_prompts is not None:
             null_text = self._negative(prompts, negative_prompts, options)
         _, latent_BEhw = draw_codes(
@@ -176,9 +177,7 @@ class StarGenerator(NextScaleGenerator):
             watch=watch,
             schedule=schedule,
             graphs=self.recorded(),
-            layout=related_prompts(
-                self.expansion, [self.expanded(prompt, options) for prompt in prompts], options, self._encode
-            ),
+            layout=related_prompts(self.expansion, captions, options, self._encode),
         )
         return self.to_pixels(latent_BEhw)
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from star.data.images import thumbnail_features
 from star.eval.metrics.features import Features, subset
 from star.eval.metrics.metric import Inputs
 from star.generators.pretrained import digest
@@ -41,9 +41,7 @@ class Thumbnail:
 
     @torch.no_grad()
     def __call__(self, pixels_B3HW: Tensor) -> Tensor:
-        small_B3SS = F.adaptive_avg_pool2d(pixels_B3HW.float() / 255, SIDE)
-        across, down = small_B3SS.diff(dim=3), small_B3SS.diff(dim=2)
-        return torch.cat([part.flatten(1) for part in (small_B3SS, down, across)], dim=1).cpu()
+        return thumbnail_features(pixels_B3HW, SIDE).cpu()
 
 
 def style_of(prompt: str) -> str:

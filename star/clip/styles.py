@@ -9,10 +9,10 @@ from itertools import permutations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-SIDE = 16  # of a thumbnail, pixels
+from star.data.images import thumbnail_features
+
 COLOURLESS = 0.02  # mean difference between a pixel's largest and smallest channel, of 1, below which a style has none
 
 
@@ -26,7 +26,7 @@ class StyleLikeness:
     def add(self, pixels_B3HW: Tensor, infos: Sequence[Mapping[str, Any]]) -> None:
         """uint8 pictures and their records; those without subject or style are passed over."""
         spread_B = (pixels_B3HW.amax(dim=1).float() - pixels_B3HW.amin(dim=1).float()).mean(dim=(1, 2)) / 255
-        for info, features_D, spread in zip(infos, thumbnails(pixels_B3HW), spread_B.tolist(), strict=True):
+        for info, features_D, spread in zip(infos, thumbnail_features(pixels_B3HW), spread_B.tolist(), strict=True):
             if info.get("subject") and info.get("style"):
                 self._features[str(info["subject"])].setdefault(str(info["style"]), features_D)
                 self._colour[str(info["style"])].append(spread)
@@ -48,11 +48,3 @@ class StyleLikeness:
         for one, other in sorted(medians, key=lambda pair: (medians[pair], pair)):
             found[one].append(other)
         return {style: others for style, others in found.items() if others}
-
-
-def thumbnails(pixels_B3HW: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 (B, D): colours of 16 x 16 areas in 0..1, and their differences to the neighbours
-    on the right and below."""
-    small_B3SS = F.adaptive_avg_pool2d(pixels_B3HW.float() / 255, SIDE)
-    parts = (small_B3SS, small_B3SS.diff(dim=2), small_B3SS.diff(dim=3))
-    return torch.cat([part.flatten(1) for part in parts], dim=1)

@@ -32,6 +32,10 @@ CAPABILITY = (8, 0)
 NAMES = ("flash-attn", "torch-flash")  # the order in which they are asked
 
 Whole = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+VARLEN = {  # where the function of packed rows is, and what it calls the scale
+    "flash-attn": ("flash_attn", "flash_attn_varlen_func", "softmax_scale"),
+    "torch-flash": ("torch.nn.attention.varlen", "varlen_attn", "scale"),
+}
 Packed = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, float], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 # What has passed its trial. Compiled code reads these tables, and never the packages.
@@ -56,7 +60,7 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype, head_width: int
 def _tried(name: str, device: torch.device, dtype: torch.dtype, head_width: int, packed: bool) -> str:
     try:
         if packed:
-            PACKED_ROWS[name] = {"flash-attn": _package_packed, "torch-flash": _torch_packed}[name]()
+            PACKED_ROWS[name] = _packed(*VARLEN[name])
         else:
             WHOLE_ROWS[name] = {"flash-attn": _package_whole, "torch-flash": _torch_whole}[name]()
     except (ImportError, AttributeError, RuntimeError, OSError) as error:  # an import that fails half-way, too
@@ -87,8 +91,9 @@ def _torch_whole() -> Whole:
     return whole
 
 
-def _package_packed() -> Packed:
-    function = importlib.import_module("flash_attn").flash_attn_varlen_func
+def _packed(module: str, name: str, scale_name: str) -> Packed:
+    """Both libraries' functions of packed rows take the same, in the same order, but for the scale's name."""
+    function = getattr(importlib.import_module(module), name)
 
     def packed(
         queries_QNd: Tensor,
@@ -104,32 +109,11 @@ def _package_packed() -> Packed:
             queries_QNd,
             keys_PNd,
             values_PNd,
-            cu_seqlens_q=query_starts,
-            cu_seqlens_k=key_starts,
-            max_seqlen_q=most_queries,
-            max_seqlen_k=most_keys,
-            softmax_scale=scale,
-        )
-        return output
-
-    return packed
-
-
-def _torch_packed() -> Packed:
-    function = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-
-    def packed(
-        queries_QNd: Tensor,
-        keys_PNd: Tensor,
-        values_PNd: Tensor,
-        query_starts: Tensor,
-        key_starts: Tensor,
-        most_queries: int,
-        most_keys: int,
-        scale: float,
-    ) -> Tensor:
-        output: Tensor = function(
-            queries_QNd, keys_PNd, values_PNd, query_starts, key_starts, most_queries, most_keys, scale=scale
+            query_starts,
+            key_starts,
+            most_queries,
+            most_keys,
+            **{scale_name: scale},
         )
         return output
 

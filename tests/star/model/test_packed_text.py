@@ -193,7 +193,7 @@ def test_compiled_blocks_read_packed_words(double: FlashDouble) -> None:
 
 def test_torch_varlen_takes_what_it_is_given() -> None:
     """By torch's own shape functions, on CUDA tensors without memory; the stand-in has its signature."""
-    packed = flash._torch_packed()
+    packed = flash._packed(*flash.VARLEN["torch-flash"])
     with FakeTensorMode(), torch.no_grad():
         queries, keys = (torch.empty(count, 2, 16, dtype=torch.bfloat16, device="cuda") for count in (10, 14))
         starts = torch.zeros(3, dtype=torch.int32, device="cuda")
