@@ -6,12 +6,15 @@ deviation. Nothing else of an image processor applies: pictures are resized by a
 B batch, H W pixels, 3 RGB.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from star.data.errors import InputError
 from star.data.files import read_json, shorten
@@ -22,6 +25,35 @@ from star.generators.registry import place_of
 Tower = TypeVar("Tower", bound=nn.Module)
 
 LARGEST_SIDE = 4096  # pixels that a backbone reads
+
+
+
+def round_towers(module: nn.Module) -> None:
+    """Turns every frozen backbone of transformers within a module to bfloat16, with its attention written out.
+
+    The written one: torch's fused attention on a CPU takes ten times as long for its gradient in bfloat16.
+    """
+    for part in module.modules():
+        for name, child in part.named_children():
+            if isinstance(child, PreTrainedModel):
+                child.to(torch.bfloat16)
+                child.set_attn_implementation("eager")
+                if isinstance(projection := getattr(part, "projection", None), nn.Linear):
+                    projection.to(torch.bfloat16)
+
+
+@contextmanager
+def as_stored(tower: nn.Module, device: torch.device) -> Iterator[torch.dtype | None]:
+    """The type that a backbone is to be given its pictures in; None leaves all as it is, autocast included.
+
+    A backbone in bfloat16 computes in that alone: autocast would only turn norms and sums to and fro.
+    """
+    dtype = next(tower.parameters()).dtype
+    if dtype is not torch.bfloat16:
+        yield None
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield dtype
 
 
 class Preprocessing(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from star.data.pretrained import check_folder
-from star.generators.gan.backbones import Preprocessing, find, load, random_crop
+from star.generators.gan.backbones import Preprocessing, as_stored, find, load, random_crop
 
 GUIDANCE_SIDE = 64  # pixels: what CLIP sees of a larger picture
 SHORTEST_FADE = 1000  # pictures; a blur that is to fade within so few is left out altogether, as released
@@ -57,7 +57,10 @@ class ClipGuidance(nn.Module):
         """
         if min(image_B3HW.shape[2:]) > GUIDANCE_SIDE:
             image_B3HW = random_crop(image_B3HW, GUIDANCE_SIDE)
-        image_BP = self.projection(self.tower(pixel_values=self.preprocessing(image_B3HW)).pooler_output)
+        pixels_B3HW = self.preprocessing(image_B3HW)
+        with as_stored(self.tower, pixels_B3HW.device) as dtype:
+            pooled_BD = self.tower(pixel_values=pixels_B3HW if dtype is None else pixels_B3HW.to(dtype)).pooler_output
+            image_BP = self.projection(pooled_BD)
         image_BP = image_BP.to(torch.promote_types(image_BP.dtype, torch.float32))
         return squared_angles(image_BP, condition_BP.to(image_BP.dtype)).mean()
 

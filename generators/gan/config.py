@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Protocol
 from torch import nn
 
 from star.data.errors import InputError
+from star.generators.config import UNLESS_DEFAULT
 from star.generators.gan.generator import GanGenerator, Phase
 from star.generators.protocol import Conditioning, SampleOptions
 from star.generators.training.data_feed import CachedFeedConfig
@@ -111,6 +112,9 @@ class GanTrainConfig(CachedFeedConfig):
     clip_discriminator: float = 0.0  # largest norm of the discriminator's adversarial gradient; 0: any
     average: Average = field(default_factory=Average)
     caption_dropout: float = 0.0
+    forms: Literal["exact", "fast"] = field(default="exact", metadata=UNLESS_DEFAULT)  # fast: see forms.py, for CPUs
+    towers: Literal["float32", "bfloat16"] = field(default="float32", metadata=UNLESS_DEFAULT)  # frozen image towers
+    one_draw: bool = field(default=False, metadata=UNLESS_DEFAULT)  # both networks learn from the same drawn pictures
     saturated_after: int = 2000  # steps in a row without one mistake of the discriminator that end the run; 0: never
     sample_prompts: tuple[str, ...] = ()
     sample_options: SampleOptions = field(default_factory=SampleOptions)  # recommended by the model directory

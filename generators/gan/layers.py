@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from star.generators.gan import forms
+
 SQRT2 = math.sqrt(2.0)
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -114,6 +116,9 @@ def fir_filter(
     A true convolution, i.e. with the kernel turned round; every channel by itself. Karras et al. 2019, §B.
     """
     batch, channels, height, width = x_BCHW.shape
+    if forms.fast():
+        taps = tuple(kernel_kk.sum(dim=1).tolist())  # separable, of sum 1
+        return forms.filter_by_products(x_BCHW, taps, up=up, down=down, pad=pad, gain=gain)
     if up > 1:
         wide = x_BCHW.new_zeros(batch, channels, height * up, width * up)
         wide[:, :, ::up, ::up] = x_BCHW

@@ -24,6 +24,7 @@ from star.data.loader.pipeline import Batch
 from star.data.shards.splits import training_sources
 from star.generators.config import to_dict
 from star.generators.gan.config import GanTrainConfig
+from star.generators.gan.forms import faster_forms
 from star.generators.gan.trainer import AdversarialTrainer, TrainingBatch
 from star.generators.pretrained import reference
 from star.generators.training.data_feed import Feed
@@ -51,8 +52,9 @@ def train(config: GanTrainConfig, *, data: Sequence[str], out: str | Path, resum
     for step in run.steps():
         rng = SampleRng(config.run.seed, step, run.rank, run.world)
         micro_batches = [_training_batch(trainer, next(batches), rng, micro) for micro in range(config.run.accumulate)]
-        trainer.d_step(step, micro_batches, rng)
-        trainer.g_step(step, micro_batches, rng)
+        with faster_forms(config.forms == "fast"):
+            trainer.d_step(step, micro_batches, rng)
+            trainer.g_step(step, micro_batches, rng)
         trainer.finish_step()
         if run.sample_due(step) and run.is_main and config.sample_prompts:
             prompts = config.sample_prompts

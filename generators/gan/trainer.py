@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.generators.gan.augment.ada import AdaptiveAugment
+from star.generators.gan.backbones import round_towers
 from star.generators.gan.clip_guidance import ClipGuidance, blur, blur_sigma
 from star.generators.gan.conditioning import Conditioner, TrainableTextEncoder
 from star.generators.gan.config import GanTrainConfig
 from star.generators.gan.consistency import consistency_loss
 from star.generators.gan.discriminator_monitor import DiscriminatorMonitor
+from star.generators.gan.forms import faster_forms
 from star.generators.gan.generator import GanGenerator, GanNetwork
 from star.generators.gan.init_from import init_from
 from star.generators.gan.losses import (
@@ -92,6 +94,11 @@ class AdversarialTrainer:
         self.path_length = PathLength().to(run.device)
         self.augment = _augment(config).to(run.device) if config.augment else None
         self.guidance = ClipGuidance(config.clip).to(run.device) if config.guidance else None
+        if config.towers == "bfloat16":
+            for module in (self.discriminator, self.guidance):
+                if module is not None:
+                    round_towers(module)
+        self._drawn: list[Tensor] = []  # this step's pictures, with their graphs, where both networks learn from them
         self.monitor = DiscriminatorMonitor(config.saturated_after).to(run.device)
         self._decay = 0.0
         self.average = MovingAverage(self.generator, lambda: self._decay)
@@ -144,8 +151,11 @@ class AdversarialTrainer:
         mistakes = torch.zeros((), dtype=torch.int64, device=run.device)
         for micro, batch in enumerate(batches):
             with run.autocast():
-                with torch.no_grad():
+                with torch.set_grad_enabled(config.one_draw):
                     fake_B3HW, _ = self.generate(batch, rng, f"judge {micro}")
+                if config.one_draw:
+                    self._drawn.append(fake_B3HW)
+                    fake_B3HW = fake_B3HW.detach()
                 real, fake = (
                     self.discriminate(batch.raw_B3HW, batch.condition_BP),
                     self.discriminate(fake_B3HW, batch.condition_BP),
@@ -189,7 +199,7 @@ class AdversarialTrainer:
         _require_grad(self.discriminator_parameters, False)
         for micro, batch in enumerate(batches):
             with run.autocast():
-                fake_B3HW, _ = self.generate(batch, rng, f"learn {micro}")
+                fake_B3HW = self._drawn[micro] if config.one_draw else self.generate(batch, rng, f"learn {micro}")[0]
                 loss = self._weighed(
                     GENERATOR_LOSS[config.loss](self.discriminate(fake_B3HW, batch.condition_BP)), batch
                 )
@@ -200,6 +210,7 @@ class AdversarialTrainer:
                     total = total + config.guidance * losses["loss_guidance"]
             run.backward(total)
             run.log(losses)
+        self._drawn.clear()
         self._update(self.g_optimizer, self.generator_parameters, "generator")
         if config.path_length.due(step):
             for micro, batch in enumerate(batches):

@@ -28,8 +28,9 @@ from transformers import CLIPVisionModel, Dinov2Model, Dinov2WithRegistersModel,
 from star.data.errors import InputError
 from star.data.pretrained import check_folder
 from star.generators.config import check_ranges
+from star.generators.gan import forms
 from star.generators.gan.augment.diffaugment import augment, operations
-from star.generators.gan.backbones import Preprocessing, find, load, random_crop
+from star.generators.gan.backbones import Preprocessing, as_stored, find, load, random_crop
 from star.generators.gan.layers import SQRT2, EqualLinear, SpectralWeight, leaky
 
 # What a source may be, by the model type of its config; the pooler of a ViT is not read, and DINO has none.
@@ -131,9 +132,13 @@ class FrozenFeatures(nn.Module):
         Blocks' outputs as they are, without the backbone's last norm; the class token is added to each patch. image: in
         [-1, 1].
         """
-        tokens = self.tower(
-            pixel_values=self.preprocessing(image_B3HW), output_hidden_states=True, **self._options
-        ).hidden_states
+        pixels_B3HW = self.preprocessing(image_B3HW)
+        with as_stored(self.tower, pixels_B3HW.device) as dtype:
+            tokens = self.tower(
+                pixel_values=pixels_B3HW if dtype is None else pixels_B3HW.to(dtype),
+                output_hidden_states=True,
+                **self._options,
+            ).hidden_states
         chosen = [tokens[tap + 1] for tap in taps] + ([tokens[0]] if patches else [])
         return [(states[:, self.others :] + states[:, :1]).transpose(1, 2) for states in chosen]
 
@@ -173,8 +178,12 @@ class VirtualBatchNorm(nn.Module):
                 f"{self.group}: change the batch size"
             )
         parts = x_BCN.unflatten(0, (groups, -1))
-        variance, mean = torch.var_mean(parts, dim=(1, 3), correction=0, keepdim=True)
-        normed_BCN = ((parts - mean) * (variance + self.eps).rsqrt()).flatten(0, 1)
+        if forms.fast():  # two plain sums: a variance in one pass uses no vectors on a CPU
+            centred = parts - parts.mean(dim=(1, 3), keepdim=True)
+            normed_BCN = (centred * (centred.square().mean(dim=(1, 3), keepdim=True) + self.eps).rsqrt()).flatten(0, 1)
+        else:
+            variance, mean = torch.var_mean(parts, dim=(1, 3), correction=0, keepdim=True)
+            normed_BCN = ((parts - mean) * (variance + self.eps).rsqrt()).flatten(0, 1)
         return normed_BCN * self.weight[:, None] + self.bias[:, None]
 
 
