@@ -18,8 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from star.generators.gan import forms
 from star.generators.gan.generator import NoiseMode
-from star.generators.gan.layers import SQRT2, EqualLinear, fir_kernel, leaky, modulated_conv, upsample
+from star.generators.gan.layers import (
+    SQRT2,
+    EqualLinear,
+    cut,
+    demodulation,
+    fir_kernel,
+    leaky,
+    modulated_conv,
+    upsample,
+)
 
 FIRST_SIDE = 8  # pixels of the coarsest block
 
@@ -124,6 +134,8 @@ class StyledConv(nn.Module):
 
     def forward(self, x_BIHW: Tensor, w_BW: Tensor, noise: NoiseMode = "random") -> Tensor:
         """x_BOHW, or twice as high and wide."""
+        if forms.fast():
+            return self._fast(x_BIHW, self.style(w_BW), noise)
         x_BOHW = modulated_conv(x_BIHW, self.weight, self.style(w_BW), up=self.up, kernel_kk=self.kernel_kk)
         if noise == "random":
             x_BOHW = x_BOHW + torch.randn_like(x_BOHW[:, :1]) * self.noise_strength
@@ -131,6 +143,23 @@ class StyledConv(nn.Module):
             x_BOHW = x_BOHW + self.noise_HW * self.noise_strength
         x_BOHW = x_BOHW + self.bias[:, None, None].to(x_BOHW.dtype)
         return leaky(x_BOHW, gain=SQRT2 * self.gain, clamp=self.clamp)
+
+    def _fast(self, x_BIHW: Tensor, style_BI: Tensor, noise: NoiseMode) -> Tensor:
+        """The same but for rounding: the gain goes into factors that are small, which spares passes over the map."""
+        gain = SQRT2 * self.gain
+        x_BOHW = modulated_conv(
+            x_BIHW, self.weight, style_BI, demodulate=False, up=self.up, kernel_kk=self.kernel_kk
+        )
+        factor_BO11 = (demodulation(self.weight, style_BI) * gain).to(x_BOHW.dtype)[:, :, None, None]
+        bias_O11 = (self.bias * gain).to(x_BOHW.dtype)[:, None, None]
+        if noise == "none":
+            x_BOHW = torch.addcmul(bias_O11, x_BOHW, factor_BO11)
+        else:
+            map_HW = torch.randn_like(x_BOHW[:, :1]) if noise == "random" else self.noise_HW.to(x_BOHW.dtype)
+            moved = map_HW * (self.noise_strength * gain).to(x_BOHW.dtype)
+            x_BOHW = torch.addcmul(moved, x_BOHW, factor_BO11) + bias_O11
+        x_BOHW = F.leaky_relu_(x_BOHW, 0.2)
+        return x_BOHW if self.clamp is None else cut(x_BOHW, self.clamp)
 
 
 class ResidualConv(nn.Module):
@@ -156,7 +185,11 @@ class ResidualConv(nn.Module):
 
     def forward(self, x_BCHW: Tensor, w_BW: Tensor, noise: NoiseMode = "random") -> Tensor:
         normed_BCHW = self.norm(x_BCHW)
-        return SQRT2 * (normed_BCHW + self.layer_scale_1C11 * self.conv(normed_BCHW, w_BW, noise))
+        added_BCHW = self.conv(normed_BCHW, w_BW, noise)
+        if forms.fast():  # one pass, and in the type of the map
+            scale_1C11 = (SQRT2 * self.layer_scale_1C11).to(added_BCHW.dtype)
+            return torch.addcmul(SQRT2 * normed_BCHW, added_BCHW, scale_1C11)
+        return SQRT2 * (normed_BCHW + self.layer_scale_1C11 * added_BCHW)
 
 
 class ToRgb(nn.Module):
@@ -175,7 +208,7 @@ class ToRgb(nn.Module):
         """rgb_B3HW."""
         rgb_B3HW = modulated_conv(x_BCHW, self.weight, self.style(w_BW) * self.scale, demodulate=False)
         rgb_B3HW = rgb_B3HW + self.bias[:, None, None].to(rgb_B3HW.dtype)
-        return rgb_B3HW if self.clamp is None else rgb_B3HW.clamp(-self.clamp, self.clamp)
+        return rgb_B3HW if self.clamp is None else cut(rgb_B3HW, self.clamp)
 
 
 class Block(nn.Module):

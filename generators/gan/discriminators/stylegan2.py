@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from star.data.errors import InputError
 from star.generators.config import check_ranges
+from star.generators.gan import forms
 from star.generators.gan.layers import (
     SQRT2,
     EqualConv2d,
     EqualLinear,
     MinibatchDeviation,
+    activated,
     downsample,
     fir_filter,
     fir_kernel,
@@ -125,12 +127,14 @@ class Halving(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, outputs, H/2, W/2)."""
         share = 1.0 if self.skip is None else math.sqrt(0.5)
-        y = leaky(self.first(x_BCHW), clamp=self.clamp)
-        y = self.second(fir_filter(y, self.kernel_kk, pad=(2, 2)))
-        y = leaky(y, gain=SQRT2 * share, clamp=None if self.clamp is None else self.clamp * share)
+        y = activated(self.first, x_BCHW, clamp=self.clamp)
+        y = fir_filter(y, self.kernel_kk, pad=(2, 2))
+        clamp = None if self.clamp is None else self.clamp * share
+        y = activated(self.second, y, gain=SQRT2 * share, clamp=clamp)
         if self.skip is None:
             return y
-        return y + self.skip(downsample(x_BCHW, self.kernel_kk)) * share
+        skipped = downsample(x_BCHW, self.kernel_kk)
+        return y + (self.skip(skipped, share) if forms.fast() else self.skip(skipped) * share)
 
 
 class StyleGan2Discriminator(nn.Module):
@@ -164,10 +168,10 @@ class StyleGan2Discriminator(nn.Module):
             raise ValueError(f"pictures have shape {tuple(raw_B3HW.shape[1:])}, expected (3, {side}, {side})")
         if (condition_BP is None) != (self.embedding is None):
             raise ValueError("a conditional discriminator needs a condition, and one without takes none")
-        x_BCHW = leaky(self.from_rgb(raw_B3HW), clamp=self.config.clamp)
+        x_BCHW = activated(self.from_rgb, raw_B3HW, clamp=self.config.clamp)
         for block in self.blocks:
             x_BCHW = block(x_BCHW)
-        x_BCHW = leaky(self.last(self.deviation(x_BCHW)), clamp=self.config.clamp)
+        x_BCHW = activated(self.last, self.deviation(x_BCHW), clamp=self.config.clamp)
         logits_BM = self.output(leaky(self.hidden(x_BCHW.flatten(1))))
         logits_BM = logits_BM.to(torch.promote_types(logits_BM.dtype, torch.float32))
         if condition_BP is None:

@@ -26,6 +26,7 @@ from star.generators.gan.layers import (
     EqualLinear,
     MinibatchDeviation,
     SpectralWeight,
+    activated,
     downsample,
     fir_filter,
     fir_kernel,
@@ -124,9 +125,9 @@ class Stage(nn.Module):
 
     def forward(self, x_BCHW: Tensor | None, image_B3HW: Tensor) -> Tensor:
         """image: of twice the features' side. x: None before the first stage."""
-        own_BCHW = leaky(self.from_rgb(haar(image_B3HW)))
-        x_BCHW = leaky(self.first(own_BCHW if x_BCHW is None else x_BCHW + own_BCHW))
-        return leaky(self.second(fir_filter(x_BCHW, self.kernel_kk, pad=(2, 2))))
+        own_BCHW = activated(self.from_rgb, haar(image_B3HW))
+        x_BCHW = activated(self.first, own_BCHW if x_BCHW is None else x_BCHW + own_BCHW)
+        return activated(self.second, fir_filter(x_BCHW, self.kernel_kk, pad=(2, 2)))
 
 
 class WaveletDiscriminator(nn.Module):
@@ -165,7 +166,7 @@ class WaveletDiscriminator(nn.Module):
         for stage in self.stages:
             x_BCHW = stage(x_BCHW, raw_B3HW)
             raw_B3HW = downsample(raw_B3HW, self.kernel_kk)
-        own_BCHW = leaky(self.from_rgb(haar(raw_B3HW)))
+        own_BCHW = activated(self.from_rgb, haar(raw_B3HW))
         x_BCHW = self.deviation(own_BCHW if x_BCHW is None else x_BCHW + own_BCHW)
         hidden_BC = leaky(self.hidden(leaky(self.last(x_BCHW)).flatten(1)))
         logits = self.output(hidden_BC)
