@@ -27,14 +27,13 @@ Tower = TypeVar("Tower", bound=nn.Module)
 LARGEST_SIDE = 4096  # pixels that a backbone reads
 
 
-
 def round_towers(module: nn.Module) -> None:
     """Turns every frozen backbone of transformers within a module to bfloat16, with its attention written out.
 
     The written one: torch's fused attention on a CPU takes ten times as long for its gradient in bfloat16.
     """
     for part in module.modules():
-        for name, child in part.named_children():
+        for child in part.children():
             if isinstance(child, PreTrainedModel):
                 child.to(torch.bfloat16)
                 child.set_attn_implementation("eager")

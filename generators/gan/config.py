@@ -114,6 +114,8 @@ class GanTrainConfig(CachedFeedConfig):
     caption_dropout: float = 0.0
     forms: Literal["exact", "fast"] = field(default="exact", metadata=UNLESS_DEFAULT)  # fast: see forms.py, for CPUs
     towers: Literal["float32", "bfloat16"] = field(default="float32", metadata=UNLESS_DEFAULT)  # frozen image towers
+    paired: float = field(default=0.0, metadata=UNLESS_DEFAULT)  # weight of the distance to the caption's own picture
+    paired_alone: int = field(default=0, metadata=UNLESS_DEFAULT)  # steps at first in which only that counts
     one_draw: bool = field(default=False, metadata=UNLESS_DEFAULT)  # both networks learn from the same drawn pictures
     saturated_after: int = 2000  # steps in a row without one mistake of the discriminator that end the run; 0: never
     sample_prompts: tuple[str, ...] = ()
@@ -128,6 +130,11 @@ class GanTrainConfig(CachedFeedConfig):
             "clip is empty, but the network reads text: name a CLIP": conditioning == "text" and not self.clip,
             "guidance and mismatch need a network that reads text: set them to 0": conditioning != "text"
             and bool(self.guidance or self.mismatch),
+            "paired and paired_alone must not be negative, and paired is needed alone": min(
+                self.paired, self.paired_alone
+            )
+            < 0
+            or bool(self.paired_alone and not self.paired),
             "lr and lr_discriminator must be positive: correct them": min(self.lr, self.lr_discriminator) <= 0,
             "phase text_encoder needs a network that reads text": self.phase == "text_encoder"
             and conditioning != "text",

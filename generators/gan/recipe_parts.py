@@ -26,4 +26,16 @@ def run_config(steps: int, batch: int, every: int, *, precision: Literal["no", "
 
 
 EMOJI_CPU_RUN = run_config(4000, 8, 500, precision="no", log_every=25)
+# The same on a CPU that multiplies in bfloat16: about twice as many pictures an hour. At first, and then beside the
+# adversarial loss, pictures are held against those that the captions belong to.
+EMOJI_FAST_RUN = run_config(3200, 32, 400, precision="bf16", log_every=25)
+EMOJI_FAST: dict[str, Any] = {
+    "run": EMOJI_FAST_RUN,
+    "forms": "fast",
+    "towers": "bfloat16",
+    "one_draw": True,
+    "paired": 10.0,
+    "paired_alone": 600,
+    "lr_decay_from": 1,
+}
 EMOJI_RUN = run_config(40000, 64, 2000, precision="no")

@@ -26,7 +26,6 @@ from star.generators.gan.conditioning import Conditioner, TrainableTextEncoder
 from star.generators.gan.config import GanTrainConfig
 from star.generators.gan.consistency import consistency_loss
 from star.generators.gan.discriminator_monitor import DiscriminatorMonitor
-from star.generators.gan.forms import faster_forms
 from star.generators.gan.generator import GanGenerator, GanNetwork
 from star.generators.gan.init_from import init_from
 from star.generators.gan.losses import (
@@ -39,6 +38,7 @@ from star.generators.gan.losses import (
     logistic_generator,
     r1_penalty,
 )
+from star.generators.gan.pairs import paired_loss
 from star.generators.training.ema import MovingAverage
 from star.generators.training.run import Run
 from star.generators.training.sample_rng import SampleRng
@@ -147,6 +147,9 @@ class AdversarialTrainer:
         """One optimiser step on the adversarial loss, then, where it is due, one on R1 (Karras et al. 2020, §B)."""
         run, config = self.run, self.config
         self._set_rates(step)
+        if step < config.paired_alone:
+            run.log({}, images=sum(map(len, batches)))
+            return
         _require_grad(self.discriminator_parameters, True)
         mistakes = torch.zeros((), dtype=torch.int64, device=run.device)
         for micro, batch in enumerate(batches):
@@ -196,6 +199,9 @@ class AdversarialTrainer:
     def g_step(self, step: int, batches: Sequence[TrainingBatch], rng: SampleRng) -> None:
         """One optimiser step on the adversarial loss and guidance, then, where it is due, one on the path length."""
         run, config = self.run, self.config
+        if step < config.paired_alone:
+            self._paired_step(batches, rng)
+            return
         _require_grad(self.discriminator_parameters, False)
         for micro, batch in enumerate(batches):
             with run.autocast():
@@ -208,6 +214,9 @@ class AdversarialTrainer:
                     image_B3HW = self.generator.network.denormalise(fake_B3HW)
                     losses["loss_guidance"] = self.guidance(image_B3HW, batch.condition_BP)
                     total = total + config.guidance * losses["loss_guidance"]
+                if config.paired:
+                    losses["loss_paired"] = paired_loss(fake_B3HW, batch.raw_B3HW)
+                    total = total + config.paired * losses["loss_paired"]
             run.backward(total)
             run.log(losses)
         self._drawn.clear()
@@ -224,6 +233,15 @@ class AdversarialTrainer:
                 run.backward(config.path_length.weight * config.path_length.every * loss)
                 run.log({"loss_path_length": loss, "path_length": self.path_length.mean})
             self._update(self.g_optimizer, self.generator_parameters, "path_length")
+
+    def _paired_step(self, batches: Sequence[TrainingBatch], rng: SampleRng) -> None:
+        """One optimiser step of the generator on the pictures that the captions belong to, and on nothing else."""
+        for micro, batch in enumerate(batches):
+            with self.run.autocast():
+                loss = paired_loss(self.generate(batch, rng, f"learn {micro}")[0], batch.raw_B3HW)
+            self.run.backward(self.config.paired * loss)
+            self.run.log({"loss_paired": loss})
+        self._update(self.g_optimizer, self.generator_parameters, "generator")
 
     def finish_step(self) -> None:
         """Averages what every process tracks on its own pictures, and moves the averaged weights."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 from star.generators.gan.config import Average, GanTrainConfig, Lazy
 from star.generators.gan.discriminators.stylegan2 import CONFIGS as DISCRIMINATORS
 from star.generators.gan.discriminators.stylegan2 import StyleGan2DiscriminatorConfig
-from star.generators.gan.recipe_parts import CLIP, EMOJI_CPU_RUN, EMOJI_RUN, LICENCE, run_config
+from star.generators.gan.recipe_parts import CLIP, EMOJI_CPU_RUN, EMOJI_FAST, EMOJI_RUN, LICENCE, run_config
 from star.generators.sample_prompts import PROMPTS
 from star.generators.styleformer.model import CONFIGS as NETWORKS
 from star.generators.styleformer.model import StyleformerConfig, StyleformerGenerator
@@ -63,6 +63,18 @@ _STYLEFORMER_EMOJI = replace(
     dtype="bfloat16",
     licence=LICENCE,
 )
+_STYLEFORMER_EMOJI_CPU = replace(
+    _STYLEFORMER_EMOJI,
+    run=EMOJI_CPU_RUN,
+    network=NETWORKS["emoji-64"],
+    discriminator=DISCRIMINATORS["emoji-64"],
+    r1=Lazy(weight=1.0, every=16),
+    path_length=Lazy(weight=2.0, every=16),
+    lr_discriminator=4e-4,
+    lr_projection=0.02,
+    augment=(),
+    average=Average(half_life=1_500),
+)
 PRESETS = {
     "cifar10": _CIFAR,
     "cifar10-classes": replace(
@@ -99,18 +111,8 @@ PRESETS = {
     ),
     "emoji": _STYLEFORMER_EMOJI,
     # At 3 epochs nothing is memorised: no augmentation; path length, which costs most, less often.
-    "emoji-cpu": replace(
-        _STYLEFORMER_EMOJI,
-        run=EMOJI_CPU_RUN,
-        network=NETWORKS["emoji-64"],
-        discriminator=DISCRIMINATORS["emoji-64"],
-        r1=Lazy(weight=1.0, every=16),
-        path_length=Lazy(weight=2.0, every=16),
-        lr_discriminator=4e-4,
-        lr_projection=0.02,
-        augment=(),
-        average=Average(half_life=1_500),
-    ),
+    "emoji-cpu": _STYLEFORMER_EMOJI_CPU,
+    "emoji-cpu-fast": replace(_STYLEFORMER_EMOJI_CPU, **EMOJI_FAST),
     "test": replace(
         _STYLEFORMER_EMOJI,
         run=run_config(4, 4, 2, precision="no", log_every=1),

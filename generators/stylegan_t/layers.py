@@ -147,9 +147,7 @@ class StyledConv(nn.Module):
     def _fast(self, x_BIHW: Tensor, style_BI: Tensor, noise: NoiseMode) -> Tensor:
         """The same but for rounding: the gain goes into factors that are small, which spares passes over the map."""
         gain = SQRT2 * self.gain
-        x_BOHW = modulated_conv(
-            x_BIHW, self.weight, style_BI, demodulate=False, up=self.up, kernel_kk=self.kernel_kk
-        )
+        x_BOHW = modulated_conv(x_BIHW, self.weight, style_BI, demodulate=False, up=self.up, kernel_kk=self.kernel_kk)
         factor_BO11 = (demodulation(self.weight, style_BI) * gain).to(x_BOHW.dtype)[:, :, None, None]
         bias_O11 = (self.bias * gain).to(x_BOHW.dtype)[:, None, None]
         if noise == "none":

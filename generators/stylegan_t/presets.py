@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from star.generators.gan.config import Average, Blur, GanTrainConfig
 from star.generators.gan.discriminators.projected import ProjectedConfig
-from star.generators.gan.recipe_parts import CLIP, EMOJI_CPU_RUN, EMOJI_RUN, LICENCE, run_config
+from star.generators.gan.recipe_parts import CLIP, EMOJI_CPU_RUN, EMOJI_FAST, EMOJI_RUN, LICENCE, run_config
 from star.generators.sample_prompts import PROMPTS
 from star.generators.stylegan_t.model import CONFIGS as NETWORKS
 from star.generators.stylegan_t.model import StyleGanTConfig, StyleGanTGenerator
@@ -54,6 +54,16 @@ _STYLEGAN_T_EMOJI = replace(
     dtype="bfloat16",
     licence=LICENCE,
 )
+_STYLEGAN_T_EMOJI_CPU = replace(
+    _STYLEGAN_T_EMOJI,
+    run=EMOJI_CPU_RUN,
+    network=StyleGanTConfig(condition_width=256, channel_base=1024, channel_max=128, residual_blocks=1, groups=8),
+    discriminator=ProjectedConfig(features=CLIP, taps=(1, 3), condition_width=256),
+    blur=Blur(sigma=2.0, pictures=5_000),
+    lr=1e-2,  # stored weights are of unit size: at 2e-3 a few thousand steps hardly move them
+    lr_discriminator=1e-3,
+    average=Average(half_life=1_500),
+)
 PRESETS = {
     "full-64": _STYLEGAN_T,
     "full-256": replace(_STYLEGAN_T, network=NETWORKS["full-256"]),
@@ -65,15 +75,13 @@ PRESETS = {
     "full-64-text": replace(_STYLEGAN_T, phase="text_encoder", lr=3e-6, guidance=50.0),
     "lite-64": replace(_STYLEGAN_T, network=NETWORKS["lite-64"]),
     "emoji": _STYLEGAN_T_EMOJI,
-    "emoji-cpu": replace(
-        _STYLEGAN_T_EMOJI,
-        run=EMOJI_CPU_RUN,
-        network=StyleGanTConfig(condition_width=256, channel_base=1024, channel_max=128, residual_blocks=1, groups=8),
-        discriminator=ProjectedConfig(features=CLIP, taps=(1, 3), condition_width=256),
-        blur=Blur(sigma=2.0, pictures=5_000),
-        lr=1e-2,  # stored weights are of unit size: at 2e-3 a few thousand steps hardly move them
-        lr_discriminator=1e-3,
-        average=Average(half_life=1_500),
+    "emoji-cpu": _STYLEGAN_T_EMOJI_CPU,
+    "emoji-cpu-fast": replace(
+        _STYLEGAN_T_EMOJI_CPU,
+        **EMOJI_FAST,
+        discriminator=ProjectedConfig(features=CLIP, taps=(1, 3), condition_width=256, kernel=5),
+        blur=Blur(),
+        guidance=0.5,
     ),
     "test": replace(
         _STYLEGAN_T_EMOJI,

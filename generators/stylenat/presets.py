@@ -12,7 +12,7 @@ from typing import ClassVar
 from star.generators.gan.config import Average, GanTrainConfig, Lazy
 from star.generators.gan.discriminators.wavelet import CONFIGS as DISCRIMINATORS
 from star.generators.gan.discriminators.wavelet import WaveletConfig
-from star.generators.gan.recipe_parts import CLIP, EMOJI_CPU_RUN, EMOJI_RUN, LICENCE, run_config
+from star.generators.gan.recipe_parts import CLIP, EMOJI_CPU_RUN, EMOJI_FAST, EMOJI_RUN, LICENCE, run_config
 from star.generators.sample_prompts import PROMPTS
 from star.generators.stylenat.model import CONFIGS as NETWORKS
 from star.generators.stylenat.model import StyleNatConfig, StyleNatGenerator
@@ -53,28 +53,30 @@ _STYLENAT_EMOJI = replace(
     dtype="bfloat16",
     licence=LICENCE,
 )
+_STYLENAT_EMOJI_CPU = replace(
+    _STYLENAT_EMOJI,
+    run=EMOJI_CPU_RUN,
+    network=replace(
+        NETWORKS["emoji-64"],
+        widths=(128, 128, 64, 32, 16),
+        heads=(4, 4, 2, 2, 2),
+        kernels=((4,), (7,), (5, 5), (3, 3), (3, 3)),
+        mlp_ratio=2.0,
+    ),
+    discriminator=DISCRIMINATORS["emoji-64"],
+    r1=Lazy(weight=1.0, every=16),
+    lr=1e-3,
+    lr_discriminator=2e-3,
+    average=Average(half_life=1_500),
+)
 PRESETS = {
     "ffhq-256": _STYLENAT,
     "ffhq-1024": replace(
         _STYLENAT, network=NETWORKS["ffhq-1024"], discriminator=DISCRIMINATORS["ffhq-1024"], lr_decay_from=0
     ),
     "emoji": _STYLENAT_EMOJI,
-    "emoji-cpu": replace(
-        _STYLENAT_EMOJI,
-        run=EMOJI_CPU_RUN,
-        network=replace(
-            NETWORKS["emoji-64"],
-            widths=(128, 128, 64, 32, 16),
-            heads=(4, 4, 2, 2, 2),
-            kernels=((4,), (7,), (5, 5), (3, 3), (3, 3)),
-            mlp_ratio=2.0,
-        ),
-        discriminator=DISCRIMINATORS["emoji-64"],
-        r1=Lazy(weight=1.0, every=16),
-        lr=1e-3,
-        lr_discriminator=2e-3,
-        average=Average(half_life=1_500),
-    ),
+    "emoji-cpu": _STYLENAT_EMOJI_CPU,
+    "emoji-cpu-fast": replace(_STYLENAT_EMOJI_CPU, **EMOJI_FAST),
     "test": replace(
         _STYLENAT_EMOJI,
         run=run_config(4, 4, 2, precision="no", log_every=1),
