@@ -73,9 +73,11 @@ class EqualConv2d(nn.Module):
 
     def forward(self, x_BIHW: Tensor, gain: float = 1.0) -> Tensor:
         """gain: of weight and bias."""
-        weight, bias = self.weight * (self.scale * gain), self.bias
-        bias = bias if bias is None or gain == 1.0 else bias * gain
-        return F.conv2d(x_BIHW, weight, bias, stride=self.stride, padding=self.padding)
+        bias: Tensor | None = self.bias
+        if bias is not None and gain != 1.0:
+            bias = bias * gain
+        weight_OIkk = self.weight * (self.scale * gain)
+        return F.conv2d(x_BIHW, weight_OIkk, bias, stride=self.stride, padding=self.padding)
 
 
 def activated(
