@@ -43,7 +43,7 @@ def both(compute: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Seq
 
 
 def agree(exact: Sequence[Tensor], quick: Sequence[Tensor]) -> None:
-    """Each pair is equal but for rounding, in units of the largest number of it; biases before a norm have a slope of 0."""
+    """Each pair is equal but for rounding, in units of its largest number; a bias before a norm has a slope of 0."""
     assert len(exact) == len(quick)
     for one, other in zip(exact, quick, strict=True):
         size = float(one.detach().abs().max().clamp_min(1e-9))
