@@ -1,12 +1,14 @@
 """What the source of a dataclass says about its fields in comments."""
 
 import ast
+import functools
 import inspect
 import io
 import textwrap
 import tokenize
 
 
+@functools.cache  # sources are read slowly, and do not change
 def of_fields(kind: type) -> dict[str, str]:
     """The comments of the fields of a dataclass, and of those it inherits, by name of the field.
 
