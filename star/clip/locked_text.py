@@ -116,10 +116,10 @@ class CaptionClasses:
 @torch.no_grad()
 def caption_states(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str], chunk: int = 256) -> Tensor:
     """states_MD float32: each text's state at EOS, not yet projected. Texts of a length go together, which is cheap."""
-    limit = model.config.text_config.max_position_embeddings
+    limit = model.text_model.embeddings.position_embedding.num_embeddings
     ids = tokenizer(list(texts), truncation=True, max_length=limit).input_ids
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    states_MD = torch.empty(len(ids), model.config.text_config.hidden_size, device=model.device)
+    states_MD = torch.empty(len(ids), model.text_projection.in_features, device=model.device)
     for first in range(0, len(order), chunk):
         rows = order[first : first + chunk]
         padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
