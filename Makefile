@@ -18,6 +18,9 @@ CLIP_MINUTES ?= 2
 TOKENIZER_MINUTES ?= 4
 STAR_MINUTES ?= 9
 SOURCES := pyproject.toml constraints.txt
+# As many processes as there are cores (tests/conftest.py; PYTEST_XDIST_AUTO_NUM_WORKERS= asks for a number). What Python
+# compiled is kept, or every process that a test starts would compile torch and transformers anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 .PHONY: help docs models sample pictures train-emoji train-emoji-128 install install-dev test check mutate format clean
 
@@ -61,13 +64,13 @@ install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # One thread, so that a mutant's processes can be forked; SAMPLE= changes of each file, all by default.
 mutate: $(VENV)/installed-dev

@@ -24,6 +24,19 @@ import pytest  # noqa: E402
 SHARED = Path(os.environ.get("SHARED_DIR", Path(__file__).parents[2] / "shared"))
 
 
+MOST_PROCESSES = 8  # each holds up to a gigabyte
+
+
+# Optional, as pytest-xdist is: `pytest FILE` needs no such package.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Processes for `-n auto`: one for every core that this process may use; a lone core needs no second process."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # that number, says pytest-xdist
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_PROCESSES) if cores > 1 else 0
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with data and golden files beside the checkout; the test is skipped where it is missing."""

@@ -111,7 +111,12 @@ def embed_images(model: CLIPModel, image_B3HW: Tensor, keep_BP: Tensor | None = 
 
 
 def embed_texts(model: CLIPModel, ids_BT: Tensor) -> Tensor:
-    """Normalised embeddings of tokenised captions; float32 (B, D).
+    """Normalised embeddings of tokenised captions; float32 (B, D)."""
+    return F.normalize(model.text_projection(end_states(model, ids_BT)).float(), dim=-1)
+
+
+def end_states(model: CLIPModel, ids_BT: Tensor) -> Tensor:
+    """The text tower's normalised state at the first EOS of each caption, before its projection; (B, D).
 
     No padding mask: the tower is causal and its output is taken at the first EOS, so what follows changes nothing.
     """
@@ -122,8 +127,7 @@ def embed_texts(model: CLIPModel, ids_BT: Tensor) -> Tensor:
         inputs_embeds=hidden_BTD, attention_mask=future_TT.to(hidden_BTD.dtype)[None, None]
     ).last_hidden_state
     end_B = (ids_BT == tower.eos_token_id).int().argmax(dim=1)
-    hidden_BD = tower.final_layer_norm(hidden_BTD[torch.arange(len(ids_BT), device=ids_BT.device), end_B])
-    return F.normalize(model.text_projection(hidden_BD).float(), dim=-1)
+    return tower.final_layer_norm(hidden_BTD[torch.arange(len(ids_BT), device=ids_BT.device), end_B])
 
 
 def _as_autocast(hidden: Tensor) -> Tensor:
@@ -164,10 +168,15 @@ def drop_patches(batch: int, patches: int, kept: int) -> Tensor:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay for matrices; none for gains, biases, position tables, the class token and the temperature."""
+    """Decay for matrices; none for gains, biases, position tables, the class token and the temperature.
+
+    What is frozen is in neither.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         matrix = parameter.ndim > 1 and "position_embedding" not in name
         (decayed if matrix else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -5,6 +5,10 @@
 
 Every step: a batch of pictures, one caption variant of each (`star.clip.captions`), a symmetric contrastive loss in
 which pairs that happen to be true do not count. With several processes each contrasts within its own part of a batch.
+
+    star train clip --preset emoji-image-tower --data SHARDS --out RUN   # a new image tower for clip-emoji's text tower
+
+With `locked` the text tower is kept as loaded, and a picture is told from all captions: `star.clip.locked_text`.
 """
 
 import random
@@ -16,6 +20,7 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 from star.clip.captions import CaptionConfig, PictureText, false_negatives
+from star.clip.locked_text import FORMS, CaptionClasses, LockedPair, LockedTextConfig, load_locked, locked_loss
 from star.clip.metrics import retrieval
 from star.clip.network import (
     ClipConfig,
@@ -34,7 +39,7 @@ from star.data.loader.capacity import decide
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
 from star.data.pretrained import SAFE, check_files, loading
 from star.data.shards.splits import held_out_shards, training_sources
-from star.generators.config import to_dict
+from star.generators.config import UNLESS_DEFAULT, to_dict
 from star.generators.staging import staged
 from star.generators.training.data_feed import CachedFeedConfig, Feed
 from star.generators.training.run import Run, RunConfig
@@ -56,6 +61,7 @@ class ClipTrainConfig(CachedFeedConfig):
     shift: float = 0.06  # of the side
     zoom: float = 0.1
     validation: tuple[str, ...] = ()  # shards to measure on; if none, those of the data that are named as held out
+    locked: LockedTextConfig | None = field(default=None, metadata=UNLESS_DEFAULT)  # train all but the text tower
 
     def __post_init__(self) -> None:
         for name in ("kept_patches", "whole_pictures", "shift", "zoom"):
@@ -70,6 +76,14 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
         run=RunConfig(
             steps=1200, batch_size=256, precision="bf16", log_every=20, sample_every=400, checkpoint_every=100
         )
+    ),
+    "emoji-image-tower": ClipTrainConfig(
+        run=RunConfig(
+            steps=2600, batch_size=128, precision="bf16", log_every=20, sample_every=1300, checkpoint_every=100
+        ),
+        locked=LockedTextConfig(init_from="clip-emoji"),
+        shift=0.08,
+        zoom=0.12,
     ),
     "emoji": ClipTrainConfig(
         run=RunConfig(steps=3000, batch_size=1024, precision="bf16", sample_every=500),
@@ -109,13 +123,10 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
     config = feed.config
     run = Run(out, config.run, to_dict(config) | feed.names, resume)
     pipeline = feed.pipeline(run)
-    tokenizer = _tokenizer(out / "tokenizer", pipeline, config.network, run, resume)
     measured = _measured(config.validation or held_out_shards(data), config)
-
-    model = build_clip(config.network, tokenizer)
-    # At these lengths SDPA's backward pass on the CPU is several times slower than plain products.
-    model.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
-    pair = run.prepare(ClipPair(model))
+    model, tokenizer = _model(config, pipeline, run, resume)
+    classes = _classes(config, pipeline, model, tokenizer, run)
+    pair = run.prepare(LockedPair(model) if classes else ClipPair(model))
     optimizer = torch.optim.AdamW(
         parameter_groups(pair, config.weight_decay), betas=(0.9, config.beta2), eps=1e-6, fused=True
     )
@@ -126,7 +137,11 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
         rate = lr_at(step, peak=config.learning_rate, steps=run.total_steps, warmup=config.warmup)
         set_lr(optimizer, rate)
         for _ in run.micro_steps(pair):
-            loss, values = _loss(pair, next(batches), tokenizer, config, run, step)
+            batch = next(batches)
+            if classes:
+                loss, values = _locked_loss(pair, batch, classes, config, run, step)
+            else:
+                loss, values = _loss(pair, batch, tokenizer, config, run, step)
             run.backward(loss)
             run.log(values, images=run.micro_batch_size)
         run.log({"grad_norm": run.clip(pair.parameters()), "lr": rate})
@@ -151,16 +166,55 @@ def _loss(
     excluded_BB = false_negatives(claims, pictures).to(run.device)
     ids_BT = token_ids(tokenizer, texts, config.network.max_tokens).to(run.device)
 
-    patches = config.network.patches
-    whole = step >= run.total_steps * (1 - config.whole_pictures)
-    kept = patches if whole else max(1, round(patches * config.kept_patches))
-    keep_BP = None if kept == patches else drop_patches(len(batch), patches, kept).to(run.device)
-    image_B3HW = augment(to_device(batch.image_B3HW, run.device), config.shift, config.zoom)
-
+    image_B3HW, keep_BP = _seen(batch, config, run, step)
     with run.autocast():
         text_BD, image_BD, scale = pair(image_B3HW, keep_BP, ids_BT)
     loss, found = contrastive_loss(text_BD, image_BD, scale, excluded_BB)
     return loss, {"loss": loss, "found": found, "scale": scale}
+
+
+def _locked_loss(
+    pair: torch.nn.Module, batch: Batch, classes: CaptionClasses, config: ClipTrainConfig, run: Run, step: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    assert config.locked is not None
+    rng = random.Random(random.getrandbits(64))
+    form = classes.draw(config.locked.first_captions, rng)
+    pictures = [PictureText(*both) for both in zip(batch.captions, batch.info, strict=True)]
+    image_B3HW, keep_BP = _seen(batch, config, run, step)
+    with run.autocast():
+        embedded = pair(image_B3HW, keep_BP, (classes.states_MD[form], classes.states_MD[FORMS]))
+    return locked_loss(config.locked, classes, pictures, form, embedded)
+
+
+def _seen(batch: Batch, config: ClipTrainConfig, run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """image_B3HW, shifted and scaled, and keep_BP, the patches that are seen; None for all of them."""
+    patches = config.network.patches
+    whole = step >= run.total_steps * (1 - config.whole_pictures)
+    kept = patches if whole else max(1, round(patches * config.kept_patches))
+    keep_BP = None if kept == patches else drop_patches(len(batch), patches, kept).to(run.device)
+    return augment(to_device(batch.image_B3HW, run.device), config.shift, config.zoom), keep_BP
+
+
+def _model(config: ClipTrainConfig, pipeline: Pipeline, run: Run, resume: bool) -> tuple[CLIPModel, CLIPTokenizer]:
+    """Fresh, with a tokenizer of its own, or around the text tower of another; with the attention that is quickest."""
+    if config.locked:
+        model, tokenizer = load_locked(config.locked, config.network)
+    else:
+        tokenizer = _tokenizer(run.out / "tokenizer", pipeline, config.network, run, resume)
+        model = build_clip(config.network, tokenizer)
+    # At these lengths SDPA's backward pass on the CPU is several times slower than plain products.
+    model.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
+    return model, tokenizer
+
+
+def _classes(
+    config: ClipTrainConfig, pipeline: Pipeline, model: CLIPModel, tokenizer: CLIPTokenizer, run: Run
+) -> CaptionClasses | None:
+    """Of a locked text tower, all captions that there are to be told apart."""
+    if not config.locked:
+        return None
+    pictures = (PictureText(*both) for both in pipeline.records())
+    return CaptionClasses(pictures, model.to(run.device), tokenizer)  # type: ignore[arg-type]
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], max_tokens: int) -> torch.Tensor:

@@ -6,6 +6,8 @@ import io
 import textwrap
 import tokenize
 
+_read: dict[type, dict[str, str]] = {}  # sources are read slowly, and do not change
+
 
 def of_fields(kind: type) -> dict[str, str]:
     """The comments of the fields of a dataclass, and of those it inherits, by name of the field.
@@ -13,6 +15,13 @@ def of_fields(kind: type) -> dict[str, str]:
     Behind a field, on any of its lines; where there is none, the lines of comment directly above it. Fields without a
     comment are left out, and so are all of a class whose source is not to be found.
     """
+    if kind not in _read:
+        _read[kind] = _in_source(kind)
+    return _read[kind]
+
+
+def _in_source(kind: type) -> dict[str, str]:
+    """`of_fields`, read anew."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         try:

@@ -24,7 +24,7 @@ def start(out: Path, processes: int, resume: bool = False, stop_at: int = -1, sh
         sys.executable,
         *launcher,
         "-m",
-        "tests.generators.processes",
+        "tests.generators.training.processes",
         out,
         "resume" if resume else "new",
         stop_at,

@@ -37,10 +37,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job(folder: Path, count: int = 200) -> Path:
+def job(folder: Path, count: int = 100) -> Path:
     """A list in which prompts come twice, and rows have seeds and options of their own."""
     rows = [
-        {"prompt": f"picture {n % 150}", "seed": n % 3, "options": {"top_k": 4} if n % 2 else {}, "category": n % 5}
+        {"prompt": f"picture {n % 75}", "seed": n % 3, "options": {"top_k": 4} if n % 2 else {}, "category": n % 5}
         for n in range(count)
     ]
     path = folder / "list.jsonl"
@@ -74,14 +74,14 @@ def test_a_killed_job_is_continued_to_what_an_uninterrupted_one_draws(
     command = ["sample", "--prompts", str(job(tmp_path)), "--model", str(models / "star"), "--batch", "7"]
     assert run(*command, "--out", tmp_path / "whole") == 0
     whole = files(tmp_path / "whole")
-    assert len(whole) == 200 + 2  # and the grid, and the records
+    assert len(whole) == 100 + 2  # and the grid, and the records
     out = tmp_path / "killed"
     again = [*command, "--skip-existing", "--out", str(out)]
-    for pictures in (30, 110):
+    for pictures in (15, 40):
         killed(again, out, pictures)
     (out / ".picture-1-1.png.12345.part").write_bytes(b"what a kill left half written")
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
-    assert 110 <= len(before) < 200
+    assert 40 <= len(before) < 100
     torn = out / min(before)
     torn.write_bytes(torn.read_bytes()[:-20])  # as no process of ours leaves it, but a disk might
     capsys.readouterr()

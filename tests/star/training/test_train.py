@@ -177,7 +177,7 @@ def test_killed_and_resumed_equals_uninterrupted(house: Path, tmp_path: Path) ->
     program = (
         "import os, signal, sys, torch, star.training.train as t\n"
         "from pathlib import Path\n"
-        "from tests.star.test_train import config, shards\n"
+        "from tests.star.training.test_train import config, shards\n"
         "torch.set_num_threads(1)\n"
         "house, out, kill = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])\n"
         "original, calls = t.set_lr, iter(range(99))\n"
