@@ -35,7 +35,7 @@ def round_towers(module: nn.Module) -> None:
     for part in module.modules():
         for child in part.children():
             if isinstance(child, PreTrainedModel):
-                child.to(torch.bfloat16)
+                nn.Module.to(child, torch.bfloat16)  # transformers types its own `to` as one of a model alone
                 child.set_attn_implementation("eager")
                 if isinstance(projection := getattr(part, "projection", None), nn.Linear):
                     projection.to(torch.bfloat16)
