@@ -5,7 +5,7 @@ The other actions of `star data` have modules of their own.
 
 import argparse
 
-from star.commands import bench, benchmark, encode, wordings
+from star.commands import bench, benchmark, complete, encode, wordings
 from star.commands.pipes import add_allow_pipe, minding_pipes
 
 # As star.data.packing.sources and star.data.packing.pack have them; not imported from there, since help must be
@@ -68,7 +68,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     synthetic.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     synthetic.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
     synthetic.set_defaults(work=synthetic_work)
-    for command in (encode, benchmark, wordings, bench):
+    for command in (encode, benchmark, wordings, complete, bench):
         command.add(actions)
 
 
