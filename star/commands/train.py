@@ -37,6 +37,11 @@ TRAINERS = {
         "star.eval.extractors.train_classifier:train",
         "a classifier, whose features the metrics compare",
     ),
+    "restyle": (
+        "star.restyle.train:PRESETS",
+        "star.restyle.train:train",
+        "a network that redraws pictures of one style in another",
+    ),
 }
 
 
