@@ -3,7 +3,8 @@
 A U-Net (Ronneberger et al. 2015) with residual blocks that both styles, the given and the wanted one, scale and shift
 (Dumoulin et al. 2017, section 2). It sees pairs of pictures of one subject, aligned as their artists drew them.
 
-B pictures, 3 RGB, H W pixels (multiples of 8), C channels, S styles, D width of what is told of the styles.
+B pictures, 3 RGB, H W pixels (of four resolutions multiples of 8, of each less half of that), C channels, S styles, D
+width of what is told of the styles.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ GROUPS = 8  # of every normalisation
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestyleConfig:
-    """Sizes of the network. styles: the names of all that it was trained with, in the order of their embeddings."""
+    """Sizes of the network. styles: the names of all that it was trained with, in the order of their embeddings.
+
+    Raises InputError or ValueError for sizes that no network has.
+    """
 
     styles: tuple[str, ...] = ()
     widths: tuple[int, ...] = (24, 64, 96, 128)  # channels at each resolution, the finest first
@@ -27,14 +31,16 @@ class RestyleConfig:
     style_width: int = 64
 
     def __post_init__(self) -> None:
-        check_ranges(self, style_width=(1, 4096))
+        check_ranges(self, widths=(GROUPS, 4096), blocks=(1, 64), style_width=(1, 4096))
         if len(self.widths) != len(self.blocks) or not self.widths:
             raise ValueError(
                 f"{len(self.widths)} widths and {len(self.blocks)} numbers of blocks are given, expected as many: "
                 "give one of each for every resolution"
             )
-        if any(width < GROUPS or width % GROUPS for width in self.widths) or min(self.blocks) < 1:
-            raise ValueError(f"widths are {self.widths}, expected multiples of {GROUPS}, with a block or more at each")
+        if any(width % GROUPS for width in self.widths):
+            raise ValueError(f"widths are {self.widths}, expected multiples of {GROUPS}: correct them")
+        if len(set(self.styles)) < len(self.styles) or not all(self.styles):
+            raise ValueError(f"styles are {', '.join(self.styles)}, expected different names: correct them")
 
 
 class StyledBlock(nn.Module):

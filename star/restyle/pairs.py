@@ -97,7 +97,9 @@ class Collection:
             places = [place for place, info in enumerate(batch.info) if info.get("style") in wanted]
             batch = batch.pick([place for place in places if batch.info[place].get("subject")])
             pixels_B3HW = image_to_pixels(batch.image_B3HW)
-            for key, captions, info, pixels_3HW in zip(batch.keys, batch.captions, batch.info, pixels_B3HW, strict=True):
+            for key, captions, info, pixels_3HW in zip(
+                batch.keys, batch.captions, batch.info, pixels_B3HW, strict=True
+            ):
                 collection.add(Picture(key, captions, info, pixels_3HW))
         return collection
 
@@ -121,8 +123,8 @@ class Collection:
         if missing:
             there = ", ".join(sorted(self.styles)) or "none, as no record names a style"
             raise InputError(
-                f"the pairs name {', '.join(missing)}, of which the training shards hold no picture; there are {there}: "
-                "correct --pairs, or give more data"
+                f"the pairs name {', '.join(missing)}, of which the training shards hold no picture; "
+                f"there are {there}: correct --pairs, or give more data"
             )
 
 

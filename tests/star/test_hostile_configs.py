@@ -25,6 +25,7 @@ from star.generators.stylegan_t.model import StyleGanTConfig
 from star.generators.stylenat.model import StyleNatConfig
 from star.model.refiner import RefinerConfig
 from star.model.transformer import TransformerConfig
+from star.restyle.network import RestyleConfig
 from star.tokenizer.autoencoder import AutoencoderConfig
 from star.tokenizer.bitwise import BitwiseConfig
 from star.tokenizer.quantizer import QuantizerConfig
@@ -39,6 +40,7 @@ CONFIGS = (
         ClipConfig,
         ClassifierConfig,
         StyleGanTConfig,
+        RestyleConfig,
     ),
     *(StyleNatConfig, StyleformerConfig, ProjectedConfig, StyleGan2DiscriminatorConfig, WaveletConfig),
 )
