@@ -96,8 +96,7 @@ class RestyleNetwork(nn.Module):
         x_BCHW, kept = self.enter(image_B3HW), []
         last = len(self.down) - 1
         for level, blocks in enumerate(self.down):
-            for block in blocks:
-                x_BCHW = block(x_BCHW, style_BD)
+            x_BCHW = _through(blocks, x_BCHW, style_BD)
             if level < last:
                 kept.append(x_BCHW)
                 x_BCHW = self.halve[level](x_BCHW)
@@ -105,10 +104,16 @@ class RestyleNetwork(nn.Module):
             if level < last:
                 coarse_BCHW = F.interpolate(self.grow[level](x_BCHW), scale_factor=2, mode="nearest")
                 x_BCHW = torch.cat((coarse_BCHW, kept[level]), dim=1)
-            for block in self.up[level]:
-                x_BCHW = block(x_BCHW, style_BD)
+            x_BCHW = _through(self.up[level], x_BCHW, style_BD)
         logits_B3HW: Tensor = self.leave(F.silu(self.leave_norm(x_BCHW)))
         return logits_B3HW
+
+
+def _through(blocks: nn.Module, x_BCHW: Tensor, style_BD: Tensor) -> Tensor:
+    assert isinstance(blocks, nn.ModuleList)
+    for block in blocks:
+        x_BCHW = block(x_BCHW, style_BD)
+    return x_BCHW
 
 
 def restyle_loss(logits_B3HW: Tensor, image_B3HW: Tensor) -> Tensor:

@@ -97,6 +97,8 @@ def train(config: RestyleTrainConfig, *, data: Sequence[str], out: str | Path, r
     places = {style: place for place, style in enumerate(restyler.network.styles)}
     network = RestyleNetwork(restyler.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = MovingAverage(network, lambda: min(config.ema, (run.step + 1) / (run.step + 10))).to(run.device)
+    averaged = average.module
+    assert isinstance(averaged, RestyleNetwork)
     network = run.prepare(network)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
@@ -126,11 +128,11 @@ def train(config: RestyleTrainConfig, *, data: Sequence[str], out: str | Path, r
         optimizer.zero_grad()
         average.update_parameters(run.unwrap(network))
         if measured and run.sample_due(step):
-            sheet_3HW, l1 = measure(Restyler(restyler, average.module), measured)
+            sheet_3HW, l1 = measure(Restyler(restyler, averaged), measured)
             run.log({"validation/l1": l1})
             run.picture("held-out", sheet_3HW, step)
     if run.is_main:
-        Restyler(restyler, average.module).save(out / "model", card=_card(run, config, len(learnt)))
+        Restyler(restyler, averaged).save(out / "model", card=_card(run, config, len(learnt)))
         run.say(f"wrote {out / 'model'}")
     return out / "model"
 
@@ -182,6 +184,6 @@ def _moved(
 def _card(run: Run, config: RestyleTrainConfig, count: int) -> str:
     return (
         f"# A restyler\n\nRedraws pictures of {config.resolution} px: {', '.join(config.pairs)}. Trained for "
-        f"{run.step} steps on {count} pictures in the target styles (seed {config.run.seed}). What it makes is made, not drawn "
-        f"by an artist.\n\nRecipe:\n\n```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
+        f"{run.step} steps on {count} pictures in the target styles (seed {config.run.seed}). What it makes is made, "
+        f"not drawn by an artist.\n\nRecipe:\n\n```json\n{json.dumps(to_dict(config), indent=1)}\n```\n"
     )

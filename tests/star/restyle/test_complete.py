@@ -103,8 +103,8 @@ def test_pictures_without_a_skin_tone_are_preferred(model: Path, tmp_path: Path)
 
 
 def test_captions_without_the_words_of_a_style_are_left_out(model: Path, tmp_path: Path) -> None:
-    plain = {"caption": "a moon on white", "captions": ["a moon on white", "moon, pale style"]}
-    none = {"caption": "a comet", "captions": ["a comet"]}
+    plain: dict[str, Any] = {"caption": "a moon on white", "captions": ["a moon on white", "moon, pale style"]}
+    none: dict[str, Any] = {"caption": "a comet", "captions": ["a comet"]}
     there = [sample("sun", style) for style in STYLES] + [sample("tree", "colour"), sample("hill", "colour")]
     data = write(
         tmp_path / "data", "train", [*there, sample("moon", "pale", **plain), sample("comet", "colour", **none)]

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -28,7 +28,8 @@ STEPS, SAVED, DEATH = 5, 2, 4
 
 def config(**changes: Any) -> RestyleTrainConfig:
     run = RunConfig(steps=STEPS, batch_size=4, log_every=1, sample_every=0, checkpoint_every=SAVED, trackers=())
-    return replace(PRESETS["test"], **({"run": run, "pairs": (PAIR,)} | changes))
+    given: dict[str, Any] = {"run": run, "pairs": (PAIR,)}
+    return replace(PRESETS["test"], **given | changes)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -50,7 +51,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_run_that_died_goes_on_to_the_same_bits(
-    precision: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: Literal["no", "bf16"], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = config(run=replace(config().run, precision=precision, accumulate=2))
     whole = train(options, data=[str(shards)], out=tmp_path / "whole")
@@ -78,11 +79,18 @@ def test_a_run_that_died_goes_on_to_the_same_bits(
 
 
 def test_what_is_saved_is_the_average(shards: Path, tmp_path: Path) -> None:
-    path = train(config(), data=[str(shards)], out=tmp_path)
-    state = torch.load(tmp_path / "checkpoints" / f"step-{STEPS:08d}" / "state.pt", weights_only=True)["tracked"]
-    saved, learnt = weights(path), state["network"]
-    average = {name.removeprefix("module."): value for name, value in state["average"].items() if name != "n_averaged"}
-    assert same(saved, average)
+    run = replace(config().run, checkpoint_every=1, keep=STEPS)
+    path = train(config(run=run), data=[str(shards)], out=tmp_path)
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(STEPS):
+        place = tmp_path / "checkpoints" / f"step-{step + 1:08d}" / "state.pt"
+        learnt = torch.load(place, weights_only=True)["tracked"]["network"]
+        weight = 1 - (step + 1) / (step + 10) if step else 1.0
+        expected = {name: torch.lerp(expected.get(name, value), value, weight) for name, value in learnt.items()}
+    saved = weights(path)
+    assert saved.keys() == expected.keys()
+    for name, value in saved.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
     assert not same(saved, learnt)
 
 
