@@ -25,6 +25,13 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         help="make none for a subject whose picture in that style is held out among SHARDS, so that measures on these "
         "still ask for combinations never seen",
     )
+    parser.add_argument(
+        "--sharpness",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="1 leaves grey what the model doubts, more decides for black or white (default: %(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
     add_allow_pipe(parser)
     parser.set_defaults(work=minding_pipes(work))
@@ -40,6 +47,7 @@ def work(args: argparse.Namespace) -> int:
         args.model,
         args.out,
         without_held_out=args.without_held_out,
+        sharpness=args.sharpness,
         overwrite=args.overwrite,
         progress=True,
     )

@@ -19,7 +19,7 @@ from star.data.packing.pack import SAVE_OPTIONS
 from star.data.progress import Progress
 from star.data.shards.splits import held_out_shards, training_shards
 from star.data.shards.write import ShardWriter
-from star.restyle.model import Restyler
+from star.restyle.model import SHARPNESS, Restyler
 from star.restyle.pairs import Collection, Pair, Picture
 
 
@@ -64,6 +64,7 @@ def complete(
     out: str | Path,
     *,
     without_held_out: bool = False,
+    sharpness: float = SHARPNESS,
     overwrite: bool = False,
     device: str = "cpu",
     progress: bool = False,
@@ -71,8 +72,8 @@ def complete(
     """Redraws what the training shards lack and writes shards in their format to `out`, with an index.
 
     Only training shards are read for pictures. without_held_out: leaves out a subject whose picture in the target style
-    is in a held-out shard of the same data. Raises InputError for unusable shards, a model that does not suit them, an
-    unusable folder, or if nothing is missing.
+    is in a held-out shard of the same data. sharpness: see Restyler.redraw. Raises InputError for unusable shards, a
+    model that does not suit them, an unusable folder, or if nothing is missing.
     """
     restyler = Restyler.from_directory(model, device=device)
     collection = Collection.read(training_shards(shards), restyler.resolution, restyler.pairs)
@@ -95,7 +96,7 @@ def complete(
         Progress(len(pictures), unit="images", title="redraw", enabled=progress) as bar,
     ):
         for one in pictures:
-            writer.add(*_sample(one, restyler, collection.keys))
+            writer.add(*_sample(one, restyler, collection.keys, sharpness))
             bar.update()
     return CompleteReport(
         out=Path(out),
@@ -152,13 +153,17 @@ def _reworded(captions: Sequence[str], old: str, new: str) -> tuple[str, ...]:
     return tuple(f"{caption}, {new}" for caption in kept)
 
 
-def _sample(one: Missing, restyler: Restyler, keys: set[str]) -> tuple[str, dict[str, bytes]]:
+def _sample(one: Missing, restyler: Restyler, keys: set[str], sharpness: float) -> tuple[str, dict[str, bytes]]:
     """Key, which joins the others, and members."""
-    pixels_3HW = restyler.redraw(one.source.pixels_3HW[None], [one.source.style], one.target)[0]
+    pixels_3HW = restyler.redraw(one.source.pixels_3HW[None], [one.source.style], one.target, sharpness=sharpness)[0]
     target = io.BytesIO()
     pixels_to_pil(pixels_3HW).save(target, **SAVE_OPTIONS["webp"])
     record: dict[str, Any] = {**one.source.info, "caption": one.captions[0], "captions": list(one.captions)}
-    record |= {"style": one.target, "made_from": one.source.key, "made_by": f"restyle {restyler.digest}"}
+    record |= {
+        "style": one.target,
+        "made_from": one.source.key,
+        "made_by": f"restyle {restyler.digest} sharpness {sharpness:g}",
+    }
     key = name = f"{one.target}-of-{one.source.key}"
     number = 1
     while key in keys:

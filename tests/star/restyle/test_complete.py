@@ -67,7 +67,7 @@ def test_what_is_missing_is_made_once_and_says_of_what(model: Path, tmp_path: Pa
         "license": "CC0-1.0",
         "source": "the colour set",
         "made_from": "colour-tree",
-        "made_by": f"restyle {restyler.digest}",
+        "made_by": f"restyle {restyler.digest} sharpness 2",
     }
     assert torch.equal(pixels_3HW, restyler.redraw(draw("tree", "colour")[None], ["colour"], "negative")[0])
     assert check([str(tmp_path / "out")]).ok

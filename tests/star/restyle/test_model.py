@@ -104,3 +104,15 @@ def test_the_loss_is_least_at_the_true_picture() -> None:
     assert true < 1e-6
     assert half == pytest.approx(0.6931 + 0.5, abs=1e-3)
     assert wrong > 20
+
+
+def test_sharpness_decides_what_the_network_doubts(restyler: Restyler) -> None:
+    pixels_B3HW = draw("tree", "colour")[None]
+    grey, sharp, sharpest = (
+        restyler.redraw(pixels_B3HW, ["colour"], "negative", sharpness=sharpness).float() - 127.5
+        for sharpness in (0.5, 1, 100)
+    )
+    assert (grey.sign() == sharp.sign()).all()
+    assert grey.abs().mean() < sharp.abs().mean() < sharpest.abs().mean()
+    with pytest.raises(InputError, match="sharpness"):
+        restyler.redraw(pixels_B3HW, ["colour"], "negative", sharpness=0)
