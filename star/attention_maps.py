@@ -61,11 +61,16 @@ class AttentionMaps:
 
 
 @torch.inference_mode()
-def growth(generator: StarGenerator, text: TextFeatures, *, seed: int, options: SampleOptions) -> list[Tensor]:
-    """What is known of the picture of an encoded prompt after each of K scales, (3, H, W) uint8; last, the whole."""
+def growth(
+    generator: StarGenerator, text: TextFeatures, *, seed: int, options: SampleOptions, caption: str = ""
+) -> list[Tensor]:
+    """What is known of the picture of an encoded prompt after each of K scales, (3, H, W) uint8; last, the whole.
+
+    caption: see StarGenerator.draw_one.
+    """
     pixels: list[Tensor] = []
     watch = watcher(generator, options, lambda _k, pixels_3HW: pixels.append(pixels_3HW))
-    generator.draw_one(text, SampleRng([seed], options), watch=watch)
+    generator.draw_one(text, SampleRng([seed], options), watch=watch, caption=caption)
     return pixels
 
 
@@ -74,8 +79,8 @@ def attention(generator: StarGenerator, prompt: str, *, seed: int, options: Samp
     """Draws the picture of a prompt and seed, and tells what it read: the caption where the prompt was expanded."""
     prompt = generator.expanded(prompt, options)
     text = generator.text_encoder.encode([prompt])
-    with _recorded(generator.transformer) as passes:
-        pixels = growth(generator, text, seed=seed, options=options)
+    with _recorded(generator.transformer_for(prompt)) as passes:
+        pixels = growth(generator, text, seed=seed, options=options, caption=prompt)
     if not passes:
         raise InputError("this model has no cross-attention, expected one that reads words: load another one")
     # Each layer was called once for each scale, in their order.

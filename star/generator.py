@@ -7,7 +7,7 @@ B pictures, H W pixels.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from star.brought_along import WORDINGS, read_expansion, read_text_encoder
 from star.clip.wordings import Expansion
+from star.completion import COMPLETION, Completion, stretches
 from star.convert.names import REFINER
 from star.data.errors import InputError
 from star.data.text import TextEncoder, TextFeatures
 from star.data.unfilled import unfilled
-from star.generators.config import LONGEST, check_ranges, from_dict, to_dict
+from star.generators.config import LONGEST, UNLESS_DEFAULT, check_ranges, from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, Reference, load_into, write
 from star.generators.protocol import SampleOptions, check_request
 from star.model.refiner import Refiner, RefinerConfig
@@ -41,7 +42,7 @@ class StarConfig:
     """What a model directory says about its generator; see sampler.draw_codes for the two in the middle.
 
     aspects: as "3:2", width:height, of the pictures that it learnt from; empty: squares. wordings: sha256 of the file
-    wordings.json (star.clip.wordings); empty: there is none.
+    wordings.json (star.clip.wordings); empty: there is none. completion: rank of star.completion's addition; 0: none.
     """
 
     transformer: TransformerConfig
@@ -50,9 +51,10 @@ class StarConfig:
     refiner: RefinerConfig | None = None
     aspects: tuple[str, ...] = ()
     wordings: str = ""
+    completion: int = field(default=0, metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
-        check_ranges(self, unguided_last=(0, LONGEST))
+        check_ranges(self, unguided_last=(0, LONGEST), completion=(0, LONGEST))
         if len(self.aspects) > LONGEST:
             raise ValueError(f"{len(self.aspects)} aspects are given, expected at most {LONGEST}; drop some")
         for aspect in self.aspects:
@@ -76,9 +78,11 @@ class StarGenerator(NextScaleGenerator):
         refiner: Refiner | None = None,
         aspects: Sequence[str] = (),
         expansion: Expansion | None = None,
+        completion: Completion | None = None,
     ) -> None:
         """cross_attention, unguided_last: see sampler.draw_codes. refiner: draws the scales that it has a plan for.
         aspects: of the pictures that the transformer learnt from, see StarConfig. expansion: says prompts as captions.
+        completion: heard for captions that the expansion lists as completed.
 
         Raises ValueError where the networks do not fit.
         """
@@ -101,6 +105,9 @@ class StarGenerator(NextScaleGenerator):
         self.refiner = None if refiner is None else refiner.eval()
         self.aspects = tuple(aspects)
         self.expansion = expansion
+        if completion is not None:
+            completion.check(transformer)
+        self.completion = completion
         self._warned: set[ScaleSchedule] = set()
         self._encoded: tuple[object, TextFeatures] | None = None
 
@@ -163,36 +170,44 @@ class StarGenerator(NextScaleGenerator):
         text, null_text = self._encode(captions), self._empty()
         if negative_prompts is not None:
             null_text = self._negative(prompts, negative_prompts, options)
-        _, latent_BEhw = draw_codes(
-            self.transformer,
-            self.tokenizer.quantizer,
-            text,
-            null_text,
-            seeds=seeds,
-            options=options,
-            cross_attention=options.cross_attention or self.cross_attention,
-            unguided_last=self.unguided_last,
-            stable=self._masked_decoder(options, schedule),
-            given=given,
-            watch=watch,
-            schedule=schedule,
-            graphs=self.recorded(),
-            layout=related_prompts(self.expansion, captions, options, self._encode),
-        )
+        layout = related_prompts(self.expansion, captions, options, self._encode)
+        latents = []
+        for transformer, part in stretches([self.transformer_for(caption) for caption in captions]):
+            _, latent_BEhw = draw_codes(
+                transformer,
+                self.tokenizer.quantizer,
+                text[part],
+                null_text if len(null_text) == 1 else null_text[part],
+                seeds=seeds[part],
+                options=options,
+                cross_attention=options.cross_attention or self.cross_attention,
+                unguided_last=self.unguided_last,
+                stable=self._masked_decoder(options, schedule),
+                given=None if given is None else given.rows(part),
+                watch=watch,
+                schedule=schedule,
+                graphs=self.recorded(),
+                layout=None if layout is None else layout.rows(part),
+            )
+            latents.append(latent_BEhw)
+        latent_BEhw = latents[0] if len(latents) == 1 else torch.cat(latents)
         return self.to_pixels(latent_BEhw)
 
     @torch.inference_mode()
-    def draw_one(self, text: TextFeatures, rng: SampleRng, *, watch: Watcher | None = None) -> Tensor:
+    def draw_one(
+        self, text: TextFeatures, rng: SampleRng, *, watch: Watcher | None = None, caption: str = ""
+    ) -> Tensor:
         """pixels_13HW of encoded words (one row), which need not be any prompt's; rng: of one seed.
 
-        On a CPU the same as `generate` draws of a prompt with these features, to the bit.
+        On a CPU the same as `generate` draws of a prompt with these features, to the bit. caption: in which they were
+        said, for what else hears it: related captions and the completion.
         """
         rows = text.to(self.device, self.transformer.head.weight.dtype)
         schedule, guided = self.schedule_for(rng.options), rng.options.guidance_scale != 1
         if guided:
             rows = join(rows, self._empty())  # type: ignore[assignment]
         _, latent_BEhw = draw_pass(
-            self.transformer,
+            self.transformer_for(caption),
             self.tokenizer.quantizer,
             rows,
             rng,
@@ -202,8 +217,14 @@ class StarGenerator(NextScaleGenerator):
             watch=watch,
             schedule=schedule,
             graphs=self.recorded(),
+            layout=related_prompts(self.expansion, [caption], rng.options, self._encode) if caption else None,
         )
         return self.to_pixels(latent_BEhw)
+
+    def transformer_for(self, caption: str) -> NextScaleTransformer:
+        """What draws a caption: the transformer, or the one with the completion, where that was learnt for it."""
+        heard = self.expansion is not None and self.expansion.completes(caption)
+        return self.completion.complete(self.transformer) if heard and self.completion else self.transformer
 
     def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[TextFeatures, TextFeatures]:
         """Of the prompts, and of the empty one, in the transformer's type and on its device."""
@@ -242,7 +263,7 @@ class StarGenerator(NextScaleGenerator):
         text_encoder = read_text_encoder(directory, device, dtype)
         directory.check_reference("text_encoder", text_encoder.digest)
         config = from_dict(StarConfig, directory.config)
-        directory.check_fits(lambda: NextScaleTransformer(config.transformer), others=[REFINER])
+        directory.check_fits(lambda: NextScaleTransformer(config.transformer), others=[REFINER, COMPLETION])
         if config.refiner:
             plans = config.refiner
             directory.check_fits(lambda: Refiner(plans, config.transformer), prefix=REFINER)
@@ -255,6 +276,7 @@ class StarGenerator(NextScaleGenerator):
             own = {name.removeprefix(REFINER): tensors.pop(name) for name in names}
             load_into(refiner, own, path, dtype)
             refiner = refiner.to(device)
+        completion = Completion.taken(tensors, path, transformer) if config.completion else None
         load_into(transformer, tensors, path, dtype)
         return cls(
             transformer.to(device),
@@ -265,6 +287,7 @@ class StarGenerator(NextScaleGenerator):
             refiner=refiner,
             aspects=config.aspects,
             expansion=read_expansion(directory, config.wordings),
+            completion=completion,
         )
 
     def save_pretrained(
@@ -299,6 +322,7 @@ class StarGenerator(NextScaleGenerator):
                     refiner=None if self.refiner is None else self.refiner.config,
                     aspects=self.aspects,
                     wordings="" if self.expansion is None else self.expansion.digest,
+                    completion=0 if self.completion is None else self.completion.rank,
                 )
             ),
             tensors=self._tensors(),
@@ -334,7 +358,8 @@ class StarGenerator(NextScaleGenerator):
 
     def _tensors(self) -> dict[str, Tensor]:
         refiner = self.refiner.state_dict() if self.refiner else {}
-        return self.transformer.state_dict() | {f"{REFINER}{name}": tensor for name, tensor in refiner.items()}
+        beside = {} if self.completion is None else self.completion.tensors()
+        return self.transformer.state_dict() | {f"{REFINER}{name}": tensor for name, tensor in refiner.items()} | beside
 
     def _save_tokenizer(self, path: Path) -> None:
         self.tokenizer.save(path, card="# The tokenizer of the STAR generator in the folder above\n")

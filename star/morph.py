@@ -71,6 +71,7 @@ def mix_text(start: TextFeatures, end: TextFeatures, t: float) -> TextFeatures:
 class _End:
     """A stop that was drawn. noise: K tensors (l, V)."""
 
+    caption: str
     text: TextFeatures
     rng: SampleRng
     pixels_3HW: Tensor
@@ -81,14 +82,15 @@ class _End:
         prompt, seed = stop
         head = star.transformer.token_head
         rng, last = SampleRng([seed], options, head=head), max(star.tokenizer.schedule.count - 1, 1)
-        text, noise = star.text_encoder.encode([star.expanded(prompt, options)]), []
+        caption = star.expanded(prompt, options)
+        text, noise = star.text_encoder.encode([caption]), []
 
         def watch(k: int, logits_BlV: Tensor, codes_Bl: Tensor) -> None:
             kept_BlV = rng.keep(logits_BlV, k / last)
             noise.append(posterior(choices(kept_BlV, head), codes_Bl.flatten(), seed, k))
 
-        pixels_13HW = star.draw_one(text, rng, watch=watch)
-        return cls(text, rng, pixels_13HW[0], noise)
+        pixels_13HW = star.draw_one(text, rng, watch=watch, caption=caption)
+        return cls(caption, text, rng, pixels_13HW[0], noise)
 
 
 def _through(star: StarGenerator, stops: Sequence[Stop], options: SampleOptions, frames: int) -> Iterator[Tensor]:
@@ -99,5 +101,5 @@ def _through(star: StarGenerator, stops: Sequence[Stop], options: SampleOptions,
         for t in steps(frames)[1:-1]:
             nearest = start if t < 0.5 else end
             rng = GumbelRng(nearest.rng.seeds, options, noise=between(start.noise, end.noise, t))
-            yield star.draw_one(mix_text(start.text, end.text, t), rng)[0]
+            yield star.draw_one(mix_text(start.text, end.text, t), rng, caption=nearest.caption)[0]
         yield end.pixels_3HW

@@ -62,8 +62,10 @@ class Motions:
         from star.attention_maps import growth
 
         star, chosen = self._next_scale("grow"), self._options(guidance_scale, options)
-        text = star.text_encoder.encode([star.expanded(prompt, chosen)])
-        return [pixels_to_pil(pixels_3HW) for pixels_3HW in growth(star, text, seed=seed, options=chosen)]
+        caption = star.expanded(prompt, chosen)
+        text = star.text_encoder.encode([caption])
+        grown = growth(star, text, seed=seed, options=chosen, caption=caption)
+        return [pixels_to_pil(pixels_3HW) for pixels_3HW in grown]
 
     def attention(
         self, prompt: str, *, seed: int = 0, guidance_scale: float | None = None, **options: Any

@@ -13,24 +13,20 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from star.clip.colours import NAMES
 from star.data.disk import write_text
 from star.data.errors import InputError
 
-CHATS = ("github", "emojibase", "iamcal", "joypixels", "cldr")  # files of short codes that emojibase carries
 TONE = re.compile(r"[a-z-]+ skin tone")
-PHRASE = re.compile(r"[a-z][a-z' ]{1,60}[a-z]")
 # Points: a subject's own name, its name without "face" and the like, short codes, tags of three sources, the words of
 # its name alone.
 NAME, SHORTENED, FIRST_CODE, OTHER_CODE, TAG, RECORD_TAG, KEYWORD, HEAD = 30.0, 6.0, 4.0, 3.0, 2.0, 1.0, 1.0, 1.2
-BESIDES = ("people-body", "flags", "symbols")  # categories that a word seldom means where there is a thing of that name
 ENOUGH = 2.0  # points that a prompt needs to stand for a subject
 COLOUR_SHARE = 0.3  # of a subject's pixels, for it to have that colour
 COLOUR_POINTS = 3.0
@@ -46,7 +42,8 @@ PORTIONS = frozenset(
 class Subject:
     """caption: "an automobile", its captions without the style. style: the words of one it has pictures in.
 
-    names: points by phrase. colours: shares by name. styles: the words of all that it has pictures in.
+    names: points by phrase. colours: shares by name. styles: the words of all that it has pictures in. completed: of
+    those in which pictures of it were made (star.restyle) and learnt beside the others (star.completion).
     """
 
     caption: str
@@ -54,6 +51,7 @@ class Subject:
     names: Mapping[str, float]
     colours: Mapping[str, float] = field(default_factory=dict)
     styles: tuple[str, ...] = ()
+    completed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,13 +87,41 @@ class Expansion:
 
         None for a caption that was learnt, that names no style, or whose subject is unknown.
         """
-        head, _, style = caption.rpartition(", ")
-        plain_head, _, tone = head.partition(", ")
-        known = self._captions.get(plain(plain_head))
-        if known is None or style not in self.styles or style in known.styles or (tone and not TONE.fullmatch(tone)):
+        head, style, known = self._asked(caption)
+        if known is None or style in known.styles or style in known.completed:
             return []
         alike = [other for other in self.nearest.get(style, ()) if other in known.styles]
         return [f"{head}, {other}" for other in alike[:count]]
+
+    def completes(self, caption: str) -> bool:
+        """Whether a caption asks for a subject in a style that was completed."""
+        _, style, known = self._asked(caption)
+        return known is not None and style in known.completed
+
+    def with_completed(self, captions: Iterable[str]) -> "Expansion":
+        """The same, with what these captions name as completed; those of unknown subjects or learnt ones are passed
+        over."""
+        found: dict[str, set[str]] = defaultdict(set)
+        names = {plain(subject.caption): name for name, subject in self.subjects.items()}
+        for caption in captions:
+            head, style, known = self._asked(caption)
+            if known is not None and style not in known.styles and "," not in head:
+                found[names[plain(known.caption)]].add(style)
+        subjects = {
+            name: replace(subject, completed=tuple(s for s in self.styles if s in found[name] | set(subject.completed)))
+            if name in found
+            else subject
+            for name, subject in self.subjects.items()
+        }
+        return replace(self, subjects=subjects)
+
+    def _asked(self, caption: str) -> tuple[str, str, Subject | None]:
+        """What comes before the style, the words of a style, and the subject; None where one of them is unknown."""
+        head, _, style = caption.rpartition(", ")
+        plain_head, _, tone = head.partition(", ")
+        known = self._captions.get(plain(plain_head))
+        asked = style in self.styles and not (tone and not TONE.fullmatch(tone))
+        return head, style, known if asked else None
 
     def find(self, words: str) -> tuple[str, str] | None:
         """The subject that some words fit best, and its caption; the caption says a colour that the subject has not.
@@ -139,7 +165,8 @@ class Expansion:
         lines = []
         for name, known in sorted(self.subjects.items()):
             numbers = ({key: float(value) for key, value in sorted(of.items())} for of in (known.names, known.colours))
-            learnt = [[self.styles.index(style) for style in known.styles]] if known.styles else []
+            several = (known.styles, known.completed) if known.completed else (known.styles,) if known.styles else ()
+            learnt = [[self.styles.index(style) for style in styles] for styles in several]
             line = json.dumps(
                 [known.caption, known.style, *numbers, *learnt], ensure_ascii=False, separators=(",", ":")
             )
@@ -160,7 +187,8 @@ class Expansion:
                     style=str(style),
                     names={str(phrase): float(points) for phrase, points in names.items()},
                     colours={str(colour): float(share) for colour, share in colours.items()},
-                    styles=tuple(styles[number] for numbers in learnt for number in numbers),
+                    styles=tuple(styles[number] for numbers in learnt[:1] for number in numbers),
+                    completed=tuple(styles[number] for numbers in learnt[1:2] for number in numbers),
                 )
                 for name, (caption, style, names, colours, *learnt) in content["subjects"].items()
             }
@@ -215,108 +243,3 @@ class Expansion:
 def plain(words: str) -> str:
     """In small letters, underscores and hyphens as spaces."""
     return re.sub(r"[\s_-]+", " ", words.replace("’", "'")).strip(" .!?").lower()
-
-
-def gather(
-    captions: Sequence[Sequence[str]],
-    infos: Sequence[Mapping[str, Any]],
-    colours: Mapping[str, Mapping[str, float]],
-    emojibase: str | Path,
-    emojilib: str | Path,
-    styles: Sequence[str] = (),
-    nearest: Mapping[str, Sequence[str]] | None = None,
-) -> Expansion:
-    """The expansion of all subjects of some records.
-
-    captions: of each picture, the first as in "a crab, twemoji style". infos: records with subject, style, tags and
-    codepoints. colours: of a subject's pictures, shares by name, see star.clip.colours. emojibase: its folder `en`.
-    emojilib: its emoji-en-US.json. styles: which one a subject's caption names first of all, as records have it; else
-    the most frequent. nearest: by style, those that are most like it (star.clip.styles). Raises InputError where a file
-    cannot be read or no record will do.
-    """
-    counts = Counter(info["style"] for info in infos if "style" in info)
-    order = [*styles, *(style for style, _ in counts.most_common() if style not in styles)]
-    codes: dict[str, Counter[str]] = defaultdict(Counter)
-    records: dict[str, dict[str, tuple[str, Mapping[str, Any]]]] = defaultdict(dict)
-    for several, info in zip(captions, infos, strict=True):
-        if {"subject", "style", "codepoints"} <= info.keys() and "skin_tone" not in info and ", " in several[0]:
-            codes[info["subject"]][_bare(info["codepoints"])] += 1
-            records[info["subject"]][info["style"]] = (several[0], info)
-    if not codes:
-        raise InputError("no record names a subject, a style and code points, as those of the emoji shards do")
-    sources = _Sources.read(Path(emojibase), Path(emojilib))
-    drawn: dict[str, set[str]] = defaultdict(set)
-    for info in infos:
-        drawn[info.get("subject", "")].add(info.get("style", ""))
-    words = {style: caption.rsplit(", ", 1)[1] for found in records.values() for style, (caption, _) in found.items()}
-    subjects = {}
-    for name, found in records.items():
-        caption, info = found[min(found, key=order.index)]
-        points: dict[str, float] = defaultdict(float)
-        for phrase, score in sources.names(name, codes[name].most_common(1)[0][0], info.get("tags", ())):
-            if PHRASE.fullmatch(phrase):
-                points[phrase] += score
-        # Of equals the plainest, and the one that most collections have; things before signs.
-        extra = 0.1 * min(len(found), 10) - 0.15 * len(name.split()) - 0.6 * (info.get("category") in BESIDES)
-        head, _, style = caption.rpartition(", ")
-        subjects[name] = Subject(
-            caption=head,
-            style=style,
-            names={phrase: round(score + extra, 2) for phrase, score in sorted(points.items()) if score + extra > 0},
-            colours={colour: round(share, 2) for colour, share in sorted(colours.get(name, {}).items()) if share > 0.1},
-            styles=tuple(words[style] for style in order if style in words and style in drawn[name]),
-        )
-    alike = {words[to]: tuple(words[one] for one in ones if one in words) for to, ones in (nearest or {}).items()}
-    return Expansion(tuple(words[style] for style in order if style in words), subjects, nearest=alike)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sources:
-    """By code points: tags of emojibase, short codes by chat program, keywords of emojilib."""
-
-    tags: dict[str, list[str]]
-    codes: dict[str, dict[str, Any]]
-    keywords: dict[str, list[str]]
-
-    @classmethod
-    def read(cls, emojibase: Path, emojilib: Path) -> "_Sources":
-        try:
-            entries = json.loads((emojibase / "data.json").read_text(encoding="utf-8"))
-            folder = emojibase / "shortcodes"
-            codes = {chat: json.loads((folder / f"{chat}.json").read_text(encoding="utf-8")) for chat in CHATS}
-            library = json.loads(emojilib.read_text(encoding="utf-8"))
-            return cls(
-                tags={_bare(entry["hexcode"]): entry.get("tags", []) for entry in entries},
-                codes={chat: {_bare(code): words for code, words in table.items()} for chat, table in codes.items()},
-                keywords={_bare("-".join(f"{ord(c):X}" for c in emoji)): words for emoji, words in library.items()},
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{emojibase} and {emojilib} cannot be read as emojibase-data/en and emojilib's emoji-en-US.json "
-                f"({error}): `npm install emojibase-data emojilib` brings both"
-            ) from error
-
-    def names(self, subject: str, code: str, tags: Sequence[str]) -> list[tuple[str, float]]:
-        """Everything that a subject is called, plain, each with its points."""
-        found = [(subject, NAME)]
-        endings = (" face", " symbol", " button")
-        found += [(subject.removesuffix(end), SHORTENED) for end in endings if subject.endswith(end)]
-        for table in self.codes.values():
-            several = table.get(code, [])
-            several = [several] if isinstance(several, str) else several
-            found += [
-                (words, OTHER_CODE if place else FIRST_CODE)
-                for place, words in enumerate(several)
-                if not words[-1:].isdigit()
-            ]
-        found += [(words, TAG) for words in self.tags.get(code, [])] + [(words, RECORD_TAG) for words in tags]
-        found += [(words, KEYWORD + 1 / place) for place, words in enumerate(self.keywords.get(code, [])[1:], 1)]
-        words = plain(subject).split()
-        if 1 < len(words) < 4 and ":" not in subject:
-            found += [(words[-1], HEAD), (words[0], HEAD)]
-        return [(plain(words), score) for words, score in found]
-
-
-def _bare(code: str) -> str:
-    """Code points without the one that asks for colour."""
-    return code.replace("-FE0F", "")

@@ -38,7 +38,7 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 def work(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from star.clip.wordings import gather
+    from star.clip.gathering import gather
     from star.data.disk import check_writable
 
     check_writable(Path(args.out).absolute().parent)

@@ -106,7 +106,7 @@ def draw_recorded(
     values = inputs_of(rows, packed, given)
     kinds = tuple((tuple(value.shape), value.dtype) for value in values)
     found = graphs.run(
-        (shape, kinds, transformer.head.weight.dtype, transformer.training),
+        (shape, kinds, transformer.head.weight.dtype, transformer.training, id(transformer)),
         lambda: PassProgram(transformer, quantizer, shape, rows, SampleRng((), rng.options), packed, given),
         values,
         size=fixed_bytes(transformer, shape, len(rows)),

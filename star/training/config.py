@@ -13,7 +13,7 @@ from star.tokenizer.scales import ScaleSchedule, ratio
 from star.training.frozen_networks import FrozenNetworks
 from star.training.init_from import continued
 from star.training.refiner_config import RefinerTraining
-from star.training.token_dropping import ScaleCurriculum
+from star.training.token_dropping import ScaleCurriculum, check_curriculum, curriculum_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,18 +76,9 @@ class TrainConfig(FeedConfig):
         for name in (*shares, "lr_hold"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1: correct it")
-        if not 0 < self.keep_last_scale <= 1:
-            raise InputError(
-                f"keep_last_scale is {self.keep_last_scale}, expected a share above 0 and up to 1: correct it"
-            )
-        for name in ("whole_last", "coarse_steps"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected a share from 0 to 1: correct it")
-        if self.coarse_scales < 0 or (self.coarse_steps > 0) != (self.coarse_scales > 0):
-            raise InputError(
-                f"coarse_scales is {self.coarse_scales} and coarse_steps {self.coarse_steps}, expected both positive, "
-                "or both 0: correct one of them"
-            )
+        if not 0 <= self.whole_last <= 1:
+            raise InputError(f"whole_last is {self.whole_last}, expected a share from 0 to 1: correct it")
+        check_curriculum(self)
         for aspect in self.aspects:
             ratio(aspect)  # raises InputError unless it is one
         if self.aspects and self.precompute is True:
@@ -109,11 +100,7 @@ class TrainConfig(FeedConfig):
 
     def curriculum(self, schedule: ScaleSchedule) -> ScaleCurriculum:
         """What each step computes. Raises InputError if there are too few scales for it."""
-        if self.coarse_scales >= schedule.count:
-            raise InputError(
-                f"coarse_scales is {self.coarse_scales}, but the tokenizer has {schedule.count} scales: give fewer"
-            )
-        return ScaleCurriculum(schedule, self.keep_last_scale, self.whole_last, self.coarse_scales, self.coarse_steps)
+        return curriculum_of(self, schedule, self.whole_last)
 
     def schedules(self, schedule: ScaleSchedule) -> tuple[ScaleSchedule, ...]:
         """Those of the aspects, given that of squares. Raises InputError for two that come to the same grids."""

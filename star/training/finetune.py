@@ -10,14 +10,16 @@ drawn with the same seeds and the same losses are measured: RUN/before-after.png
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from star.clip.wordings import Expansion
+from star.completion import Completion
 from star.data.disk import write_text
 from star.data.errors import InputError
 from star.data.images import grid, image_to_pixels, save_png
@@ -27,7 +29,7 @@ from star.data.packing.cache import as_shards
 from star.data.shards.listing import list_shards
 from star.generator import StarGenerator
 from star.generators import registry
-from star.generators.config import to_dict
+from star.generators.config import UNLESS_DEFAULT, to_dict
 from star.generators.pretrained import ModelDirectory
 from star.generators.protocol import SampleOptions
 from star.generators.staging import staged
@@ -36,9 +38,9 @@ from star.generators.training.schedule import lr_at, set_lr
 from star.model.transformer import NextScaleTransformer
 from star.tokenizer.portions import loaded_at_once
 from star.training.inputs import EncodedSet, Encoder
-from star.training.lora import PREFIX, mark, write_base
+from star.training.lora import DOWN, PREFIX, UP, mark, write_base
 from star.training.optimizers import parameter_groups
-from star.training.targets import scale_weights
+from star.training.token_dropping import Part, TokenWeights, check_curriculum, curriculum_of
 from star.training.train import drop_captions
 from star.training.validation import Measured
 
@@ -60,10 +62,20 @@ class FinetuneConfig:
     code_noise: float = 0.1  # see targets.make_targets
     noise_neighbours: int = 32
     scale_power: float = 0.75  # see targets.scale_weights
+    # What a step computes, see TrainConfig: so many times as many pictures are seen in the same time.
+    keep_last_scale: float = field(default=1.0, metadata=UNLESS_DEFAULT)
+    coarse_scales: int = field(default=0, metadata=UNLESS_DEFAULT)
+    coarse_steps: float = field(default=0.0, metadata=UNLESS_DEFAULT)
+    # The adapter stays in the model, heard for the pictures' subjects and styles alone (star.completion).
+    completion: bool = field(default=False, metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.lora < 0 or self.lr < 0:
             raise InputError(f"lora is {self.lora} and lr {self.lr}, expected neither below 0: correct them")
+        if self.completion and not self.lora:
+            raise InputError("a completion was asked for and no adapter, expected both: give the adapter's rank, lora")
+
+        check_curriculum(self)
 
     @property
     def peak(self) -> float:
@@ -80,7 +92,8 @@ def finetune(
     validation: Sequence[str] = (),
     resume: bool = False,
 ) -> Path:
-    """Trains and returns the folder of the result: `out/adapter`, or for all weights the model directory `out/model`.
+    """Trains and returns the folder of the result: `out/adapter`, or the model directory `out/model` for all weights
+    or a completion.
 
     model: name, folder or hub id. data: shards, or folders, tables and data sets of pictures, which are packed into
     `out/shards`. validation: the same, of pictures that are measured only. How long it will take is said before the
@@ -101,6 +114,7 @@ def finetune(
     loaded = loaded_at_once(side)
     everything = list(Pipeline(settings, batch_size=loaded).one_pass())
     encoder = EncodedSet(*networks, run.device, everything)
+    completed = completed_by(generator, everything) if config.completion else None
     measured = {"trained": Measured(encoder, iter(everything))}
     if held_out:
         held = DataConfig(shards=held_out, resolution=side, shuffle=False)
@@ -121,7 +135,7 @@ def finetune(
     run.say(forecast(config, run, transformer, next(pipeline.batches(start=0)), encoder, aside))
     learn(config, run, transformer, pipeline, encoder, optimizer)
 
-    result = out / ("adapter" if lora_config else "model")
+    result = out / ("adapter" if lora_config and completed is None else "model")
     if run.is_main:
         after = {name: measure.losses(transformer, run, alone=True).cpu() for name, measure in measured.items()}
         table = {
@@ -133,7 +147,10 @@ def finetune(
             run.say(f"{name}: {before[name].mean():.3f} -> {after[name].mean():.3f} nats per token")
         _sheet(run, everything[0], drawn_before, draw(generator, everything[0], options))
         text = card(model, config, table)
-        if lora_config is None:
+        if lora_config is None or completed is not None:
+            if completed is not None:
+                generator = StarGenerator.from_directory(base)  # without what peft put around its layers
+                generator.expansion, generator.completion = completed, Completion(factors_of(transformer))
             generator.save_pretrained(result, card=text, about={"options": to_dict(options)})
         else:
             write_lora(transformer, lora_config, result, model=model, directory=directory, card=text)
@@ -149,7 +166,7 @@ def learn(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """The loop, with the transformer back in evaluation at its end."""
-    weights_L = _weights(config, run, transformer)
+    weights, curriculum = TokenWeights(config.scale_power, run.device), curriculum_of(config, transformer.schedule)
     batches = pipeline.batches(start=run.first_batch)
     network = run.prepare(transformer.train())
     for step in run.steps():
@@ -158,7 +175,7 @@ def learn(
         set_lr(optimizer, lr)
         for _ in run.micro_steps(network):
             batch = next(batches)
-            loss = _loss(config, run, network, batch, encoder, weights_L)
+            loss = _loss(config, run, network, batch, encoder, curriculum.at(step, run.total_steps), weights)
             run.backward(loss)
             run.log({"loss": loss.detach()}, images=len(batch))
         run.log({"grad_norm": run.clip(network.parameters()), "lr": lr})
@@ -171,13 +188,15 @@ def forecast(
     config: FinetuneConfig, run: Run, transformer: NextScaleTransformer, batch: Batch, encoder: Encoder, aside: float
 ) -> str:
     """How long training will take on this machine, from two steps that change nothing; `aside`: seconds beside it."""
-    weights_L = _weights(config, run, transformer)
-    for _ in range(2):  # the first one allocates and fills caches
-        began = time.monotonic()
-        _loss(config, run, transformer.train(), batch, encoder, weights_L).backward()
-        if run.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = config.run.accumulate * (time.monotonic() - began)
+    weights, seconds = TokenWeights(config.scale_power, run.device), 0.0
+    for part, share in curriculum_of(config, transformer.schedule).shares().items():
+        for _ in range(2):  # the first one allocates and fills caches
+            began = time.monotonic()
+            _loss(config, run, transformer.train(), batch, encoder, part, weights).backward()
+            if run.device.type == "cuda":
+                torch.cuda.synchronize()
+            took = time.monotonic() - began
+        seconds += share * config.run.accumulate * took
     transformer.eval().zero_grad(set_to_none=True)
     beside = f"besides {span(2 * aside)} to measure and to draw before and after"
     if config.run.minutes:
@@ -199,19 +218,25 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _weights(config: FinetuneConfig, run: Run, transformer: NextScaleTransformer) -> Tensor:
-    return scale_weights(transformer.schedule.lengths, config.scale_power).to(run.device)
-
-
 def _loss(
-    config: FinetuneConfig, run: Run, network: nn.Module, batch: Batch, encoder: Encoder, weights_L: Tensor
+    config: FinetuneConfig,
+    run: Run,
+    network: nn.Module,
+    batch: Batch,
+    encoder: Encoder,
+    part: Part,
+    weights: Mapping[Part, Tensor],
 ) -> Tensor:
-    """Of one micro-batch: the mean over pictures, tokens weighted by their scale."""
-    targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours)
+    """Of one micro-batch: the mean over pictures, tokens that take part weighted by their scale."""
+    targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours, scales=part.scales)
     text = encoder.batch_text(batch, drop_captions(batch.prompts, config.caption_dropout))
+    kept_L, codes_BL = part.draw(), targets.codes_BL
+    if kept_L is not None:
+        kept_L = kept_L.to(run.device)
+        codes_BL = codes_BL[:, kept_L]
     with run.autocast():
-        loss_BL = network(targets.teacher_input_BlE, text, codes_BL=targets.codes_BL)
-    loss: Tensor = (loss_BL.mean(dim=0) * weights_L).sum()
+        loss_BL = network(targets.teacher_input_BlE, text, kept_L=kept_L, codes_BL=codes_BL)
+    loss: Tensor = (loss_BL.mean(dim=0) * weights[part]).sum()
     return loss
 
 
@@ -245,6 +270,34 @@ def add_lora(transformer: NextScaleTransformer, rank: int) -> Any:
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED)
     inject_adapter_in_model(config, transformer)
     return config
+
+
+def completed_by(generator: StarGenerator, batches: Sequence[Batch]) -> Expansion:
+    """The model's wordings, with the subjects and styles of the pictures as completed.
+
+    Raises InputError for a model without wordings, with a completion, or that learnt all of these from the first.
+    """
+    if generator.expansion is None:
+        raise InputError("a completion was asked of a model without wordings: make some by `star data wordings`")
+    if generator.completion is not None:
+        raise InputError("a completion was asked of a model that has one: give the model without it")
+    captions = [several[0] for batch in batches for several in batch.captions]
+    completed = generator.expansion.with_completed(captions)
+    if not any(map(completed.completes, captions)):
+        raise InputError(
+            f"none of {len(captions)} captions, the first {captions[0]!r}, names a known subject in a style that the "
+            "model has not learnt it in: give pictures that `star data complete` made"
+        )
+    return completed
+
+
+def factors_of(transformer: NextScaleTransformer) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of a trained adapter, for each layer's name lora_A (r, in) and lora_B (out, r)."""
+    from peft import get_peft_model_state_dict
+
+    tensors = {name: tensor.detach().cpu() for name, tensor in get_peft_model_state_dict(transformer).items()}
+    names = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
+    return {name: (tensors[f"{name}{DOWN}"], tensors[f"{name}{UP}"]) for name in names}
 
 
 def write_lora(

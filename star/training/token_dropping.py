@@ -6,10 +6,12 @@ decides the shape of a picture can be learnt from many more pictures than its ed
 """
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from star.data.errors import InputError
 from star.tokenizer.scales import ScaleSchedule
 from star.training.targets import draw_kept, kept_lengths, scale_weights
 
@@ -83,6 +85,43 @@ class ScaleCurriculum:
     @property
     def _coarse(self) -> Part:
         return Part(self.schedule, self.coarse_scales)
+
+
+class Curriculum(Protocol):
+    """The settings of a training that decide what its steps compute."""
+
+    @property
+    def keep_last_scale(self) -> float: ...
+
+    @property
+    def coarse_scales(self) -> int: ...
+
+    @property
+    def coarse_steps(self) -> float: ...
+
+
+def check_curriculum(config: Curriculum) -> None:
+    """Raises InputError for a setting out of its range."""
+    if not 0 < config.keep_last_scale <= 1:
+        raise InputError(
+            f"keep_last_scale is {config.keep_last_scale}, expected a share above 0 and up to 1: correct it"
+        )
+    if not 0 <= config.coarse_steps <= 1:
+        raise InputError(f"coarse_steps is {config.coarse_steps}, expected a share from 0 to 1: correct it")
+    if config.coarse_scales < 0 or (config.coarse_steps > 0) != (config.coarse_scales > 0):
+        raise InputError(
+            f"coarse_scales is {config.coarse_scales} and coarse_steps {config.coarse_steps}, expected both positive, "
+            "or both 0: correct one of them"
+        )
+
+
+def curriculum_of(config: Curriculum, schedule: ScaleSchedule, whole_last: float = 0.0) -> ScaleCurriculum:
+    """What each step computes. Raises InputError if there are too few scales for it."""
+    if config.coarse_scales >= schedule.count:
+        raise InputError(
+            f"coarse_scales is {config.coarse_scales}, but the tokenizer has {schedule.count} scales: give fewer"
+        )
+    return ScaleCurriculum(schedule, config.keep_last_scale, whole_last, config.coarse_scales, config.coarse_steps)
 
 
 class TokenWeights(dict[Part, Tensor]):

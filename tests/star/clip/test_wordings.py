@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from star.cli import main
-from star.clip.wordings import Expansion, Subject, gather
+from star.clip.gathering import gather
+from star.clip.wordings import Expansion, Subject
 from star.data.errors import InputError
 
 STYLES = ("flat emoji style", "noto emoji style")
