@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from star.data.tiny import tiny_text_encoder
 from star.generator import StarGenerator
 from star.generators.pretrained import ModelDirectory
 from star.generators.training.run import RunConfig
+from star.model.transformer import NextScaleTransformer
 from star.tiny import tiny_tokenizer, tiny_transformer
 from star.training.finetune import FinetuneConfig, Learnt, finetune, span
 from star.training.lora import Adapter, write_base
@@ -163,6 +165,44 @@ def test_all_weights_learn_the_pictures_of_a_folder(house: Path, tmp_path: Path)
         assert sheet.size == (8 * 10 - 2, 3 * 10 - 2)
     assert StarGenerator.from_directory(result).generate(["colour number 3"], seeds=[0]).shape == (1, 3, 8, 8)
     assert "| trained | 8 |" in (result / "README.md").read_text()
+
+
+def test_steps_may_compute_coarse_scales_alone_or_few_tokens_of_the_finest(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [str(house / "pictures")]
+    whole = FinetuneConfig(run=run(12), lr=3e-3, warmup=2, code_noise=0.0)
+    seen: list[int] = []
+    forward = NextScaleTransformer.forward
+
+    def watched(self: NextScaleTransformer, *args: Any, **given: Any) -> Tensor:
+        loss_BL = forward(self, *args, **given)
+        if self.training:
+            seen.append(loss_BL.shape[1])
+        return loss_BL
+
+    monkeypatch.setattr(NextScaleTransformer, "forward", watched)
+    lengths = tiny_transformer().schedule.lengths
+    coarse, wide = sum(lengths[:2]), sum(lengths[:-1]) + round(0.25 * lengths[-1])
+    both = replace(whole, coarse_scales=2, coarse_steps=0.5, keep_last_scale=0.25)
+    for name, config, expected in (
+        ("coarse", replace(whole, coarse_scales=2, coarse_steps=1.0), [coarse] * 12),
+        ("both", both, [coarse, wide] * 6),
+    ):
+        seen.clear()
+        finetune(str(house / "model"), config, data=data, out=tmp_path / name)
+        assert seen[-12:] == expected
+        losses = json.loads((tmp_path / name / "losses.json").read_text())["trained"]
+        assert mean(losses["after"][:2]) < mean(losses["before"][:2]) - 0.1
+    for wrong, told in (
+        ({"coarse_scales": 2}, "both positive"),
+        ({"keep_last_scale": 0.0}, "keep_last_scale"),
+        ({"coarse_steps": 1.5, "coarse_scales": 2}, "coarse_steps"),
+    ):
+        with pytest.raises(InputError, match=told):
+            replace(whole, **wrong)
+    with pytest.raises(InputError, match="give fewer"):
+        finetune(str(house / "model"), replace(whole, coarse_scales=9, coarse_steps=0.5), data=data, out=tmp_path / "w")
 
 
 def test_several_places_are_packed_and_its_time_is_told_before(
