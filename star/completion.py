@@ -1,9 +1,10 @@
-"""What a STAR model learnt of combinations that its training pictures lacked, heard for those combinations alone.
+"""What a STAR model learnt of some subjects in some styles beside the rest, heard for these alone.
 
 A model knows a subject in some styles; pictures of it in others can be made (star.restyle) and learnt as a low-rank
-addition to the transformer, W + up down (Hu et al. 2021, section 4.1). Trained into the weights themselves it would
-cost some of what they know by heart. So it is kept beside them, and a prompt hears it where the wordings list its
-subject and style as completed (star.clip.wordings); every other picture stays as it was, to the bit.
+addition to the transformer, W + up down (Hu et al. 2021, section 4.1), with those of a style that it knows too little.
+Trained into the weights themselves they would cost some of what it knows by heart. So the addition is kept beside the
+weights, and a prompt hears it where the wordings list its subject and style as completed (star.clip.wordings); every
+other picture stays as it was, to the bit.
 
 r rank, I O width of what goes into and comes out of a layer.
 """

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -39,10 +40,12 @@ class PackReport:
     samples: int
     bytes: int
     skipped: SkipReport
+    unasked: int = 0  # samples whose records are not those asked for
 
     def text(self) -> str:
         head = f"{self.samples} samples in {self.shards} shards, {self.bytes / 2**20:.1f} MiB, in {self.out}"
-        return f"{head}\n{self.skipped.text()}"
+        beside = f"\n{self.unasked} samples with other records were passed over" if self.unasked else ""
+        return f"{head}{beside}\n{self.skipped.text()}"
 
 
 def pack(
@@ -58,6 +61,7 @@ def pack(
     shorter_side: int | None = None,
     image_format: ImageFormat = "keep",
     prefix: str = "shard",
+    only: Mapping[str, Collection[str]] | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> PackReport:
@@ -66,7 +70,8 @@ def pack(
     kind: what the source is; None finds out. image_column, caption_column: of tables; None takes the usual names, see
     tables.py. split: of a data set of several, see layouts.py. shorter_side: reduces larger pictures to this many
     pixels on their shorter side, aspect kept, nothing cut. image_format: "keep" copies the bytes of pictures that are
-    not reduced, if they are of EXTENSIONS, and makes PNG of others; webp is lossless, jpg of quality 95. Bad pictures
+    not reduced, if they are of EXTENSIONS, and makes PNG of others; webp is lossless, jpg of quality 95. only: samples
+    alone whose records have one of these values under each of these keys, as {"style": ["noto"]}. Bad pictures
     and samples without a caption are left out, counted and named in the report. The same source gives the same bytes.
     Raises InputError for an unusable source or place, and if nothing at all could be packed.
     """
@@ -79,7 +84,7 @@ def pack(
     if kind == "shards" and Path(out).resolve() in {Path(shard).resolve().parent for shard in list_shards([source])}:
         raise InputError(f"{out} holds the shards that are to be packed; give another folder to pack them into.")
     skipped, faults = SkipReport(), list[Fault]()
-    keys = _UniqueKeys()
+    keys, unasked = _UniqueKeys(), 0
     columns = {"image_column": image_column, "caption_column": caption_column, "split": split}
     stream = entries(source, kind, faults, **columns, without=Path(out))
     with (
@@ -90,6 +95,9 @@ def pack(
     ):
         for entry in stream:
             place = shown(f"{entry.origin}: {entry.name}" if entry.name else entry.origin)
+            if entry.problem is None and not _asked(entry.record, only):
+                unasked += 1
+                continue
             try:
                 members = _members(entry, shorter_side, image_format)
             except SampleError as error:
@@ -100,13 +108,27 @@ def pack(
             bar.update()
         skipped.add(faults)
         if not writer.samples:
+            if unasked:
+                wanted = ", ".join(f"{key}={' or '.join(values)}" for key, values in (only or {}).items())
+                raise InputError(
+                    f"none of {unasked} samples of {source} has a record with {wanted}: give values that there are"
+                )
             raise InputError(
                 f"{source} holds no picture with a caption{_reasons(skipped)}; put a .txt of the same name beside each "
                 "picture, or name the columns of the table."
             )
     return PackReport(
-        out=Path(out), shards=len(writer.entries), samples=writer.samples, bytes=writer.size, skipped=skipped
+        out=Path(out),
+        shards=len(writer.entries),
+        samples=writer.samples,
+        bytes=writer.size,
+        skipped=skipped,
+        unasked=unasked,
     )
+
+
+def _asked(record: Mapping[str, Any], only: Mapping[str, Collection[str]] | None) -> bool:
+    return all(key in record and str(record[key]) in values for key, values in (only or {}).items())
 
 
 def _reasons(skipped: SkipReport) -> str:

@@ -43,7 +43,7 @@ class Subject:
     """caption: "an automobile", its captions without the style. style: the words of one it has pictures in.
 
     names: points by phrase. colours: shares by name. styles: the words of all that it has pictures in. completed: of
-    those in which pictures of it were made (star.restyle) and learnt beside the others (star.completion).
+    those in which it is drawn by an addition that learnt it beside the others (star.completion).
     """
 
     caption: str
@@ -99,13 +99,12 @@ class Expansion:
         return known is not None and style in known.completed
 
     def with_completed(self, captions: Iterable[str]) -> "Expansion":
-        """The same, with what these captions name as completed; those of unknown subjects or learnt ones are passed
-        over."""
+        """The same, with subjects and styles that these captions name as completed; unknown ones are passed over."""
         found: dict[str, set[str]] = defaultdict(set)
         names = {plain(subject.caption): name for name, subject in self.subjects.items()}
         for caption in captions:
             head, style, known = self._asked(caption)
-            if known is not None and style not in known.styles and "," not in head:
+            if known is not None and "," not in head:
                 found[names[plain(known.caption)]].add(style)
         subjects = {
             name: replace(subject, completed=tuple(s for s in self.styles if s in found[name] | set(subject.completed)))

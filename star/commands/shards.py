@@ -4,9 +4,11 @@ The other actions of `star data` have modules of their own.
 """
 
 import argparse
+from collections.abc import Sequence
 
 from star.commands import bench, benchmark, complete, encode, wordings
 from star.commands.pipes import add_allow_pipe, minding_pipes
+from star.data.errors import InputError
 
 # As star.data.packing.sources and star.data.packing.pack have them; not imported from there, since help must be
 # instant.
@@ -36,6 +38,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     pack.add_argument("--per-shard", type=int, default=1000, metavar="N", help="samples (default: %(default)s)")
     pack.add_argument(
         "--shorter-side", type=int, metavar="PIXELS", help="reduce larger pictures to this (default: keep)"
+    )
+    pack.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="KEY=VALUES",
+        help="samples alone whose record has one of the values, separated by commas, as style=noto,twemoji",
     )
     pack.add_argument("--format", choices=FORMATS, default="keep", help="of the stored pictures (default: %(default)s)")
     pack.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
@@ -82,6 +91,7 @@ def pack_work(args: argparse.Namespace) -> int:
         image_column=args.image_column,
         caption_column=args.caption_column,
         split=args.split,
+        only=_only(args.only),
         samples_per_shard=args.per_shard,
         shorter_side=args.shorter_side,
         image_format=args.format,
@@ -90,6 +100,14 @@ def pack_work(args: argparse.Namespace) -> int:
     )
     print(report.text())
     return 0
+
+
+def _only(words: Sequence[str]) -> dict[str, list[str]]:
+    """By key, the values asked for. Raises InputError for a word that is not KEY=VALUES."""
+    wrong = [word for word in words if not all(word.partition("=")[::2])]
+    if wrong:
+        raise InputError(f"--only was given {wrong[0]!r}, expected a key and its values, as style=noto,twemoji")
+    return {key: values.split(",") for key, _, values in (word.partition("=") for word in words)}
 
 
 def check_work(args: argparse.Namespace) -> int:

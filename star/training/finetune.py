@@ -275,7 +275,7 @@ def add_lora(transformer: NextScaleTransformer, rank: int) -> Any:
 def completed_by(generator: StarGenerator, batches: Sequence[Batch]) -> Expansion:
     """The model's wordings, with the subjects and styles of the pictures as completed.
 
-    Raises InputError for a model without wordings, with a completion, or that learnt all of these from the first.
+    Raises InputError for a model without wordings, with a completion, or whose wordings know none of these.
     """
     if generator.expansion is None:
         raise InputError("a completion was asked of a model without wordings: make some by `star data wordings`")
@@ -285,8 +285,8 @@ def completed_by(generator: StarGenerator, batches: Sequence[Batch]) -> Expansio
     completed = generator.expansion.with_completed(captions)
     if not any(map(completed.completes, captions)):
         raise InputError(
-            f"none of {len(captions)} captions, the first {captions[0]!r}, names a known subject in a style that the "
-            "model has not learnt it in: give pictures that `star data complete` made"
+            f"none of {len(captions)} captions, the first {captions[0]!r}, names a subject and a style that the "
+            "model's wordings know: give pictures with such captions, as `star data complete` makes them"
         )
     return completed
 

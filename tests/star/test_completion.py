@@ -56,11 +56,15 @@ def made(*, completed: bool) -> StarGenerator:
 
 
 def test_wordings_say_what_was_completed(tmp_path: Path) -> None:
-    several = [COMPLETED, "An Apple, third style", KNOWN, "an unknown thing, black style", "an apple, no style"]
-    completed = EXPANSION.with_completed(several)
+    learnt = "a pear, third style"
+    several = [COMPLETED, "An Apple, third style", learnt, KNOWN, "an unknown thing, black style", "an apple, no style"]
+    completed = EXPANSION.with_completed(caption for caption in several if caption != KNOWN)
     assert completed.subjects["apple"].completed == STYLES[1:]
-    assert completed.subjects["pear"] == EXPANSION.subjects["pear"]
-    assert [caption for caption in several if completed.completes(caption)] == several[:2]
+    assert completed.subjects["pear"].completed == STYLES[2:]
+    assert completed.subjects["pear"].styles == EXPANSION.subjects["pear"].styles
+    assert [caption for caption in several if completed.completes(caption)] == several[:3]
+    # The colours of skin are the subject's own; the words of captions may name them, the list never does.
+    assert EXPANSION.with_completed(["an apple, dark skin tone, black style"]) == EXPANSION
     assert completed.completes("an apple, dark skin tone, black style")
     assert not any(map(EXPANSION.completes, several))
     assert completed.with_completed(["a pear, black style"]).subjects["apple"].completed == STYLES[1:]
@@ -202,14 +206,14 @@ def test_the_command_line_trains_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     prompts = [COMPLETED, KNOWN, RELATED]
     drawn, as_before = (one.generate(prompts, seeds=range(3), options=OPTIONS) for one in (trained, star))
     assert [bool(torch.equal(*both)) for both in zip(drawn, as_before, strict=True)] == [False, True, True]
-    # A model that has one gets no second; one without wordings, or pictures that it knows, none at all.
+    # A model that has one gets no second; one without wordings, or of pictures that no wordings name, none at all.
     again = ["finetune", str(result), *command[2:-1], str(tmp_path / "again"), "--lora", "2"]
     assert main(again) == 2
     assert "has one" in capsys.readouterr().err
-    (tmp_path / "pictures" / "0.txt").write_text(KNOWN)
-    (tmp_path / "pictures" / "1.txt").write_text("a pear, colour style")
+    (tmp_path / "pictures" / "0.txt").write_text("a house, black style")
+    (tmp_path / "pictures" / "1.txt").write_text("an apple")
     assert main([*command[:-1], str(tmp_path / "other"), "--lora", "2"]) == 2
-    assert "not learnt" in capsys.readouterr().err
+    assert "wordings know" in capsys.readouterr().err
     star.expansion = None
     star.save_pretrained(tmp_path / "m")
     assert main([*command[:-1], str(tmp_path / "third"), "--lora", "2"]) == 2

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from star.cli import main
 from star.data.errors import InputError
 from star.data.packing.pack import PackReport, pack
 from star.data.shards.check import check
@@ -71,6 +72,29 @@ def test_a_folder_is_packed_with_the_captions_beside_its_pictures(
         "notes.txt": "missing picture",
     }
     assert "silent.png" in report.text()
+
+
+def test_records_say_which_samples_are_packed(
+    tmp_path: Path, picture: Callable[..., bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    kinds = [{"style": "noto", "year": 1}, {"style": "blob"}, {"style": "noto", "year": 2}, {"style": "flat"}, {}]
+    for number, kind in enumerate(kinds):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(picture(number))
+        (tmp_path / "pictures" / f"{number}.json").write_text(json.dumps({"caption": f"number {number}", **kind}))
+    source = str(tmp_path / "pictures")
+    for only, kept in (
+        (["style=noto"], [0, 2]),
+        (["style=noto,flat"], [0, 2, 3]),
+        (["style=noto", "year=2"], [2]),
+    ):
+        out = tmp_path / "_".join(only)
+        assert main(["data", "pack", source, str(out), "--only", *only]) == 0
+        assert f"{5 - len(kept)} samples with other records" in capsys.readouterr().out
+        assert [record(group)["caption"] for group in groups(out)] == [f"number {number}" for number in kept]
+    for wrong, told in (("style", "KEY"), ("=noto", "KEY"), ("style=none", "none of 5 samples")):
+        assert main(["data", "pack", source, str(tmp_path / "w"), "--only", wrong]) == 2
+        assert told.lower() in capsys.readouterr().err.lower()
 
 
 def test_the_same_source_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
