@@ -10,7 +10,7 @@ drawn with the same seeds and the same losses are measured: RUN/before-after.png
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from star.training.validation import Measured
 # Everything a block multiplies by; attention.py lets a wrapped layer compute by itself.
 ADAPTED = r"blocks\.\d+\.((attention|cross_attention)\.(query_key_value|query|key_value|output)|mlp\.(up|down))"
 PICTURED = 8  # pictures of the sheet
+MEASURED = 256  # pictures whose losses are measured, evenly spread: of thousands it would take longer than to train
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,13 +116,15 @@ def finetune(
     everything = list(Pipeline(settings, batch_size=loaded).one_pass())
     encoder = EncodedSet(*networks, run.device, everything)
     completed = completed_by(generator, everything) if config.completion else None
-    measured = {"trained": Measured(encoder, iter(everything))}
+    measured = {"trained": Measured(encoder, spread(everything))}
     if held_out:
         held = DataConfig(shards=held_out, resolution=side, shuffle=False)
-        measured["held out"] = Measured(encoder.unprepared(), Pipeline(held, batch_size=loaded).one_pass())
+        unseen = list(Pipeline(held, batch_size=loaded).one_pass())
+        measured["held out"] = Measured(encoder.unprepared(), spread(unseen))
     options = registry.recommended(model)
 
-    run.say(f"measuring the losses of {len(encoder.row_of_key)} pictures and drawing some, as it is before training")
+    counted = sum(map(len, measured.values()))
+    run.say(f"measuring the losses of {counted} pictures and drawing some, as it is before training")
     transformer, began = generator.transformer.to(run.device), time.monotonic()
     before = {name: measure.losses(transformer, run, alone=True).cpu() for name, measure in measured.items()}
     drawn_before = draw(generator, everything[0], options)
@@ -155,6 +158,17 @@ def finetune(
         else:
             write_lora(transformer, lora_config, result, model=model, directory=directory, card=text)
     return result
+
+
+def spread(batches: Sequence[Batch], count: int = MEASURED) -> Iterator[Batch]:
+    """So many of the pictures of some batches, evenly spread; all where there are fewer."""
+    total, start = sum(map(len, batches)), 0
+    chosen = {place * total // min(count, total) for place in range(min(count, total))}
+    for batch in batches:
+        places = [place for place in range(len(batch)) if start + place in chosen]
+        start += len(batch)
+        if places:
+            yield batch.pick(places)
 
 
 def learn(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from star.cli import main
 from star.data.errors import InputError
+from star.data.loader.batch import Batch
 from star.data.synthetic import write
 from star.data.tiny import tiny_text_encoder
 from star.generator import StarGenerator
@@ -22,7 +23,7 @@ from star.generators.pretrained import ModelDirectory
 from star.generators.training.run import RunConfig
 from star.model.transformer import NextScaleTransformer
 from star.tiny import tiny_tokenizer, tiny_transformer
-from star.training.finetune import FinetuneConfig, Learnt, finetune, span
+from star.training.finetune import FinetuneConfig, Learnt, finetune, span, spread
 from star.training.lora import Adapter, write_base
 
 LAYERS = ("blocks.0.attention.query_key_value", "blocks.1.cross_attention.key_value", "blocks.1.mlp.down")
@@ -225,6 +226,22 @@ def test_minutes_end_it(house: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     steps = int(re.findall(r"(\d+) steps and \d+ images in", told)[-1])
     assert 1 <= steps < 5000
     assert sorted((tmp_path / "checkpoints").iterdir())[-1].name == f"step-{steps:08d}"
+
+
+def test_of_many_pictures_some_are_measured() -> None:
+    def of(keys: range) -> Batch:
+        names, nothing = list(map(str, keys)), [{} for _ in keys]
+        captions = [(name,) for name in names]
+        pixels = torch.tensor(list(keys)).float().view(-1, 1, 1, 1)
+        return Batch(
+            image_B3HW=pixels, prompts=names, keys=names, captions=captions, info=nothing, epochs=[0] * len(keys)
+        )
+
+    batches = [of(range(4)), of(range(4, 5)), of(range(5, 10))]
+    assert [batch.keys for batch in spread(batches, 5)] == [["0", "2"], ["4"], ["6", "8"]]
+    assert [batch.image_B3HW.flatten().tolist() for batch in spread(batches, 2)] == [[0.0], [5.0]]
+    assert [batch.keys for batch in spread(batches, 99)] == [batch.keys for batch in batches]
+    assert not list(spread([]))
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.123, "0.12 s"), (42.4, "42 s"), (600, "10 min"), (9000, "2.5 h")])
