@@ -82,6 +82,7 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
             steps=2600, batch_size=128, precision="bf16", log_every=20, sample_every=1300, checkpoint_every=100
         ),
         locked=LockedTextConfig(init_from="clip-emoji"),
+        learning_rate=3e-4,
         shift=0.08,
         zoom=0.12,
     ),
