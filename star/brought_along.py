@@ -1,6 +1,7 @@
-"""What a STAR model directory brings along or refers to beside the transformer: text encoder and wordings."""
+"""What a STAR model directory says of its generator, and brings along: text encoder and wordings."""
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -8,9 +9,37 @@ import torch
 from star.clip.wordings import Expansion
 from star.data.errors import InputError
 from star.data.text import TextEncoder
+from star.generators.config import LONGEST, UNLESS_DEFAULT, check_ranges
 from star.generators.pretrained import ModelDirectory, sha256
+from star.model.refiner import RefinerConfig
+from star.model.transformer import TransformerConfig
+from star.sampling.sampler import CrossAttentionMode
 
 WORDINGS = "wordings.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StarConfig:
+    """What a model directory says about its generator; see sampler.draw_codes for the two in the middle.
+
+    aspects: as "3:2", width:height, of the pictures that it learnt from; empty: squares. wordings: sha256 of the file
+    wordings.json (star.clip.wordings); empty: there is none. completion: rank of star.completion's addition; 0: none.
+    """
+
+    transformer: TransformerConfig
+    cross_attention: CrossAttentionMode = "per-sample"
+    unguided_last: int = 0
+    refiner: RefinerConfig | None = None
+    aspects: tuple[str, ...] = ()
+    wordings: str = ""
+    completion: int = field(default=0, metadata=UNLESS_DEFAULT)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, unguided_last=(0, LONGEST), completion=(0, LONGEST))
+        if len(self.aspects) > LONGEST:
+            raise ValueError(f"{len(self.aspects)} aspects are given, expected at most {LONGEST}; drop some")
+        for aspect in self.aspects:
+            self.transformer.schedule.of_aspect(aspect)
 
 
 def read_expansion(directory: ModelDirectory, digest: str) -> Expansion | None:

@@ -7,25 +7,25 @@ B pictures, H W pixels.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from star.brought_along import WORDINGS, read_expansion, read_text_encoder
+from star.brought_along import WORDINGS, StarConfig, read_expansion, read_text_encoder
 from star.clip.wordings import Expansion
 from star.completion import COMPLETION, Completion, stretches
 from star.convert.names import REFINER
 from star.data.errors import InputError
 from star.data.text import TextEncoder, TextFeatures
 from star.data.unfilled import unfilled
-from star.generators.config import LONGEST, UNLESS_DEFAULT, check_ranges, from_dict, to_dict
+from star.generators.config import from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, Reference, load_into, write
 from star.generators.protocol import SampleOptions, check_request
-from star.model.refiner import Refiner, RefinerConfig
-from star.model.transformer import NextScaleTransformer, TransformerConfig
+from star.model.refiner import Refiner
+from star.model.transformer import NextScaleTransformer
 from star.next_scale import NextScaleGenerator
 from star.sampling.layout import related_prompts
 from star.sampling.masked_decoding import MaskedDecoder
@@ -35,30 +35,6 @@ from star.tokenizer.tokenizer import MultiScaleTokenizer
 
 FAMILY = "star"
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StarConfig:
-    """What a model directory says about its generator; see sampler.draw_codes for the two in the middle.
-
-    aspects: as "3:2", width:height, of the pictures that it learnt from; empty: squares. wordings: sha256 of the file
-    wordings.json (star.clip.wordings); empty: there is none. completion: rank of star.completion's addition; 0: none.
-    """
-
-    transformer: TransformerConfig
-    cross_attention: CrossAttentionMode = "per-sample"
-    unguided_last: int = 0
-    refiner: RefinerConfig | None = None
-    aspects: tuple[str, ...] = ()
-    wordings: str = ""
-    completion: int = field(default=0, metadata=UNLESS_DEFAULT)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, unguided_last=(0, LONGEST), completion=(0, LONGEST))
-        if len(self.aspects) > LONGEST:
-            raise ValueError(f"{len(self.aspects)} aspects are given, expected at most {LONGEST}; drop some")
-        for aspect in self.aspects:
-            self.transformer.schedule.of_aspect(aspect)
 
 
 class StarGenerator(NextScaleGenerator):

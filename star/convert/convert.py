@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from star.brought_along import StarConfig
 from star.class_generator import VarConfig
 from star.convert.names import REFINER, our_key
 from star.convert.published import RELEASED, TEXT_ENCODER, Kind, Released
@@ -22,7 +23,6 @@ from star.data.files import described
 from star.data.progress import Progress
 from star.data.text import TextEncoder
 from star.data.unfilled import unfilled
-from star.generator import StarConfig
 from star.generators.config import to_dict
 from star.generators.pickle_loader import CheckpointFile, Shapes, check_fit
 from star.generators.pretrained import ModelDirectory, Reference, write

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from star.clip.wordings import Expansion
 from star.completion import Completion
 from star.data.disk import write_text
 from star.data.errors import InputError
@@ -37,8 +36,9 @@ from star.generators.training.run import Run, RunConfig
 from star.generators.training.schedule import lr_at, set_lr
 from star.model.transformer import NextScaleTransformer
 from star.tokenizer.portions import loaded_at_once
+from star.training.completing import completed_by, factors_of
 from star.training.inputs import EncodedSet, Encoder
-from star.training.lora import DOWN, PREFIX, UP, mark, write_base
+from star.training.lora import PREFIX, mark, write_base
 from star.training.optimizers import parameter_groups
 from star.training.token_dropping import Part, TokenWeights, check_curriculum, curriculum_of
 from star.training.train import drop_captions
@@ -284,34 +284,6 @@ def add_lora(transformer: NextScaleTransformer, rank: int) -> Any:
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED)
     inject_adapter_in_model(config, transformer)
     return config
-
-
-def completed_by(generator: StarGenerator, batches: Sequence[Batch]) -> Expansion:
-    """The model's wordings, with the subjects and styles of the pictures as completed.
-
-    Raises InputError for a model without wordings, with a completion, or whose wordings know none of these.
-    """
-    if generator.expansion is None:
-        raise InputError("a completion was asked of a model without wordings: make some by `star data wordings`")
-    if generator.completion is not None:
-        raise InputError("a completion was asked of a model that has one: give the model without it")
-    captions = [several[0] for batch in batches for several in batch.captions]
-    completed = generator.expansion.with_completed(captions)
-    if not any(map(completed.completes, captions)):
-        raise InputError(
-            f"none of {len(captions)} captions, the first {captions[0]!r}, names a subject and a style that the "
-            "model's wordings know: give pictures with such captions, as `star data complete` makes them"
-        )
-    return completed
-
-
-def factors_of(transformer: NextScaleTransformer) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of a trained adapter, for each layer's name lora_A (r, in) and lora_B (out, r)."""
-    from peft import get_peft_model_state_dict
-
-    tensors = {name: tensor.detach().cpu() for name, tensor in get_peft_model_state_dict(transformer).items()}
-    names = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
-    return {name: (tensors[f"{name}{DOWN}"], tensors[f"{name}{UP}"]) for name in names}
 
 
 def write_lora(

@@ -1,0 +1,40 @@
+"""What fine-tuning does for a completion (star.completion): whom it is heard for, and what was learnt."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from star.clip.wordings import Expansion
+from star.data.errors import InputError
+from star.data.loader.batch import Batch
+from star.generator import StarGenerator
+from star.model.transformer import NextScaleTransformer
+from star.training.lora import DOWN, UP
+
+
+def completed_by(generator: StarGenerator, batches: Sequence[Batch]) -> Expansion:
+    """The model's wordings, with the subjects and styles of the pictures as completed.
+
+    Raises InputError for a model without wordings, with a completion, or whose wordings know none of these.
+    """
+    if generator.expansion is None:
+        raise InputError("a completion was asked of a model without wordings: make some by `star data wordings`")
+    if generator.completion is not None:
+        raise InputError("a completion was asked of a model that has one: give the model without it")
+    captions = [several[0] for batch in batches for several in batch.captions]
+    completed = generator.expansion.with_completed(captions)
+    if not any(map(completed.completes, captions)):
+        raise InputError(
+            f"none of {len(captions)} captions, the first {captions[0]!r}, names a subject and a style that the "
+            "model's wordings know: give pictures with such captions, as `star data complete` makes them"
+        )
+    return completed
+
+
+def factors_of(transformer: NextScaleTransformer) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of a trained adapter, for each layer's name lora_A (r, in) and lora_B (out, r)."""
+    from peft import get_peft_model_state_dict
+
+    tensors = {name: tensor.detach().cpu() for name, tensor in get_peft_model_state_dict(transformer).items()}
+    names = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
+    return {name: (tensors[f"{name}{DOWN}"], tensors[f"{name}{UP}"]) for name in names}
