@@ -98,20 +98,22 @@ class Expansion:
         _, style, known = self._asked(caption)
         return known is not None and style in known.completed
 
-    def with_completed(self, captions: Iterable[str]) -> "Expansion":
-        """The same, with subjects and styles that these captions name as completed; unknown ones are passed over."""
+    def with_completed(self, captions: Iterable[str], *, alone: bool = False) -> "Expansion":
+        """The same, with subjects and styles that these captions name as completed; unknown ones are passed over.
+
+        alone: without those that were completed before.
+        """
         found: dict[str, set[str]] = defaultdict(set)
         names = {plain(subject.caption): name for name, subject in self.subjects.items()}
         for caption in captions:
             head, style, known = self._asked(caption)
             if known is not None and "," not in head:
                 found[names[plain(known.caption)]].add(style)
-        subjects = {
-            name: replace(subject, completed=tuple(s for s in self.styles if s in found[name] | set(subject.completed)))
-            if name in found
-            else subject
-            for name, subject in self.subjects.items()
-        }
+        subjects = {}
+        for name, subject in self.subjects.items():
+            both = found[name] | (set() if alone else set(subject.completed))
+            completed = tuple(style for style in self.styles if style in both)
+            subjects[name] = subject if completed == subject.completed else replace(subject, completed=completed)
         return replace(self, subjects=subjects)
 
     def _asked(self, caption: str) -> tuple[str, str, Subject | None]:

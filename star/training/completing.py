@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from star.clip.wordings import Expansion
+from star.completion import Completion
 from star.data.errors import InputError
 from star.data.loader.batch import Batch
 from star.generator import StarGenerator
@@ -13,22 +14,39 @@ from star.training.lora import DOWN, UP
 
 
 def completed_by(generator: StarGenerator, batches: Sequence[Batch]) -> Expansion:
-    """The model's wordings, with the subjects and styles of the pictures as completed.
+    """The model's wordings, with the subjects and styles of the pictures, and no others, as completed.
 
-    Raises InputError for a model without wordings, with a completion, or whose wordings know none of these.
+    Raises InputError for a model without wordings, or whose wordings know none of these.
     """
     if generator.expansion is None:
         raise InputError("a completion was asked of a model without wordings: make some by `star data wordings`")
-    if generator.completion is not None:
-        raise InputError("a completion was asked of a model that has one: give the model without it")
     captions = [several[0] for batch in batches for several in batch.captions]
-    completed = generator.expansion.with_completed(captions)
+    completed = generator.expansion.with_completed(captions, alone=True)
     if not any(map(completed.completes, captions)):
         raise InputError(
             f"none of {len(captions)} captions, the first {captions[0]!r}, names a subject and a style that the "
             "model's wordings know: give pictures with such captions, as `star data complete` makes them"
         )
     return completed
+
+
+def start_from(transformer: NextScaleTransformer, completion: Completion, rank: int) -> None:
+    """Gives the adapters around a network's layers the factors of a completion, to be trained on.
+
+    Raises InputError for another rank, or layers that have no adapter.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    names = {f"{name}{end}" for name in completion.factors for end in (DOWN, UP)}
+    if rank != completion.rank or names != set(get_peft_model_state_dict(transformer)):
+        raise InputError(
+            f"an adapter of rank {rank} was asked of a model whose completion has rank {completion.rank} in "
+            f"{len(completion.factors)} layers, expected the same, since that is trained on: give its rank"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name, (down_rI, up_Or) in completion.factors.items():
+        tensors |= {f"{name}{DOWN}": down_rI, f"{name}{UP}": up_Or}
+    set_peft_model_state_dict(transformer, tensors)
 
 
 def factors_of(transformer: NextScaleTransformer) -> dict[str, tuple[Tensor, Tensor]]:

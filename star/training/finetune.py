@@ -36,7 +36,7 @@ from star.generators.training.run import Run, RunConfig
 from star.generators.training.schedule import lr_at, set_lr
 from star.model.transformer import NextScaleTransformer
 from star.tokenizer.portions import loaded_at_once
-from star.training.completing import completed_by, factors_of
+from star.training.completing import completed_by, factors_of, start_from
 from star.training.inputs import EncodedSet, Encoder
 from star.training.lora import PREFIX, mark, write_base
 from star.training.optimizers import parameter_groups
@@ -130,6 +130,8 @@ def finetune(
     drawn_before = draw(generator, everything[0], options)
     aside = time.monotonic() - began  # what comes again at the end
     lora_config = add_lora(transformer, config.lora) if config.lora else None
+    if config.completion and generator.completion is not None:
+        start_from(transformer, generator.completion, config.lora)
     optimizer = torch.optim.AdamW(
         parameter_groups(transformer, config.weight_decay), lr=config.peak, betas=(0.9, 0.95), fused=True
     )
