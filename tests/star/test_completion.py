@@ -68,6 +68,8 @@ def test_wordings_say_what_was_completed(tmp_path: Path) -> None:
     assert completed.completes("an apple, dark skin tone, black style")
     assert not any(map(EXPANSION.completes, several))
     assert completed.with_completed(["a pear, black style"]).subjects["apple"].completed == STYLES[1:]
+    alone = completed.with_completed([RELATED], alone=True)
+    assert [alone.subjects[name].completed for name in ("apple", "pear")] == [(), STYLES[1:2]]
     # A completed caption needs no related ones; others still do.
     assert EXPANSION.related(COMPLETED, 2) == [KNOWN]
     assert completed.related(COMPLETED, 2) == []
@@ -206,10 +208,21 @@ def test_the_command_line_trains_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     prompts = [COMPLETED, KNOWN, RELATED]
     drawn, as_before = (one.generate(prompts, seeds=range(3), options=OPTIONS) for one in (trained, star))
     assert [bool(torch.equal(*both)) for both in zip(drawn, as_before, strict=True)] == [False, True, True]
-    # A model that has one gets no second; one without wordings, or of pictures that no wordings name, none at all.
-    again = ["finetune", str(result), *command[2:-1], str(tmp_path / "again"), "--lora", "2"]
-    assert main(again) == 2
-    assert "has one" in capsys.readouterr().err
+    # What a model has is trained on, with other pictures for these alone, and in its own rank.
+    (tmp_path / "pictures" / "1.txt").write_text(RELATED)
+    again = ["finetune", str(result), *command[2:-1], str(tmp_path / "again"), "--lr", "1e-9"]
+    assert main([*again, "--lora", "2"]) == 0
+    more = StarGenerator.from_directory(Path(capsys.readouterr().out.strip()))
+    assert more.expansion is not None
+    assert [more.expansion.subjects[name].completed for name in ("apple", "pear")] == [STYLES[1:2], STYLES[1:2]]
+    assert more.completion is not None
+    assert trained.completion is not None
+    for name, factors in more.completion.factors.items():
+        for one, before in zip(factors, trained.completion.factors[name], strict=True):
+            torch.testing.assert_close(one, before, rtol=0, atol=1e-6)
+    assert main([*again[:-3], str(tmp_path / "rank"), "--lora", "3"]) == 2
+    assert "rank" in capsys.readouterr().err
+    # Nothing is to be heard where the wordings know none of the pictures, or there are none.
     (tmp_path / "pictures" / "0.txt").write_text("a house, black style")
     (tmp_path / "pictures" / "1.txt").write_text("an apple")
     assert main([*command[:-1], str(tmp_path / "other"), "--lora", "2"]) == 2
