@@ -78,7 +78,13 @@ def test_records_say_which_samples_are_packed(
     tmp_path: Path, picture: Callable[..., bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "pictures").mkdir()
-    kinds = [{"style": "noto", "year": 1}, {"style": "blob"}, {"style": "noto", "year": 2}, {"style": "flat"}, {}]
+    kinds: list[dict[str, Any]] = [
+        {"style": "noto", "year": 1},
+        {"style": "blob"},
+        {"style": "noto", "year": 2},
+        {"style": "flat"},
+        {},
+    ]
     for number, kind in enumerate(kinds):
         (tmp_path / "pictures" / f"{number}.png").write_bytes(picture(number))
         (tmp_path / "pictures" / f"{number}.json").write_text(json.dumps({"caption": f"number {number}", **kind}))

@@ -230,8 +230,9 @@ def test_minutes_end_it(house: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_of_many_pictures_some_are_measured() -> None:
     def of(keys: range) -> Batch:
-        names, nothing = list(map(str, keys)), [{} for _ in keys]
-        captions = [(name,) for name in names]
+        names = list(map(str, keys))
+        nothing: list[dict[str, Any]] = [{} for _ in keys]
+        captions: list[tuple[str, ...]] = [(name,) for name in names]
         pixels = torch.tensor(list(keys)).float().view(-1, 1, 1, 1)
         return Batch(
             image_B3HW=pixels, prompts=names, keys=names, captions=captions, info=nothing, epochs=[0] * len(keys)
