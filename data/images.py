@@ -54,6 +54,11 @@ def pil_to_pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
+def resize_pixels(pixels_3HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """pixels_3HW uint8 -> pixels_3HW of (H, W), on the CPU, as `resize` does with what overhangs cut."""
+    return pil_to_pixels(resize(pixels_to_pil(pixels_3HW), size))
+
+
 def pixels_to_pil(pixels_3HW: Tensor) -> Image.Image:
     """pixels_3HW -> RGB PIL picture."""
     _check_pixels(pixels_3HW, 3)

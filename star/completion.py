@@ -106,7 +106,7 @@ class Completion:
 def stretches(transformers: Sequence[NextScaleTransformer]) -> list[tuple[NextScaleTransformer, slice]]:
     """Runs of pictures that the same transformer draws, and their places."""
     found, start = [], 0
-    for transformer, run in itertools.groupby(transformers, key=lambda one: one):
+    for transformer, run in itertools.groupby(transformers):
         stop = start + len(list(run))
         found.append((transformer, slice(start, stop)))
         start = stop

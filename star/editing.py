@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from star.data.errors import InputError
-from star.data.images import WHITE, pil_to_pixels, pixels_to_image, pixels_to_pil, read_png, resize
+from star.data.images import WHITE, pil_to_pixels, pixels_to_image, read_png, resize_pixels
 from star.generator import StarGenerator
 from star.sampling.sampler import GivenCodes
 from star.tokenizer.scales import ScaleSchedule
@@ -44,7 +44,7 @@ def to_pixels(picture: Image.Image | Tensor | str | Path, size: tuple[int, int] 
         )
     if size is None or tuple(pixels_3HW.shape[1:]) == size:
         return pixels_3HW
-    return pil_to_pixels(resize(pixels_to_pil(pixels_3HW), size))
+    return resize_pixels(pixels_3HW, size)
 
 
 def encode_picture(generator: StarGenerator, pixels_3HW: Tensor, size: tuple[int, int] | None = None) -> list[Tensor]:

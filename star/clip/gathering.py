@@ -11,23 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star.clip.wordings import (
-    FIRST_CODE,
-    HEAD,
-    KEYWORD,
-    NAME,
-    OTHER_CODE,
-    RECORD_TAG,
-    SHORTENED,
-    TAG,
-    Expansion,
-    Subject,
-    plain,
-)
+from star.clip.wordings import OTHER_CODE, Expansion, Subject, plain
 from star.data.errors import InputError
 
 CHATS = ("github", "emojibase", "iamcal", "joypixels", "cldr")  # files of short codes that emojibase carries
 PHRASE = re.compile(r"[a-z][a-z' ]{1,60}[a-z]")
+# Points: a subject's own name, its name without "face" and the like, a chat program's first short code (OTHER_CODE: its
+# others), tags of three sources, the words of its name alone.
+NAME, SHORTENED, FIRST_CODE, TAG, RECORD_TAG, KEYWORD, HEAD = 30.0, 6.0, 4.0, 2.0, 1.0, 1.0, 1.2
 BESIDES = ("people-body", "flags", "symbols")  # categories that a word seldom means where there is a thing of that name
 
 

@@ -24,9 +24,7 @@ from star.data.disk import write_text
 from star.data.errors import InputError
 
 TONE = re.compile(r"[a-z-]+ skin tone")
-# Points: a subject's own name, its name without "face" and the like, short codes, tags of three sources, the words of
-# its name alone.
-NAME, SHORTENED, FIRST_CODE, OTHER_CODE, TAG, RECORD_TAG, KEYWORD, HEAD = 30.0, 6.0, 4.0, 3.0, 2.0, 1.0, 1.0, 1.2
+OTHER_CODE = 3.0  # points of a short code, which a subject is called by as by its name; others: star.clip.gathering
 ENOUGH = 2.0  # points that a prompt needs to stand for a subject
 COLOUR_SHARE = 0.3  # of a subject's pixels, for it to have that colour
 COLOUR_POINTS = 3.0

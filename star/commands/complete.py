@@ -28,7 +28,7 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--sharpness",
         type=float,
-        default=2.0,
+        default=2.0,  # as star.restyle.model has it, which is not imported: help must be instant
         metavar="S",
         help="1 leaves grey what the model doubts, more decides for black or white (default: %(default)s)",
     )

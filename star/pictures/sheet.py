@@ -39,7 +39,7 @@ def sheet(pictures: "Sequence[Tensor]", columns: int) -> "Tensor":
     """
     import torch
 
-    from star.data.images import WHITE, grid, pil_to_pixels, pixels_to_pil, resize
+    from star.data.images import WHITE, grid, resize_pixels
 
     rows = -(-len(pictures) // columns)
     height, width = (max(int(picture.shape[axis]) for picture in pictures) for axis in (1, 2))
@@ -49,7 +49,7 @@ def sheet(pictures: "Sequence[Tensor]", columns: int) -> "Tensor":
     for pixels_3HW in pictures:
         if scale < 1:
             size = (max(1, int(scale * pixels_3HW.shape[1])), max(1, int(scale * pixels_3HW.shape[2])))
-            pixels_3HW = pil_to_pixels(resize(pixels_to_pil(pixels_3HW), size))
+            pixels_3HW = resize_pixels(pixels_3HW, size)
         _, h, w = pixels_3HW.shape
         top, left = (cell_3HW.shape[1] - h) // 2, (cell_3HW.shape[2] - w) // 2
         cells.append(cell_3HW.clone())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from star.data.errors import InputError
-from star.data.images import pil_to_pixels, pixels_to_image, pixels_to_pil, resize, rounded
+from star.data.images import pixels_to_image, resize_pixels, rounded
 from star.data.unfilled import unfilled
 from star.generators.config import check_ranges, from_dict, to_dict
 from star.generators.pretrained import ModelDirectory, digest, load_into, write
@@ -104,7 +104,7 @@ class Restyler:
         size = (self.resolution, self.resolution)
         if tuple(pixels_B3HW.shape[2:]) == size:
             return pixels_B3HW.cpu()
-        pictures = [pil_to_pixels(resize(pixels_to_pil(pixels_3HW), size)) for pixels_3HW in pixels_B3HW]
+        pictures = [resize_pixels(pixels_3HW, size) for pixels_3HW in pixels_B3HW]
         return torch.stack(pictures) if pictures else pixels_B3HW.new_empty((0, 3, *size), device="cpu")
 
     def save(self, path: str | Path, *, card: str) -> ModelDirectory:

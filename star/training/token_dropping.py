@@ -37,6 +37,14 @@ class Part:
         """Which tokens of these scales take part in one step, see targets.draw_kept; None is all of them."""
         return draw_kept(self.schedule, self.keep_last) if self.scales == self.schedule.count else None
 
+    def take(self, codes_BL: Tensor) -> tuple[Tensor | None, Tensor]:
+        """kept_L of one step, see `draw`, where the codes lie, and the codes of these tokens."""
+        kept_L = self.draw()
+        if kept_L is None:
+            return None, codes_BL
+        kept_L = kept_L.to(codes_BL.device)
+        return kept_L, codes_BL[:, kept_L]
+
 
 @dataclass(frozen=True, slots=True)
 class ScaleCurriculum:

@@ -190,10 +190,7 @@ def learn(
     prompts = drop_captions(batch.prompts, config.caption_dropout, above=config.caption_dropout_above)
     text = encoder.batch_text(batch, prompts)
     part = part.of(targets.schedule)
-    kept_L, codes_BL = part.draw(), targets.codes_BL
-    if kept_L is not None:
-        kept_L = kept_L.to(run.device)
-        codes_BL = codes_BL[:, kept_L]
+    kept_L, codes_BL = part.take(targets.codes_BL)
     with run.autocast():
         loss_BL = model(
             targets.teacher_input_BlE,
