@@ -75,7 +75,6 @@ class FinetuneConfig:
             raise InputError(f"lora is {self.lora} and lr {self.lr}, expected neither below 0: correct them")
         if self.completion and not self.lora:
             raise InputError("a completion was asked for and no adapter, expected both: give the adapter's rank, lora")
-
         check_curriculum(self)
 
     @property
@@ -126,12 +125,15 @@ def finetune(
     counted = sum(map(len, measured.values()))
     run.say(f"measuring the losses of {counted} pictures and drawing some, as it is before training")
     transformer, began = generator.transformer.to(run.device), time.monotonic()
-    before = {name: measure.losses(transformer, run, alone=True).cpu() for name, measure in measured.items()}
+    continued = generator.completion if config.completion else None
+    start = transformer if continued is None else continued.complete(transformer)
+    before = {name: measure.losses(start, run, alone=True).cpu() for name, measure in measured.items()}
     drawn_before = draw(generator, everything[0], options)
     aside = time.monotonic() - began  # what comes again at the end
     lora_config = add_lora(transformer, config.lora) if config.lora else None
-    if config.completion and generator.completion is not None:
-        start_from(transformer, generator.completion, config.lora)
+    if continued is not None:
+        start_from(transformer, continued, config.lora)
+        generator.completion = None  # it is in the adapters now, or what is drawn would hear it twice
     optimizer = torch.optim.AdamW(
         parameter_groups(transformer, config.weight_decay), lr=config.peak, betas=(0.9, 0.95), fused=True
     )
@@ -150,6 +152,7 @@ def finetune(
         write_text(out / "losses.json", json.dumps(table, indent=1) + "\n")
         for name in measured:
             run.say(f"{name}: {before[name].mean():.3f} -> {after[name].mean():.3f} nats per token")
+        generator.expansion = completed or generator.expansion  # drawn as the result draws them
         _sheet(run, everything[0], drawn_before, draw(generator, everything[0], options))
         text = card(model, config, table)
         if lora_config is None or completed is not None:
@@ -246,10 +249,7 @@ def _loss(
     """Of one micro-batch: the mean over pictures, tokens that take part weighted by their scale."""
     targets = encoder.targets(batch, noise=config.code_noise, neighbours=config.noise_neighbours, scales=part.scales)
     text = encoder.batch_text(batch, drop_captions(batch.prompts, config.caption_dropout))
-    kept_L, codes_BL = part.draw(), targets.codes_BL
-    if kept_L is not None:
-        kept_L = kept_L.to(run.device)
-        codes_BL = codes_BL[:, kept_L]
+    kept_L, codes_BL = part.take(targets.codes_BL)
     with run.autocast():
         loss_BL = network(targets.teacher_input_BlE, text, kept_L=kept_L, codes_BL=codes_BL)
     loss: Tensor = (loss_BL.mean(dim=0) * weights[part]).sum()

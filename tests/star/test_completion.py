@@ -1,5 +1,6 @@
 """A completion is heard for what was completed, and changes nothing else."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,12 @@ def test_the_command_line_trains_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     for name, factors in more.completion.factors.items():
         for one, before in zip(factors, trained.completion.factors[name], strict=True):
             torch.testing.assert_close(one, before, rtol=0, atol=1e-6)
+    # Before and after are both with it, and it is heard once: at no rate at all nothing changes.
+    losses = json.loads((tmp_path / "again" / "losses.json").read_text())["trained"]
+    assert losses["after"] == pytest.approx(losses["before"], rel=1e-4)
+    with Image.open(tmp_path / "again" / "before-after.png") as sheet:
+        first = [sheet.crop((0, 10 * row, 8, 10 * row + 8)).tobytes() for row in range(3)]
+    assert first[1] == first[2]
     assert main([*again[:-3], str(tmp_path / "rank"), "--lora", "3"]) == 2
     assert "rank" in capsys.readouterr().err
     # Nothing is to be heard where the wordings know none of the pictures, or there are none.
