@@ -6,7 +6,7 @@ The other actions of `star data` have modules of their own.
 import argparse
 from collections.abc import Sequence
 
-from star.commands import bench, benchmark, complete, encode, wordings
+from star.commands import bench, benchmark, complete, encode, hardest, wordings
 from star.commands.pipes import add_allow_pipe, minding_pipes
 from star.data.errors import InputError
 
@@ -77,7 +77,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     synthetic.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     synthetic.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
     synthetic.set_defaults(work=synthetic_work)
-    for command in (encode, benchmark, wordings, complete, bench):
+    for command in (encode, benchmark, wordings, complete, hardest, bench):
         command.add(actions)
 
 
