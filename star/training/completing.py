@@ -30,6 +30,19 @@ def completed_by(generator: StarGenerator, batches: Sequence[Batch]) -> Expansio
     return completed
 
 
+def heard_prompts(batch: Batch, completed: Expansion | None) -> list[str]:
+    """A batch's prompts, each that will not hear the completion replaced by the picture's first caption that will.
+
+    What is learnt under other captions, as lists of tags, would never be drawn. None: as they are.
+    """
+    if completed is None:
+        return batch.prompts
+    chosen = []
+    for prompt, captions in zip(batch.prompts, batch.captions, strict=True):
+        chosen.append(next(filter(completed.completes, (prompt, *captions)), prompt))
+    return chosen
+
+
 def start_from(transformer: NextScaleTransformer, completion: Completion, rank: int) -> None:
     """Gives the adapters around a network's layers the factors of a completion, to be trained on.
 

@@ -11,13 +11,14 @@ drawn with the same seeds and the same losses are measured: RUN/before-after.png
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from star.clip.wordings import Expansion
 from star.completion import Completion
 from star.data.disk import write_text
 from star.data.errors import InputError
@@ -36,7 +37,7 @@ from star.generators.training.run import Run, RunConfig
 from star.generators.training.schedule import lr_at, set_lr
 from star.model.transformer import NextScaleTransformer
 from star.tokenizer.portions import loaded_at_once
-from star.training.completing import completed_by, factors_of, start_from
+from star.training.completing import completed_by, factors_of, heard_prompts, start_from
 from star.training.inputs import EncodedSet, Encoder
 from star.training.lora import PREFIX, mark, write_base
 from star.training.optimizers import parameter_groups
@@ -140,7 +141,7 @@ def finetune(
     run.track(learnt=Learnt(transformer), optimizer=optimizer)
     run.restore()
     run.say(forecast(config, run, transformer, next(pipeline.batches(start=0)), encoder, aside))
-    learn(config, run, transformer, pipeline, encoder, optimizer)
+    learn(config, run, transformer, pipeline, encoder, optimizer, completed)
 
     result = out / ("adapter" if lora_config and completed is None else "model")
     if run.is_main:
@@ -183,8 +184,9 @@ def learn(
     pipeline: Pipeline,
     encoder: Encoder,
     optimizer: torch.optim.Optimizer,
+    completed: Expansion | None = None,
 ) -> None:
-    """The loop, with the transformer back in evaluation at its end."""
+    """The loop, with the transformer back in evaluation at its end. completed: see completing.heard_prompts."""
     weights, curriculum = TokenWeights(config.scale_power, run.device), curriculum_of(config, transformer.schedule)
     batches = pipeline.batches(start=run.first_batch)
     network = run.prepare(transformer.train())
@@ -194,6 +196,7 @@ def learn(
         set_lr(optimizer, lr)
         for _ in run.micro_steps(network):
             batch = next(batches)
+            batch = replace(batch, prompts=heard_prompts(batch, completed))
             loss = _loss(config, run, network, batch, encoder, curriculum.at(step, run.total_steps), weights)
             run.backward(loss)
             run.log({"loss": loss.detach()}, images=len(batch))

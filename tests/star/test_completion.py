@@ -13,12 +13,14 @@ from star.cli import main
 from star.clip.wordings import Expansion, Subject
 from star.completion import Completion, stretches
 from star.data.errors import InputError
+from star.data.loader.batch import Batch
 from star.generator import StarGenerator
 from star.generators.pretrained import ModelDirectory, sha256
 from star.generators.protocol import SampleOptions
 from star.pipeline import Pipeline
 from star.sampling.sampler import SampleRng
 from star.tiny import tiny_transformer
+from star.training.completing import heard_prompts
 
 OPTIONS = SampleOptions(
     guidance_scale=2.0, temperature=0.8, expand_prompt=True, related_captions=2, layout_scales=2, layout_weight=0.7
@@ -131,6 +133,49 @@ def test_runs_of_the_same_transformer() -> None:
         (False, slice(2, 3)),
         (True, slice(3, 4)),
     ]
+
+
+def test_it_is_learnt_under_captions_that_hear_it() -> None:
+    def batch(prompt: str, *captions: str) -> Batch:
+        return Batch(
+            image_B3HW=torch.zeros(1, 3, 8, 8), prompts=[prompt], keys=["a"], captions=[captions], info=[{}], epochs=[0]
+        )
+
+    completed = EXPANSION.with_completed([COMPLETED])
+    tags = "apple, fruit, black style"
+    assert heard_prompts(batch(tags, COMPLETED, tags), completed) == [COMPLETED]
+    assert heard_prompts(batch(tags, KNOWN, COMPLETED, tags), completed) == [COMPLETED]
+    assert heard_prompts(batch(COMPLETED, "an apple", COMPLETED), completed) == [COMPLETED]
+    assert heard_prompts(batch(tags, KNOWN, tags), completed) == [tags]
+    assert heard_prompts(batch(tags, COMPLETED, tags), None) == [tags]
+
+
+def test_no_step_of_its_training_says_another_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from star.training import finetune
+
+    made(completed=False).save_pretrained(tmp_path / "m")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8), (200, 30, 0)).save(tmp_path / "pictures" / "0.png")
+    (tmp_path / "table.jsonl").write_text(
+        json.dumps({"image": "pictures/0.png", "caption": [COMPLETED, "apple, fruit", "a thing of one colour"]}) + "\n"
+    )
+    said: list[str] = []
+
+    def drop(prompts: list[str], share: float) -> list[str]:
+        said.extend(prompts)
+        return prompts
+
+    monkeypatch.setattr(finetune, "drop_captions", drop)
+    command = ["finetune", str(tmp_path / "m"), "--data", str(tmp_path / "table.jsonl"), "--batch", "1", "--lora", "2"]
+    assert main([*command, "--steps", "12", "--out", str(tmp_path / "plain")]) == 0
+    assert len(set(said)) == 3
+    said.clear()
+    assert main([*command, "--steps", "12", "--out", str(tmp_path / "completion"), "--completion"]) == 0
+    forecast = 2  # its two steps take a batch as it comes
+    assert set(said[forecast:]) == {COMPLETED}
+    assert len(said) == 12 + forecast
 
 
 def test_it_travels_with_the_model(tmp_path: Path) -> None:
