@@ -137,6 +137,12 @@ def check_options(generator: Generator | type[Family], given: Collection[str]) -
         )
 
 
+def remark_of(generator: Generator, prompts: Sequence[str], options: SampleOptions) -> str:
+    """What a record says beside the figures of how a model draws these prompts; a family's own `remark`, if any."""
+    remark = getattr(generator, "remark", None)
+    return str(remark(prompts, options)) if remark is not None else ""
+
+
 def check_request(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> None:
     """Refuses what no family can draw; every `generate` calls it first.
 

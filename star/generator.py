@@ -199,8 +199,16 @@ class StarGenerator(NextScaleGenerator):
 
     def transformer_for(self, caption: str) -> NextScaleTransformer:
         """What draws a caption: the transformer, or the one with the completion, where that was learnt for it."""
-        heard = self.expansion is not None and self.expansion.completes(caption)
-        return self.completion.complete(self.transformer) if heard and self.completion else self.transformer
+        completion = self._completion_for(caption)
+        return self.transformer if completion is None else completion.complete(self.transformer)
+
+    def _completion_for(self, caption: str) -> Completion | None:
+        return self.completion if self.expansion is not None and self.expansion.completes(caption) else None
+
+    def remark(self, prompts: Sequence[str], options: SampleOptions) -> str:
+        """What records of an evaluation say of these prompts; empty where there is nothing to say."""
+        heard = sum(self._completion_for(self.expanded(prompt, options)) is not None for prompt in prompts)
+        return f"{heard:,} of {len(prompts):,} prompts ask for what its completion learnt" if heard else ""
 
     def conditions(self, prompts: Sequence[str], options: SampleOptions) -> tuple[TextFeatures, TextFeatures]:
         """Of the prompts, and of the empty one, in the transformer's type and on its device."""

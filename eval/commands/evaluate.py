@@ -139,6 +139,8 @@ def summary(record: "Record") -> list[str]:
         beside = f"; the real pictures {_formatted(real[name], digits)}" if name in real else ""
         lines.append(f"  {label:<44} {_formatted(estimate, digits)}{beside}")
     lines += [f"  {sentence}" for sentence in sentences(record.notes)]
+    if record.measured.remark:
+        lines.append(f"  {record.measured.remark}")
     if record.bootstrap is not None and 0 < record.bootstrap < FEWEST:
         lines.append(f"  no intervals: {record.bootstrap} resamples, and fewer than {FEWEST} tell none")
     for reason, places in (record.skipped | record.converted).items():

@@ -113,13 +113,15 @@ def _seen(comparison: Comparison) -> dict[str, str]:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """What records say of metrics; of all models where they say the same, with the models' names where they do not."""
+    """What records say of metrics and models; of all where they say the same, with the models' names where not."""
     models: dict[str, list[str]] = {}
     for entry in comparison.entries:
         for sentence in sentences(entry.record.notes):
             models.setdefault(sentence, []).append(entry.label)
     every = len(comparison.entries)
-    return [said if len(of) == every else f"{said} ({', '.join(of)})" for said, of in models.items()]
+    told = [said if len(of) == every else f"{said} ({', '.join(of)})" for said, of in models.items()]
+    remarks = ((entry.record.measured.remark, entry.label) for entry in comparison.entries)
+    return told + [f"{remark} ({label})" for remark, label in remarks if remark]
 
 
 def _count(entry: Entry) -> Cell:

@@ -35,7 +35,7 @@ from star.eval.run.scoring import Load, Networks, Pictures, Scores, Scoring
 from star.generators import registry
 from star.generators.config import from_dict, to_dict
 from star.generators.placement import dtype_of
-from star.generators.protocol import LARGEST_SEED, SampleOptions
+from star.generators.protocol import LARGEST_SEED, SampleOptions, remark_of
 
 PROTOCOL = "emoji-64"
 GRID_FILE = "sheet.png"
@@ -217,7 +217,11 @@ def _from_model(
     processes.wait()  # before anybody draws, so that all find the same
     if known is None or not ready:
         generator = registry.build(request.model, device=processes.device, dtype=dtype_of(request.dtype))
-        known = {"parameters": parameters_of(generator, options), "resolution": list(generator.resolution)}
+        known = {
+            "parameters": parameters_of(generator, options),
+            "resolution": list(generator.resolution),
+            "remark": remark_of(generator, [item.prompt for item in items], options),
+        }
         if processes.is_main:
             claim(folder, {"model": request.model, **manifest, **known})
         processes.wait()
@@ -243,6 +247,7 @@ def _from_model(
         options=manifest["options"],
         dtype=request.dtype,
         device=processes.device.partition(":")[0],
+        remark=known.get("remark", ""),
     )
     made = {name: value for name, value in manifest.items() if (name, value) != ("dtype", "float32")}  # as ever
     source = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()

@@ -33,7 +33,9 @@ from star.generators.renamed import translate_options
 
 MANIFEST = "manifest.json"
 MANIFEST_PARTS = 1000
-FREE = frozenset({"model", "parameters", "resolution"})  # recorded beside what was asked for, and decided by the digest
+FREE = frozenset(
+    {"model", "parameters", "resolution", "remark"}
+)  # recorded beside what was asked for, and decided by the digest
 WRITERS = 4  # threads that compress and write while the next batch is drawn
 
 

@@ -89,6 +89,7 @@ class Measured:
     options: dict[str, Any] = field(default_factory=dict)  # name: number or word
     dtype: str = "float32"  # that a model drew in; records from before this was a choice are of float32
     device: str = ""  # that a model drew on: "cpu" or "cuda"; "" where nobody wrote it down
+    remark: str = ""  # what the model says of how it draws these prompts, see star.generators.protocol.remark_of
 
     @staticmethod
     def translate(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -98,7 +99,7 @@ class Measured:
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        _check_texts(self.name, self.digest, self.family, self.dtype, self.device, *self.options)
+        _check_texts(self.name, self.digest, self.family, self.dtype, self.device, self.remark, *self.options)
         for name, value in self.options.items():
             if not isinstance(value, bool | int | float | str | None):
                 raise ValueError(f"the option {name} is no number and no word")

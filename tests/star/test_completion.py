@@ -108,6 +108,8 @@ def test_it_is_heard_for_completed_captions_alone() -> None:
     added = StarGenerator.for_test()
     added.transformer = star.completion.complete(star.transformer) if star.completion else added.transformer
     assert torch.equal(added.generate(prompts[1:3], seeds=[1, 2], options=OPTIONS), drawn[1:3])
+    assert star.remark(prompts, OPTIONS) == "2 of 5 prompts ask for what its completion learnt"
+    assert star.remark([KNOWN], OPTIONS) == plain.remark(prompts, OPTIONS) == ""
     negative = ["a pear", "", "an apple", "", "x"]
     led = star.generate(prompts, seeds=seeds, options=OPTIONS, negative_prompts=negative)
     assert torch.equal(led[2:3], star.generate([COMPLETED], seeds=[2], options=OPTIONS, negative_prompts=["an apple"]))

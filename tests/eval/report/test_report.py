@@ -181,6 +181,14 @@ def test_a_record_made_before_a_metric_shows_a_dash_and_notes_name_their_models(
     assert said.replace(" (noted)", "") in markdown(everyone)
 
 
+def test_what_models_remark_stands_with_their_names(tmp_path: Path) -> None:
+    told = record("told")
+    told = replace(told, measured=replace(told.measured, remark="3 of 9 prompts ask for <more>"))
+    comparison = gather(save(tmp_path, record("plain"), told))
+    for page in (markdown(comparison), html(comparison)):
+        assert page.count("3 of 9 prompts ask for &lt;more&gt; (told).") == 1
+
+
 def test_a_network_that_models_were_trained_with_is_noted(comparison: Comparison) -> None:
     table = tables.summary(comparison)
     assert "† clip-emoji conditions star-emoji" in table.note

@@ -19,12 +19,14 @@ from PIL import Image
 
 from star.data.errors import InputError
 from star.data.images import read_png, save_png
+from star.eval.commands.evaluate import summary
 from star.eval.report.comparison import differ, gather
 from star.eval.run.benchmark import EvaluationRequest, evaluate
 from star.eval.run.layout import survey
 from star.eval.run.processes import Processes
 from star.eval.run.record import OVERALL, Record, read, read_pictures
 from star.generators import registry
+from star.generators.protocol import SampleOptions
 from tests.eval.painting import FAMILY, METRICS, SIDE, Painter, Tiny, load, make_benchmark, painted
 
 ROOT = Path(__file__).parents[3]
@@ -85,6 +87,23 @@ def test_a_record_says_what_was_measured_and_how(benchmark: Path, whole: Path) -
     for picture in pictures:
         assert read_png(whole.with_suffix("") / "pictures" / f"{picture.key}.png").shape == (3, SIDE, SIDE)
     assert gather([whole]).entries[0].pictures == tuple(pictures)
+
+
+def test_what_a_model_remarks_stands_in_the_record_also_when_it_goes_on(
+    benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remark(self: Painter, prompts: list[str], options: SampleOptions) -> str:
+        return f"{len(prompts)} prompts were painted at guidance {options.guidance_scale}"
+
+    monkeypatch.setattr(Painter, "remark", remark, raising=False)
+    request = request_of(benchmark, tmp_path / "r.json", options={"guidance_scale": 3.5})
+    for _ in range(2):  # the second time all pictures are there and no model is loaded
+        record = evaluate(request, Processes(), load)
+        assert record is not None
+        assert record == replace(read(tmp_path / "r.json"), times=record.times)
+        assert record.measured.remark == f"{COUNT} prompts were painted at guidance 3.5"
+        assert f"  {record.measured.remark}" in summary(record)
+        monkeypatch.setattr(Painter, "remark", lambda *_: "another")
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 20, COUNT - 1])
