@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from star.calls import watcher
 from star.data.errors import InputError
-from star.data.text import TextFeatures
 from star.generator import StarGenerator
 from star.generators.protocol import SampleOptions
 from star.model.attention import CrossAttention
@@ -61,14 +60,9 @@ class AttentionMaps:
 
 
 @torch.inference_mode()
-def growth(
-    generator: StarGenerator, text: TextFeatures, *, seed: int, options: SampleOptions, caption: str = ""
-) -> list[Tensor]:
-    """What is known of the picture of an encoded prompt after each of K scales, (3, H, W) uint8; last, the whole.
-
-    caption: see StarGenerator.draw_one.
-    """
-    pixels: list[Tensor] = []
+def growth(generator: StarGenerator, caption: str, *, seed: int, options: SampleOptions) -> list[Tensor]:
+    """What is known of a caption's picture after each of K scales, (3, H, W) uint8; last, the whole."""
+    text, pixels = generator.text_encoder.encode([caption]), list[Tensor]()
     watch = watcher(generator, options, lambda _k, pixels_3HW: pixels.append(pixels_3HW))
     generator.draw_one(text, SampleRng([seed], options), watch=watch, caption=caption)
     return pixels
@@ -80,7 +74,7 @@ def attention(generator: StarGenerator, prompt: str, *, seed: int, options: Samp
     prompt = generator.expanded(prompt, options)
     text = generator.text_encoder.encode([prompt])
     with _recorded(generator.transformer_for(prompt)) as passes:
-        pixels = growth(generator, text, seed=seed, options=options, caption=prompt)
+        pixels = growth(generator, prompt, seed=seed, options=options)
     if not passes:
         raise InputError("this model has no cross-attention, expected one that reads words: load another one")
     # Each layer was called once for each scale, in their order.

@@ -62,9 +62,7 @@ class Motions:
         from star.attention_maps import growth
 
         star, chosen = self._next_scale("grow"), self._options(guidance_scale, options)
-        caption = star.expanded(prompt, chosen)
-        text = star.text_encoder.encode([caption])
-        grown = growth(star, text, seed=seed, options=chosen, caption=caption)
+        grown = growth(star, star.expanded(prompt, chosen), seed=seed, options=chosen)
         return [pixels_to_pil(pixels_3HW) for pixels_3HW in grown]
 
     def attention(
