@@ -31,6 +31,7 @@ from star.generators.staging import staged
 
 FORMAT = 1
 CONFIG, CARD = "config.json", "README.md"
+IMAGES_SEEN = "images_seen"  # in `about`, see ModelDirectory.images_seen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +84,12 @@ class ModelDirectory:
         if family is not None and directory.family != family:
             raise InputError(f"{path} holds a {directory.family}, expected a {family}: give another model directory")
         return directory
+
+    @property
+    def images_seen(self) -> int:
+        """Pictures that training showed to the weights, repeats counted; 0 where the directory does not say."""
+        told = self.about.get(IMAGES_SEEN, 0)
+        return told if type(told) is int and 0 < told < 2**63 else 0
 
     def _check_types(self) -> None:
         """Raises TypeError where a part of the description is not of its type."""

@@ -218,6 +218,17 @@ class Registry:
         path = self.locate(model)
         return from_dict(SampleOptions, ModelDirectory.read(path).about.get("options", {}), f"{path} about.options")
 
+    def images_seen(self, model: str | Path) -> int:
+        """Pictures that training showed to a model, repeats counted; 0 where nobody wrote it down."""
+        from star.generators.pretrained import ModelDirectory
+
+        return 0 if self._test_family(str(model)) else ModelDirectory.read(self.locate(model)).images_seen
+
+    def images_seen_after(self, images: int, start: str | Path = "") -> int:
+        """The same of what was trained on so many more, from scratch or from a model of which it must be known."""
+        before = self.images_seen(start) if start else 0
+        return 0 if start and not before else before + images
+
     def is_test(self, model: str | Path) -> bool:
         """Whether it names the tiny network of a family, which is in no directory."""
         return self._test_family(str(model)) is not None
@@ -261,6 +272,7 @@ _shared = Registry(GROUP, catalogue="star.convert.published:entries")
 register_family, register = _shared.register_family, _shared.register
 entries, families, family, registration = _shared.entries, _shared.families, _shared.family, _shared.registration
 locate, build, recommended = _shared.locate, _shared.build, _shared.recommended
+images_seen, images_seen_after = _shared.images_seen, _shared.images_seen_after
 family_of, is_test = _shared.family_of, _shared.is_test
 
 # Families that can be trained and converted as their Registration says. One that is copied or deleted: its line here.

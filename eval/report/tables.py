@@ -88,11 +88,19 @@ def summary(comparison: Comparison) -> Table:
         + "".join(f" {said[:1].upper()}{said[1:]}." for said in _notes(comparison)),
         head=("metric", *(entry.label for entry in comparison.entries)),
         rows=(
+            *_budgets(comparison),
             (Cell(text="pictures scored"), *(_count(entry) for entry in comparison.entries)),
             *(row for name in comparison.names() for row in _summary_rows(comparison, name)),
         ),
         warning=MIXED if comparison.mixed else "",
     )
+
+
+def _budgets(comparison: Comparison) -> list[tuple[Cell, ...]]:
+    """What training showed to each model, where one of them says so."""
+    seen = [entry.record.measured.images_seen for entry in comparison.entries]
+    cells = (Cell(text=f"{images:,}" if images else "–", number=True) for images in seen)
+    return [(Cell(text="images seen in training"), *cells)] if any(seen) else []
 
 
 def _summary_rows(comparison: Comparison, name: str) -> list[tuple[Cell, ...]]:

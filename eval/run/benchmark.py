@@ -247,6 +247,7 @@ def _from_model(
         options=manifest["options"],
         dtype=request.dtype,
         device=processes.device.partition(":")[0],
+        images_seen=registry.images_seen(request.model),
         remark=known.get("remark", ""),
     )
     made = {name: value for name, value in manifest.items() if (name, value) != ("dtype", "float32")}  # as ever

@@ -89,6 +89,7 @@ class Measured:
     options: dict[str, Any] = field(default_factory=dict)  # name: number or word
     dtype: str = "float32"  # that a model drew in; records from before this was a choice are of float32
     device: str = ""  # that a model drew on: "cpu" or "cuda"; "" where nobody wrote it down
+    images_seen: int = 0  # pictures that training showed to a model, repeats counted; 0 where nobody wrote it down
     remark: str = ""  # what the model says of how it draws these prompts, see star.generators.protocol.remark_of
 
     @staticmethod

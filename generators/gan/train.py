@@ -22,11 +22,12 @@ from star.data.images import grid
 from star.data.loader.batch import to_device
 from star.data.loader.pipeline import Batch
 from star.data.shards.splits import training_sources
+from star.generators import registry
 from star.generators.config import to_dict
 from star.generators.gan.config import GanTrainConfig
 from star.generators.gan.forms import faster_forms
 from star.generators.gan.trainer import AdversarialTrainer, TrainingBatch
-from star.generators.pretrained import reference
+from star.generators.pretrained import IMAGES_SEEN, reference
 from star.generators.training.data_feed import Feed
 from star.generators.training.run import Run
 from star.generators.training.sample_rng import SampleRng
@@ -86,7 +87,11 @@ def save(config: GanTrainConfig, trainer: AdversarialTrainer, path: Path, text: 
     trainer.trained().save_pretrained(
         path,
         card=text,
-        about={"options": to_dict(config.sample_options), "licence": config.licence},
+        about={
+            "options": to_dict(config.sample_options),
+            "licence": config.licence,
+            IMAGES_SEEN: registry.images_seen_after(trainer.run.images, config.init_from),
+        },
         references={"text_encoder": reference(path, config.clip)} if shared else None,
         dtype=getattr(torch, config.dtype),
     )

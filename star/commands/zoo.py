@@ -18,8 +18,8 @@ repository on the Hugging Face hub.
 
 ## Shipped with the package
 
-| name | family | draws | from | parameters | size | licence |
-|---|---|---|---|---|---|---|
+| name | family | draws | from | parameters | size | images seen in training | licence |
+|---|---|---|---|---|---|---|---|
 """
 MIDDLE = """
 What they recommend where nothing else is asked for:
@@ -60,7 +60,8 @@ def markdown() -> str:
             continue
         names.add(name)
         link = f"[{name}](../star/weights/{name}/README.md)"
-        shipped.append([link, *common, *_weight(folder), about["licence"]])
+        seen = registry.images_seen(name)
+        shipped.append([link, *common, *_weight(folder), f"{seen:,}" if seen else "", about["licence"]])
         usual = asdict(SampleOptions())
         chosen = {key: value for key, value in asdict(registry.recommended(name)).items() if value != usual[key]}
         options.append([name, ", ".join(f"`{key}={value}`" for key, value in chosen.items()) or "the usual ones"])

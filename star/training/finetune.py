@@ -30,7 +30,7 @@ from star.data.shards.listing import list_shards
 from star.generator import StarGenerator
 from star.generators import registry
 from star.generators.config import UNLESS_DEFAULT, to_dict
-from star.generators.pretrained import ModelDirectory
+from star.generators.pretrained import IMAGES_SEEN, ModelDirectory
 from star.generators.protocol import SampleOptions
 from star.generators.staging import staged
 from star.generators.training.run import Run, RunConfig
@@ -160,7 +160,8 @@ def finetune(
             if completed is not None:
                 generator = StarGenerator.from_directory(base)  # without what peft put around its layers
                 generator.expansion, generator.completion = completed, Completion(factors_of(transformer))
-            generator.save_pretrained(result, card=text, about={"options": to_dict(options)})
+            about = {"options": to_dict(options), IMAGES_SEEN: registry.images_seen_after(run.images, base)}
+            generator.save_pretrained(result, card=text, about=about)
         else:
             write_lora(transformer, lora_config, result, model=model, directory=directory, card=text)
     return result

@@ -24,8 +24,9 @@ from star.data.loader.pipeline import Batch, Pipeline
 from star.data.shards.listing import list_shards
 from star.data.shards.splits import held_out_shards, training_sources
 from star.generator import StarGenerator
+from star.generators import registry
 from star.generators.config import to_dict
-from star.generators.pretrained import reference
+from star.generators.pretrained import IMAGES_SEEN, reference
 from star.generators.training.data_feed import Feed, Sources
 from star.generators.training.ema import MovingAverage
 from star.generators.training.run import Run
@@ -99,7 +100,8 @@ def train(config: TrainConfig, *, data: Sequence[str], out: str | Path, resume: 
                 show(config, run, frozen.generator(whole, config.aspects), step)
     whole = run.whole(smooth, lambda: NextScaleTransformer(network))
     if run.is_main:
-        save(config, frozen.generator(whole, config.aspects), out / "model", card(config, run, validation))
+        seen = registry.images_seen_after(run.images, config.init_from)
+        save(config, frozen.generator(whole, config.aspects), out / "model", card(config, run, validation), seen)
         run.say(pipeline.report.text())
     return out / "model"
 
@@ -225,13 +227,13 @@ def show(config: TrainConfig, run: Run, generator: StarGenerator, step: int) -> 
         run.picture(name, grid(pixels_B3HW, columns=8), step)
 
 
-def save(config: TrainConfig, generator: StarGenerator, path: Path, text: str) -> None:
+def save(config: TrainConfig, generator: StarGenerator, path: Path, text: str, images_seen: int) -> None:
     """Writes the model directory as the config asks for it, with the sampling options that it was shown with."""
     places = {"tokenizer": config.tokenizer, "text_encoder": config.text_encoder}
     generator.save_pretrained(
         path,
         card=text,
-        about={"options": to_dict(config.sample_options), "licence": config.licence},
+        about={"options": to_dict(config.sample_options), "licence": config.licence, IMAGES_SEEN: images_seen},
         references=None if config.bring_along else {name: reference(path, place) for name, place in places.items()},
         dtype=getattr(torch, config.dtype),
     )

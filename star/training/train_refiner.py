@@ -25,6 +25,7 @@ from star.data.errors import InputError
 from star.data.loader.pipeline import Batch
 from star.data.unfilled import unfilled
 from star.generator import StarGenerator
+from star.generators import registry
 from star.generators.config import to_dict
 from star.generators.pretrained import ModelDirectory
 from star.generators.registry import place_of
@@ -111,7 +112,8 @@ def train_refiner(config: TrainConfig, *, data: Sequence[str], out: str | Path, 
     whole = run.whole(smooth, lambda: masked_losses(config, generator))
     if run.is_main:
         generator.refiner = whole.refiner.eval()
-        save(config, generator, out / "model", card(config, run, exam))
+        seen = registry.images_seen_after(run.images, config.init_from)
+        save(config, generator, out / "model", card(config, run, exam), seen)
         run.say(pipeline.report.text())
     return out / "model"
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from star.data.errors import InputError
 from star.generators import pretrained as checkpoint
-from star.generators.pretrained import ModelDirectory, Reference
+from star.generators import registry
+from star.generators.pretrained import IMAGES_SEEN, ModelDirectory, Reference
 
 
 def tensors() -> dict[str, Tensor]:
@@ -38,6 +39,18 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert found.keys() == values.keys()
     assert all(torch.equal(found[name], values[name]) for name in values)
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("told", [0, -3, True, "5", 2.0, None, 2**63, [7]])
+def test_images_seen_are_a_count_or_unknown(told: object, tmp_path: Path) -> None:
+    assert write(tmp_path / "without").images_seen == 0
+    assert write(tmp_path / "with", about={IMAGES_SEEN: 12}).images_seen == 12
+    assert write(tmp_path / "odd", about={IMAGES_SEEN: told}).images_seen == 0
+    places = {name: str(tmp_path / name) for name in ("without", "with", "odd")}
+    after = {name: registry.images_seen_after(5, place) for name, place in places.items()}
+    assert after == {"without": 0, "with": 17, "odd": 0}  # of what is not known the sum is not either
+    assert registry.images_seen_after(5) == 5
+    assert registry.images_seen("stylegan-t-test") == 0
 
 
 def test_everyone_may_read_what_was_written(tmp_path: Path) -> None:

@@ -258,6 +258,7 @@ def test_the_command_line_trains_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [bool(torch.equal(*both)) for both in zip(drawn, as_before, strict=True)] == [False, True, True]
     # What a model has is trained on, with other pictures for these alone, and in its own rank.
     (tmp_path / "pictures" / "1.txt").write_text(RELATED)
+    assert ModelDirectory.read(result).images_seen == 0  # of its base nobody wrote it down
     again = ["finetune", str(result), *command[2:-1], str(tmp_path / "again"), "--lr", "1e-9"]
     assert main([*again, "--lora", "2"]) == 0
     more = StarGenerator.from_directory(Path(capsys.readouterr().out.strip()))

@@ -181,6 +181,15 @@ def test_a_record_made_before_a_metric_shows_a_dash_and_notes_name_their_models(
     assert said.replace(" (noted)", "") in markdown(everyone)
 
 
+def test_what_training_showed_to_each_model_stands_first(tmp_path: Path) -> None:
+    told = record("told")
+    told = replace(told, measured=replace(told.measured, images_seen=1_052_928))
+    plain = gather(save(tmp_path / "plain", record("one"), record("two")))
+    assert "images seen" not in markdown(plain)
+    table = tables.summary(gather(save(tmp_path / "told", record("plain"), told)))
+    assert [cell.text for cell in table.rows[0]] == ["images seen in training", "–", "1,052,928"]
+
+
 def test_what_models_remark_stands_with_their_names(tmp_path: Path) -> None:
     told = record("told")
     told = replace(told, measured=replace(told.measured, remark="3 of 9 prompts ask for <more>"))

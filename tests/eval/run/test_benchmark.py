@@ -75,6 +75,7 @@ def test_a_record_says_what_was_measured_and_how(benchmark: Path, whole: Path) -
     record = read(whole)
     assert (record.measured.name, record.measured.family, record.measured.parameters) == (MODEL, "painter", 1)
     assert record.measured.resolution == (SIDE, SIDE)
+    assert record.measured.images_seen == 0  # a tiny network of the tests was never trained
     assert (record.protocol.name, record.protocol.benchmark, record.protocol.pictures) == ("emoji-64", "made", COUNT)
     assert record.protocol.extractors == {"tiny": Tiny.digest}
     assert sorted(record.metrics) == ["animals", "food", "logo", OVERALL]

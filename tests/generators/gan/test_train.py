@@ -17,6 +17,7 @@ from star.data.synthetic import sample, write
 from star.generators.config import from_dict, to_dict
 from star.generators.gan.config import Average, Blur, GanTrainConfig, Lazy
 from star.generators.gan.train import train
+from star.generators.pretrained import ModelDirectory
 from star.generators.registration import load
 from star.generators.registry import GANS, build, registration
 from star.generators.training.run import RunConfig
@@ -179,7 +180,8 @@ def test_a_grown_network_learns_behind_its_frozen_trunk(
     network: Any = PRESETS["stylegan-t"].network
     grown = replace(network, resolution=32)
     options = config("stylegan-t", network=grown, phase="freeze64", init_from=str(trunk))
-    train(options, data=shards, out=tmp_path / "grown")
+    path = train(options, data=shards, out=tmp_path / "grown")
+    assert ModelDirectory.read(path).images_seen == 2 * ModelDirectory.read(trunk).images_seen > 0
     before, after = load_file(trunk / "model.safetensors"), state(tmp_path / "grown", 4)["generator"]
     for name, tensor in before.items():
         same = torch.equal(tensor, after[f"network.{name}"]) if name != "text_projection" else True

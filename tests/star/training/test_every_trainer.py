@@ -20,6 +20,7 @@ from star.data.synthetic import write
 from star.data.tiny import tiny_text_encoder
 from star.eval.extractors import train_classifier as judge
 from star.generator import StarGenerator
+from star.generators.pretrained import ModelDirectory
 from star.generators.training.run import Run, RunConfig
 from star.precomputed.encode import encode
 from star.tiny import tiny_tokenizer, tiny_transformer
@@ -134,6 +135,8 @@ def test_a_death_and_other_workers_change_nothing(
     first = [key for line in lines for key, epoch in zip(line["keys"], line["epochs"], strict=True) if epoch == 0]
     assert len(first) == len(set(first)) == SAMPLES
     assert_same(final(tmp_path / "whole"), final(tmp_path / "parts"))
+    if network in ("star", "star on codes", "stylegan-t", "stylenat", "styleformer"):
+        assert ModelDirectory.read(tmp_path / "parts" / "model").images_seen == STEPS * BATCH
     recorded = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert (recorded["lanes"], recorded["per_lane"]) == (1, BATCH)
 
