@@ -27,6 +27,11 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         metavar="KEY",
         help="pictures whose records agree in these, as subject style, are kept or left together, by their mean loss",
     )
+    parser.add_argument(
+        "--without-style",
+        action="store_true",
+        help="only pictures that a prompt without a style means, by the model's wordings",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are already in OUT")
     add_options(parser, dtype="float32")
     add_allow_pipe(parser)
@@ -47,6 +52,7 @@ def work(args: argparse.Namespace) -> int:
         count=args.count,
         scales=args.scales,
         together=args.together,
+        without_style=args.without_style,
         half=dtype_name(place.dtype) == "bfloat16",
         overwrite=args.overwrite,
         device=place.device,

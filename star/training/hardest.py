@@ -73,6 +73,7 @@ def hardest(
     count: int,
     scales: int | None = None,
     together: Sequence[str] = (),
+    without_style: bool = False,
     half: bool = False,
     overwrite: bool = False,
     device: str = "cpu",
@@ -83,9 +84,10 @@ def hardest(
 
     model: name, folder or hub id; what it draws a caption with is measured (see star.completion). scales: the coarsest
     so many are counted; None is half of them, rounded up. together: keys of the records; pictures that agree in all of
-    them are kept or left together, by their mean loss, so that a few more than `count` may be kept. half: under
-    bfloat16 autocast. Equal losses are ordered by key. Raises InputError for unusable shards, two pictures of one key,
-    more pictures or scales than there are, or a model of another family.
+    them are kept or left together, by their mean loss, so that a few more than `count` may be kept. without_style:
+    pictures alone that a prompt without a style means, by the model's wordings. half: under bfloat16 autocast. Equal
+    losses are ordered by key. Raises InputError for unusable shards, two pictures of one key, more pictures or scales
+    than there are, or a model of another family.
     """
     generator = StarGenerator.from_directory(registry.locate(model), device=device)
     schedule = generator.transformer.schedule
@@ -107,10 +109,11 @@ def hardest(
                 group = tuple(str(info.get(name)) for name in together) or (key,)
                 found[key] = Known(key, caption, loss, group)
             bar.update(len(batch))
-    if count > len(found):
-        raise InputError(f"--count is {count} and there are {len(found)} usable pictures, expected no more than these")
     ordered = sorted(found.values(), key=lambda one: (-one.loss, one.key))
-    kept = worst(ordered, count)
+    asked = meant(ordered, generator) if without_style else ordered
+    if count > len(asked):
+        raise InputError(f"--count is {count} and there are {len(asked)} usable pictures, expected no more than these")
+    kept = worst(asked, count)
     keys = {one.key for one in kept}
     with ShardWriter(out, prefix="hardest-train", overwrite=overwrite) as writer:
         for shard in listed:
@@ -122,6 +125,15 @@ def hardest(
     write_text(Path(out) / LOSSES, "".join(f"{line}\n" for line in lines))
     mean = sum(one.loss for one in ordered) / len(ordered)
     return HardestReport(out=Path(out), kept=kept, measured=len(ordered), scales=scales, loss=mean)
+
+
+def meant(ordered: Sequence[Known], generator: StarGenerator) -> list[Known]:
+    """What is drawn where a prompt says no style, with all that belongs to it. Raises InputError without wordings."""
+    if generator.expansion is None:
+        raise InputError("pictures of prompts without a style were asked of a model without wordings: leave that out")
+    usual = {f"{subject.caption}, {subject.style}" for subject in generator.expansion.subjects.values()}
+    groups = {one.group for one in ordered if one.caption in usual}
+    return [one for one in ordered if one.group in groups]
 
 
 def worst(ordered: Sequence[Known], count: int) -> list[Known]:

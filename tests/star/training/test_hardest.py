@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from star.cli import main
+from star.clip.wordings import Expansion, Subject
 from star.completion import Completion
 from star.data.errors import InputError
 from star.data.loader.batch import Batch
@@ -43,6 +44,11 @@ def everything(shards: Path) -> Batch:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / LOSSES).read_text().splitlines()]
+
+
+def read_all(shards: Path, model: Path, folder: Path) -> list[dict[str, Any]]:
+    hardest([str(shards)], str(model), folder / "all", count=1)
+    return read(folder / "all")
 
 
 def test_losses_are_those_of_teacher_forcing_and_the_worst_are_kept(shards: Path, model: Path, tmp_path: Path) -> None:
@@ -89,6 +95,27 @@ def test_groups_stay_together() -> None:
     assert [one.key for one in worst(ordered, 3)] == ["b", "c", "a", "d"]
     alone = [Known(one.key, "", one.loss, (one.key,)) for one in ordered]
     assert [one.key for one in worst(alone, 3)] == ["a", "b", "c"]
+
+
+def test_what_a_prompt_without_a_style_means(shards: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="without wordings"):
+        hardest([str(shards)], str(model), tmp_path / "out", count=1, without_style=True)
+    captions = {str(line["caption"]): str(line["key"]) for line in read_all(shards, model, tmp_path)}
+    usual = [caption for caption in captions if ", " in caption][3:5]
+    star = StarGenerator.from_directory(model)
+    star.expansion = Expansion(
+        tuple({caption.rpartition(", ")[2] for caption in usual}),
+        {
+            caption: Subject(caption=caption.rpartition(", ")[0], style=caption.rpartition(", ")[2], names={})
+            for caption in usual
+        },
+    )
+    star.save_pretrained(tmp_path / "m")
+    report = hardest([str(shards)], str(tmp_path / "m"), tmp_path / "some", count=1, without_style=True)
+    assert report.kept[0].caption in usual
+    assert report.measured == 40
+    with pytest.raises(InputError, match="expected no more"):
+        hardest([str(shards)], str(tmp_path / "m"), tmp_path / "more", count=9, without_style=True)
 
 
 def test_what_a_prompt_hears_is_measured(shards: Path, model: Path, tmp_path: Path) -> None:
