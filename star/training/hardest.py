@@ -23,10 +23,11 @@ from star.data.disk import write_text
 from star.data.errors import InputError
 from star.data.loader.batch import Batch
 from star.data.loader.pipeline import DataConfig, Pipeline
+from star.data.loader.report import SkipReport
 from star.data.progress import Progress
 from star.data.shards.listing import list_shards
 from star.data.shards.tar import read_shard
-from star.data.shards.write import ShardWriter
+from star.data.shards.write import PACKING_MARK, ShardWriter
 from star.generator import StarGenerator
 from star.generators import registry
 from star.training.inputs import Encoder, each_caption_unmentioned
@@ -55,13 +56,15 @@ class HardestReport:
     measured: int
     scales: int
     loss: float
+    skipped: SkipReport
 
     def text(self) -> str:
         """For people."""
         mean = sum(one.loss for one in self.kept) / len(self.kept)
         return (
             f"{len(self.kept)} of {self.measured} pictures in {self.out}: {mean:.3f} nats per token in the mean over "
-            f"the coarsest {self.scales} scales, {self.loss:.3f} over all pictures; each one's in {self.out / LOSSES}"
+            f"the coarsest {self.scales} scales, {self.loss:.3f} over all pictures; each one's in {self.out / LOSSES}\n"
+            f"{self.skipped.text()}"
         )
 
 
@@ -87,21 +90,25 @@ def hardest(
     them are kept or left together, by their mean loss, so that a few more than `count` may be kept. without_style:
     pictures alone that a prompt without a style means, by the model's wordings. half: under bfloat16 autocast. Equal
     losses are ordered by key. Raises InputError for unusable shards, two pictures of one key, more pictures or scales
-    than there are, or a model of another family.
+    than there are, a folder that is not empty unless `overwrite`, or a model of another family.
     """
     generator = StarGenerator.from_directory(registry.locate(model), device=device)
     schedule = generator.transformer.schedule
     scales = -(-schedule.count // 2) if scales is None else scales
     if not 0 < scales <= schedule.count:
         raise InputError(f"--scales is {scales}, expected 1 to {schedule.count}, as many as {model} has")
+    there = [path.name for path in Path(out).iterdir()] if Path(out).is_dir() else []
+    if not overwrite and PACKING_MARK not in there and any(not name.startswith(".") for name in there):
+        raise InputError(f"{out} is not empty: give another folder, or --overwrite")  # before all is measured
     if count < 1:
         raise InputError(f"--count is {count}, expected 1 or more")
     listed = tuple(list_shards(shards))
     settings = DataConfig(shards=listed, resolution=generator.resolution[0], shuffle=False)
+    pipeline = Pipeline(settings, batch_size=AT_ONCE)
     encoder = Encoder(generator.tokenizer, generator.text_encoder, torch.device(device), half=half)
     found: dict[str, Known] = {}
     with each_caption_unmentioned(), Progress(None, unit="images", title="measure", enabled=progress) as bar:
-        for batch in Pipeline(settings, batch_size=AT_ONCE).one_pass():
+        for batch in pipeline.one_pass():
             loss_B = losses(generator, encoder, batch, scales, half).tolist()
             for key, caption, info, loss in zip(batch.keys, batch.prompts, batch.info, loss_B, strict=True):
                 if key in found:
@@ -124,7 +131,9 @@ def hardest(
     lines = (json.dumps({"key": one.key, "caption": one.caption, "loss": round(one.loss, 5)}) for one in ordered)
     write_text(Path(out) / LOSSES, "".join(f"{line}\n" for line in lines))
     mean = sum(one.loss for one in ordered) / len(ordered)
-    return HardestReport(out=Path(out), kept=kept, measured=len(ordered), scales=scales, loss=mean)
+    return HardestReport(
+        out=Path(out), kept=kept, measured=len(ordered), scales=scales, loss=mean, skipped=pipeline.report
+    )
 
 
 def meant(ordered: Sequence[Known], generator: StarGenerator) -> list[Known]:

@@ -15,6 +15,7 @@ from star.data.loader.batch import Batch
 from star.data.loader.pipeline import DataConfig, Pipeline
 from star.data.shards.check import check
 from star.data.shards.tar import read_shard
+from star.data.shards.write import write_shard
 from star.data.synthetic import write
 from star.generator import StarGenerator
 from star.training.hardest import LOSSES, Known, hardest, losses, worst
@@ -146,7 +147,13 @@ def test_what_a_prompt_hears_is_measured(shards: Path, model: Path, tmp_path: Pa
 def test_the_command_line(shards: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["data", "hardest", str(shards), "--model", str(model), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert main([*command, "--count", "3", "--together", "caption"]) == 0
-    assert "of 40 pictures" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "of 40 pictures" in said
+    assert "nothing was skipped" in said
+    assert main([*command, "--count", "3"]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main([*command, "--count", "2", "--overwrite"]) == 0
+    assert capsys.readouterr().out.startswith("2 of 40 pictures")
     again = [*command[:-3], str(tmp_path / "half"), "--device", "cpu", "--count", "3", "--dtype", "bfloat16"]
     assert main(again) == 0
     exact, rough = ({line["key"]: line["loss"] for line in read(tmp_path / name)} for name in ("out", "half"))
@@ -163,6 +170,21 @@ def test_impossible_numbers(
     with pytest.raises(InputError, match=named):
         hardest([str(shards)], str(model), tmp_path / "out", count=count, scales=scales)
     assert not list((tmp_path).glob("out/*.tar"))
+
+
+def test_what_cannot_be_read_is_counted_and_named(shards: Path, model: Path, tmp_path: Path) -> None:
+    samples = [
+        (group.key, {name: content for name, content in group.members.items() if isinstance(content, bytes)})
+        for shard in shards.glob("*.tar")
+        for group in read_shard(str(shard), [])
+    ]
+    key, members = samples[2]
+    members[next(name for name in members if name != "json")] = b"no picture"
+    write_shard(tmp_path / "harmed.tar", samples)
+    report = hardest([str(tmp_path / "harmed.tar")], str(model), tmp_path / "out", count=39)
+    assert report.measured == 39
+    assert key in report.text()
+    assert "broken picture" in report.text()
 
 
 def test_a_key_that_comes_twice_is_named(shards: Path, model: Path, tmp_path: Path) -> None:
