@@ -209,11 +209,12 @@ def _references(items: Sequence[Item]) -> Sequence[Traversable]:
 def _from_model(
     request: EvaluationRequest, rules: Rules, manifest: Mapping[str, Any], items: list[Item], processes: Processes
 ) -> Generated:
-    """Draws what is missing. A model whose pictures are all there is not loaded."""
+    """Draws what is missing. A model whose pictures are all there, and its remark on them, is not loaded."""
     folder, options = folder_of(request.out), from_dict(SampleOptions, manifest["options"])
     known = check(folder, manifest)
     files = LazyFiles(items, lambda item: picture_of(folder, item))
-    ready = known is not None and all(map(is_whole, files))
+    told = known is not None and known.get("remarked") == len(items)  # of fewer or more prompts it is another remark
+    ready = told and all(map(is_whole, files))
     processes.wait()  # before anybody draws, so that all find the same
     if known is None or not ready:
         generator = registry.build(request.model, device=processes.device, dtype=dtype_of(request.dtype))
@@ -221,6 +222,7 @@ def _from_model(
             "parameters": parameters_of(generator, options),
             "resolution": list(generator.resolution),
             "remark": remark_of(generator, [item.prompt for item in items], options),
+            "remarked": len(items),
         }
         if processes.is_main:
             claim(folder, {"model": request.model, **manifest, **known})
@@ -248,7 +250,7 @@ def _from_model(
         dtype=request.dtype,
         device=processes.device.partition(":")[0],
         images_seen=registry.images_seen(request.model),
-        remark=known.get("remark", ""),
+        remark=known["remark"],
     )
     made = {name: value for name, value in manifest.items() if (name, value) != ("dtype", "float32")}  # as ever
     source = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()

@@ -33,9 +33,8 @@ from star.generators.renamed import translate_options
 
 MANIFEST = "manifest.json"
 MANIFEST_PARTS = 1000
-FREE = frozenset(
-    {"model", "parameters", "resolution", "remark"}
-)  # recorded beside what was asked for, and decided by the digest
+# Recorded beside what was asked for, and decided by the digest; the remark by the prompts that were drawn last, too.
+FREE = frozenset({"model", "parameters", "resolution", "remark", "remarked"})
 WRITERS = 4  # threads that compress and write while the next batch is drawn
 
 

@@ -105,6 +105,10 @@ def test_what_a_model_remarks_stands_in_the_record_also_when_it_goes_on(
         assert record.measured.remark == f"{COUNT} prompts were painted at guidance 3.5"
         assert f"  {record.measured.remark}" in summary(record)
         monkeypatch.setattr(Painter, "remark", lambda *_: "another")
+    monkeypatch.setattr(Painter, "remark", remark)
+    fewer = evaluate(replace(request, pictures=9), Processes(), load)
+    assert fewer is not None
+    assert fewer.measured.remark == "9 prompts were painted at guidance 3.5"
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 20, COUNT - 1])
