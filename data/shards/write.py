@@ -65,7 +65,7 @@ class ShardWriter:
         self._file: IO[bytes] | None = None
         self._tar: tarfile.TarFile | None = None
         self._lock = FileLock(self.out / LOCK_NAME, timeout=0)
-        self._partial = self.out / f".{prefix}.part"
+        self._partial = self.out / _partial(prefix)
         self._in_shard = 0
         self._size = 0
         self._claim()
@@ -113,14 +113,10 @@ class ShardWriter:
             raise self._unwritable(error) from error
 
     def _make_room(self, overwrite: bool) -> None:
+        if not overwrite:
+            check_room(self.out, self.prefix)
         present = {path.name for path in self.out.iterdir()} - {LOCK_NAME}
-        unfinished = self._unfinished(present)
-        foreign = sorted(present - unfinished)
-        if foreign and not overwrite:
-            raise InputError(
-                f"{self.out} already holds {len(foreign)} files ({foreign[0]}, ...); "
-                "give an empty folder, or ask for its shards to be overwritten."
-            )
+        unfinished = _unfinished(self.out, self.prefix, present)
         if PACKING_MARK in unfinished:
             logger.warning(
                 "%s holds %d shards of a packing that was not finished; they are removed, and packing begins again",
@@ -133,16 +129,6 @@ class ShardWriter:
         (self.out / PACKING_MARK).write_text(self.prefix, encoding="utf-8")
         for name in unfinished - {PACKING_MARK}:
             (self.out / name).unlink()
-
-    def _unfinished(self, present: set[str]) -> set[str]:
-        """What a packing left that was killed: nothing of it is of use."""
-        left = present & {self._partial.name, PACKING_MARK, f".{INDEX_NAME}.part"}
-        if PACKING_MARK not in present:
-            return left
-        with (self.out / PACKING_MARK).open(encoding="utf-8", errors="replace") as file:
-            prefix = file.read(200)
-        left |= present & {INDEX_NAME, f".{prefix}.part"}
-        return left | {name for name in present if prefix and _is_shard(name, prefix)}
 
     def _release(self) -> None:
         with contextlib.suppress(OSError):  # a name that stays does no harm; removed while it is still held
@@ -194,6 +180,36 @@ class ShardWriter:
             raise
         finally:
             self._release()
+
+
+def check_room(out: str | Path, prefix: str) -> None:
+    """Raises InputError where a writer of this prefix would refuse a folder, for whoever has long work to do before.
+
+    A folder may be absent, or hold what a packing left that was killed.
+    """
+    out = Path(out)
+    present = {path.name for path in out.iterdir()} - {LOCK_NAME} if out.is_dir() else set()
+    foreign = sorted(present - _unfinished(out, prefix, present))
+    if foreign:
+        raise InputError(
+            f"{out} already holds {len(foreign)} files ({foreign[0]}, ...); "
+            "give an empty folder, or ask for its shards to be overwritten."
+        )
+
+
+def _unfinished(out: Path, prefix: str, present: set[str]) -> set[str]:
+    """What a packing left that was killed: nothing of it is of use."""
+    left = present & {_partial(prefix), PACKING_MARK, f".{INDEX_NAME}.part"}
+    if PACKING_MARK not in present:
+        return left
+    with (out / PACKING_MARK).open(encoding="utf-8", errors="replace") as file:
+        packed = file.read(200)
+    left |= present & {INDEX_NAME, _partial(packed)}
+    return left | {name for name in present if packed and _is_shard(name, packed)}
+
+
+def _partial(prefix: str) -> str:
+    return f".{prefix}.part"
 
 
 def _is_shard(name: str, prefix: str) -> bool:

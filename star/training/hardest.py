@@ -27,13 +27,14 @@ from star.data.loader.report import SkipReport
 from star.data.progress import Progress
 from star.data.shards.listing import list_shards
 from star.data.shards.tar import read_shard
-from star.data.shards.write import PACKING_MARK, ShardWriter
+from star.data.shards.write import ShardWriter, check_room
 from star.generator import StarGenerator
 from star.generators import registry
 from star.training.inputs import Encoder, each_caption_unmentioned
 from star.training.targets import per_scale
 
-LOSSES = "losses.jsonl"
+PREFIX = "hardest-train"  # of the shards
+LOSSES = "losses.jsonl"  # beside them
 AT_ONCE = 32  # pictures
 
 
@@ -97,9 +98,8 @@ def hardest(
     scales = -(-schedule.count // 2) if scales is None else scales
     if not 0 < scales <= schedule.count:
         raise InputError(f"--scales is {scales}, expected 1 to {schedule.count}, as many as {model} has")
-    there = [path.name for path in Path(out).iterdir()] if Path(out).is_dir() else []
-    if not overwrite and PACKING_MARK not in there and any(not name.startswith(".") for name in there):
-        raise InputError(f"{out} is not empty: give another folder, or --overwrite")  # before all is measured
+    if not overwrite:
+        check_room(out, PREFIX)  # before all is measured
     if count < 1:
         raise InputError(f"--count is {count}, expected 1 or more")
     listed = tuple(list_shards(shards))
@@ -122,7 +122,7 @@ def hardest(
         raise InputError(f"--count is {count} and there are {len(asked)} usable pictures, expected no more than these")
     kept = worst(asked, count)
     keys = {one.key for one in kept}
-    with ShardWriter(out, prefix="hardest-train", overwrite=overwrite) as writer:
+    with ShardWriter(out, prefix=PREFIX, overwrite=overwrite) as writer:
         for shard in listed:
             for sample in read_shard(shard, []):
                 if sample.key in keys:

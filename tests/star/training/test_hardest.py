@@ -151,7 +151,7 @@ def test_the_command_line(shards: Path, model: Path, tmp_path: Path, capsys: pyt
     assert "of 40 pictures" in said
     assert "nothing was skipped" in said
     assert main([*command, "--count", "3"]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "already holds" in capsys.readouterr().err
     assert main([*command, "--count", "2", "--overwrite"]) == 0
     assert capsys.readouterr().out.startswith("2 of 40 pictures")
     again = [*command[:-3], str(tmp_path / "half"), "--device", "cpu", "--count", "3", "--dtype", "bfloat16"]
