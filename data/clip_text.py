@@ -21,7 +21,9 @@ from star.data.errors import InputError
 from star.data.files import check_safetensors, read_json
 from star.data.unfilled import fill, unfilled
 
-KINDS = ("clip", "clip_text_model")
+DUAL = "vision-text-dual-encoder"
+PAIRS = ("clip", DUAL)  # a text tower and an image tower; the text's is described in `text_config`
+KINDS = (*PAIRS, "clip_text_model")
 PREFIX = "text_model."
 LEGACY_EOS = 2  # what configurations before transformers 4.31 say: EOS is then the highest id
 
@@ -203,6 +205,8 @@ def reads(folder: Path) -> bool:
     values = read_json(folder / "config.json")
     if values.get("model_type") not in KINDS or values.get("text_config_dict"):
         return False
+    if values["model_type"] == DUAL and (values.get("text_config") or {}).get("model_type") != "clip_text_model":
+        return False
     own = _own_values(values)
     kinds = {"hidden_act": str, "layer_norm_eps": (float, int), "pad_token_id": (int, type(None))}
     kinds["bos_token_id"] = (int, type(None))
@@ -226,6 +230,6 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _own_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    inner = values.get("text_config", values) if values.get("model_type") == "clip" else values
+    inner = values.get("text_config", values) if values.get("model_type") in PAIRS else values
     known = {one.name for one in fields(ClipTextConfig)}
     return {name: value for name, value in (inner or {}).items() if name in known}

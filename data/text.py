@@ -2,7 +2,7 @@
 
 A CLIP is read without transformers, whose import takes longer than drawing a picture (star.data.clip_text).
 
-A source is a directory or a hub id: a whole CLIPModel with its tokenizer (clip-emoji, OpenAI's), a text tower with its
+A source is a directory or a hub id: a whole CLIP with its tokenizer (clip-emoji, OpenAI's), a text tower with its
 tokenizer, or the two sub-folders `text_encoder/` and `tokenizer/` of a diffusion pipeline (SD-2.1). Prompts are padded
 to the encoder's full length, so shapes never depend on the batch; the mask goes into the tower and comes out with the
 states. Shapes: B batch, T text tokens, D text width.
@@ -270,6 +270,8 @@ def _read_tower(folder: Path, kind: str, source: str | Path) -> Any:
         config = clip_text.config_of(folder)
         check_size(folder, lambda: ClipTextTower(config))
         return ClipTextTower.from_folder(folder, source)
+    if kind == clip_text.DUAL:
+        raise InputError(f"{source} pairs pictures with another text tower than CLIP's; give that tower's own folder.")
     from star.data import transformers_text
 
     return transformers_text.read_tower(folder, tower_of(kind).load(), source)

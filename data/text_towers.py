@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from star.data.clip_text import DUAL
 from star.data.errors import InputError
 
 GROUP = "star.text_encoders"
@@ -65,7 +66,7 @@ class TextTower:
 _CLIP = TextTower(model="transformers:CLIPTextModel", pool=pooler_output, ends_at_eos=True)
 # 120 is the length STAR's T5 ablation used
 _T5 = TextTower(model="transformers:T5EncoderModel", pool=mean_of_tokens, positions="", max_tokens=120)
-TOWERS: dict[str, TextTower] = {"clip": _CLIP, "clip_text_model": _CLIP, "t5": _T5}
+TOWERS: dict[str, TextTower] = {"clip": _CLIP, "clip_text_model": _CLIP, DUAL: _CLIP, "t5": _T5}
 
 
 def kinds() -> tuple[str, ...]:

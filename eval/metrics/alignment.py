@@ -1,4 +1,4 @@
-"""Does a picture show what its prompt says? Scores of CLIP models, computed from transformers' CLIPModel directly.
+"""Does a picture show what its prompt says? Scores of CLIPs and other pairs of towers in transformers' format.
 
 A score is a product of a picture's row and its prompt's row, so both are computed once and kept:
 
@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessorPil
 
+from star.data.clip_pair import image_vectors, pair_class, text_vectors
 from star.data.images import pixels_to_pil
-from star.data.pretrained import CLIP_FILES, SAFE, SAFE_MODEL, check_folder, check_size, folder_of, loading
+from star.data.pretrained import CLIP_FILES, SAFE, SAFE_MODEL, check_size, folder_of, loading
 from star.data.transformers_text import quiet_transformers
 from star.eval.metrics.features import Features
 from star.eval.metrics.metric import Inputs
@@ -39,17 +40,17 @@ class ClipScorer:
     def __init__(
         self, name: str | Path, device: str | torch.device = "cpu", *, tempered: bool = False, whole: bool = False
     ) -> None:
-        """name: a folder or hub id in transformers' CLIP format. Raises InputError if it is neither.
+        """name: a folder or hub id of a pair of towers (`star.data.clip_pair`). Raises InputError if it is neither.
 
         tempered: prompts' vectors are as long as the model's temperature, so that a product is PickScore. whole: the
         longer side of a picture fills the model's square, on black, instead of the shorter one, as HPS v2 has it.
         """
         folder = folder_of(name, CLIP_FILES, "a CLIP")
         with quiet_transformers(), loading(name, "a CLIP"):
-            check_folder(folder, ("clip",))
-            config = CLIPConfig.from_pretrained(folder, **SAFE)
-            check_size(folder, lambda: CLIPModel(config))
-            self.model = CLIPModel.from_pretrained(folder, **SAFE_MODEL).float().eval().requires_grad_(False)
+            kind = pair_class(folder)
+            config = kind.config_class.from_pretrained(folder, **SAFE)
+            check_size(folder, lambda: kind(config))
+            self.model = kind.from_pretrained(folder, **SAFE_MODEL).float().eval().requires_grad_(False)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
             self.processor = CLIPImageProcessorPil.from_pretrained(folder, **SAFE)
         self.model.to(device)
@@ -88,7 +89,8 @@ class ClipScorer:
         for part in pixels_B3HW.split(chunk):
             pictures = [self._fitted(pixels_to_pil(pixels)) for pixels in part]
             inputs = self.processor(pictures, return_tensors="pt")
-            parts.append(_embedding(self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.device))))
+            vectors_BD = image_vectors(self.model, inputs["pixel_values"].to(self.device))
+            parts.append(F.normalize(vectors_BD.float(), dim=-1))
         return torch.cat(parts).cpu()
 
     @torch.no_grad()
@@ -104,11 +106,8 @@ class ClipScorer:
                 max_length=limit,
                 return_tensors="pt",
             ).to(self.device)
-            parts.append(
-                _embedding(
-                    self.model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-                )
-            )
+            vectors_BD = text_vectors(self.model, inputs["input_ids"], inputs["attention_mask"])
+            parts.append(F.normalize(vectors_BD.float(), dim=-1))
         return torch.cat(parts).cpu() * self.length
 
     def _fitted(self, picture: Image.Image) -> Image.Image:
@@ -120,12 +119,6 @@ class ClipScorer:
     def _cleaned(self, prompt: str) -> str:
         """HPS v2 reads prompts through open_clip, which undoes HTML's entities, even doubled ones."""
         return html.unescape(html.unescape(prompt)).strip() if self.whole else prompt
-
-
-def _embedding(output: object) -> Tensor:
-    # transformers 4 returns the tensor, transformers 5 an object that holds it
-    tensor = output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
-    return F.normalize(tensor.float(), dim=-1)
 
 
 def products(image_ND: Features, text_ND: Features) -> Tensor:

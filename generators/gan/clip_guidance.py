@@ -10,9 +10,8 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel
 
-from star.data.pretrained import check_folder
+from star.data.clip_pair import pair_class
 from star.generators.gan.backbones import Preprocessing, as_stored, find, load, random_crop
 
 GUIDANCE_SIDE = 64  # pixels: what CLIP sees of a larger picture
@@ -33,17 +32,16 @@ class ClipGuidance(nn.Module):
     """How far pictures are from what their text says, by a frozen CLIP (Sauer et al. 2023, §3.3)."""
 
     def __init__(self, source: str | Path) -> None:
-        """source: directory or hub id of a CLIP with its image processor.
+        """source: directory or hub id of a pair of towers (`star.data.clip_pair`) with its image processor.
 
         Raises InputError if there is none, or something of it is missing.
         """
         super().__init__()
         folder = find(source)
-        check_folder(folder, ("clip",))
-        clip = load(CLIPModel, folder)
+        clip = load(pair_class(folder), folder)
         self.tower, self.projection = clip.vision_model, clip.visual_projection  # texts come as vectors
         vision: Any = clip.config.vision_config
-        self.preprocessing = Preprocessing.read(folder, vision.image_size)
+        self.preprocessing = Preprocessing.read(folder, getattr(vision, "image_size", 224))
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, whatever the network around it does."""
@@ -60,7 +58,7 @@ class ClipGuidance(nn.Module):
         pixels_B3HW = self.preprocessing(image_B3HW)
         with as_stored(self.tower, pixels_B3HW.device) as dtype:
             pooled_BD = self.tower(pixel_values=pixels_B3HW if dtype is None else pixels_B3HW.to(dtype)).pooler_output
-            image_BP = self.projection(pooled_BD)
+            image_BP = self.projection(pooled_BD.flatten(1))
         image_BP = image_BP.to(torch.promote_types(image_BP.dtype, torch.float32))
         return squared_angles(image_BP, condition_BP.to(image_BP.dtype)).mean()
 

@@ -9,21 +9,24 @@ those of its batch alone. Shapes: B pictures, M captions of a set, D width, 3HW 
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from star.clip.captions import PictureText
-from star.clip.network import ClipConfig, build_clip, embed_images, end_states
+from star.clip.network import ClipConfig, Pair, build_clip, embed_images, end_states
+from star.data.clip_pair import pair_class
 from star.data.errors import InputError
-from star.data.pretrained import SAFE, SAFE_MODEL, check_folder, folder_of, loading
+from star.data.pretrained import SAFE, SAFE_MODEL, folder_of, loading
 from star.data.text import HUB_FILES
 from star.generators.config import check_ranges
 from star.generators.registry import place_of
 
-LEARNT = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")  # all else is frozen
+IMAGE_SIDE = ("vision_model.", "visual_projection.", "logit_scale")
+LEARNT = (*IMAGE_SIDE, "text_projection.")  # all else is frozen
 FORMS = 4  # captions of a picture that are used, from its first on
 
 
@@ -42,23 +45,22 @@ class LockedTextConfig:
             raise InputError("locked.init_from is empty, expected the CLIP whose text tower is kept: give its folder")
 
 
-def load_locked(config: LockedTextConfig, network: ClipConfig) -> tuple[CLIPModel, CLIPTokenizer]:
+def load_locked(config: LockedTextConfig, network: ClipConfig) -> tuple[Pair, CLIPTokenizer]:
     """A model of the sizes in `network` with the text tower of `init_from`, frozen, and the tokenizer of both.
 
-    The image tower starts from that of `init_from` where it has the same sizes, and else from fresh weights. Raises
-    InputError if there is no CLIP, or the text towers differ in size.
+    The image tower starts from that of `init_from` where it has the same sizes, and else from fresh weights, with them
+    its projection and the temperature. Raises InputError if there is no CLIP, or the text towers differ in size.
     """
     place = place_of(config.init_from)
     folder = folder_of(place, HUB_FILES, "a CLIP")
     with loading(place, "a CLIP"):
-        check_folder(folder, ("clip",))
-        given = CLIPModel.from_pretrained(folder, dtype=torch.float32, **SAFE_MODEL).state_dict()
+        given = pair_class(folder).from_pretrained(folder, dtype=torch.float32, **SAFE_MODEL).state_dict()
         tokenizer = CLIPTokenizer.from_pretrained(folder, **SAFE)
     model = build_clip(network, tokenizer)
     own = model.state_dict()
-    vision = [name for name in own if name.startswith(("vision_model.", "visual_projection."))]
+    vision = [name for name in own if name.startswith(IMAGE_SIDE)]
     if any(name not in given or given[name].shape != own[name].shape for name in vision):
-        given = {name: value for name, value in given.items() if name not in vision and not name.startswith("vision_")}
+        given = {name: value for name, value in given.items() if not name.startswith(IMAGE_SIDE)}
     wrong = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
     wrong += [name for name in own if name not in given and name not in vision]
     if wrong:
@@ -79,7 +81,7 @@ class CaptionClasses:
     picture that has none of a kind stands there under its first caption.
     """
 
-    def __init__(self, pictures: Iterable[PictureText], model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, pictures: Iterable[PictureText], model: Pair, tokenizer: CLIPTokenizer) -> None:
         told = [self._texts(picture) for picture in pictures]
         self.rows: list[dict[str, int]] = [
             {text: row for row, text in enumerate(dict.fromkeys(texts))} for texts in zip(*told, strict=True)
@@ -114,9 +116,10 @@ class CaptionClasses:
 
 
 @torch.no_grad()
-def caption_states(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str], chunk: int = 256) -> Tensor:
+def caption_states(model: Pair, tokenizer: CLIPTokenizer, texts: Sequence[str], chunk: int = 256) -> Tensor:
     """states_MD float32: each text's state at EOS, not yet projected. Texts of a length go together, which is cheap."""
-    limit = model.text_model.embeddings.position_embedding.num_embeddings
+    tower: Any = model.text_model
+    limit = tower.embeddings.position_embedding.num_embeddings
     ids = tokenizer(list(texts), truncation=True, max_length=limit).input_ids
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     states_MD = torch.empty(len(ids), model.text_projection.in_features, device=model.device)
@@ -130,7 +133,7 @@ def caption_states(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[s
 class LockedPair(nn.Module):
     """Image tower and both projections behind one forward pass, which is what several processes need."""
 
-    def __init__(self, model: CLIPModel) -> None:
+    def __init__(self, model: Pair) -> None:
         super().__init__()
         self.model = model
 

@@ -14,18 +14,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from star.clip.network import embed_images, embed_texts
+from star.clip.network import Pair, embed_images, embed_texts
+from star.data.clip_pair import pair_class
 from star.data.loader.pipeline import DataConfig, Pipeline
-from star.data.pretrained import SAFE, SAFE_MODEL, check_folder, loading
+from star.data.pretrained import SAFE, SAFE_MODEL, loading
 
 CANDIDATES = 20  # prompts among which the issue asks for the true one to rank first
 REPEATS = 10  # draws of the candidates, for a steadier mean
 
 
 @torch.no_grad()
-def embed_prompts(model: CLIPModel, tokenizer: CLIPTokenizer, prompts: Sequence[str], chunk: int = 256) -> Tensor:
+def embed_prompts(model: Pair, tokenizer: CLIPTokenizer, prompts: Sequence[str], chunk: int = 256) -> Tensor:
     """text_MD, normalised float32."""
     parts = []
     for first in range(0, len(prompts), chunk):
@@ -41,7 +42,7 @@ def embed_prompts(model: CLIPModel, tokenizer: CLIPTokenizer, prompts: Sequence[
 
 
 @torch.no_grad()
-def embed_pictures(model: CLIPModel, pipeline: Pipeline) -> tuple[Tensor, list[str], list[dict[str, Any]]]:
+def embed_pictures(model: Pair, pipeline: Pipeline) -> tuple[Tensor, list[str], list[dict[str, Any]]]:
     """image_BD of every sample of the pipeline, with its first caption and its record."""
     images, captions, records = [], [], []
     for batch in pipeline.one_pass():
@@ -51,9 +52,12 @@ def embed_pictures(model: CLIPModel, pipeline: Pipeline) -> tuple[Tensor, list[s
     return torch.cat(images), captions, records
 
 
-def retrieval(model: CLIPModel, tokenizer: CLIPTokenizer, pipeline: Pipeline) -> dict[str, float]:
+def retrieval(model: Pair, tokenizer: CLIPTokenizer, pipeline: Pipeline) -> dict[str, float]:
     """Recall at 1 in both directions, among all pictures and among 20 drawn prompts, and style accuracy."""
+    training = model.training
+    model.eval()  # whose norms a convolutional tower would take from the batch otherwise
     image_BD, captions, records = embed_pictures(model, pipeline)
+    model.train(training)
     text_BD = embed_prompts(model, tokenizer, captions)
     scores = recalls(text_BD @ image_BD.T, captions)
     return scores | style_accuracy(model, tokenizer, image_BD, captions, records)
@@ -83,7 +87,7 @@ def recalls(cosine_BB: Tensor, captions: Sequence[str]) -> dict[str, float]:
 
 
 def style_accuracy(
-    model: CLIPModel, tokenizer: CLIPTokenizer, image_BD: Tensor, captions: Sequence[str], records: Sequence[dict]
+    model: Pair, tokenizer: CLIPTokenizer, image_BD: Tensor, captions: Sequence[str], records: Sequence[dict]
 ) -> dict[str, float]:
     """How often a picture prefers the caption in its own style to the same words in every other style.
 
@@ -102,7 +106,7 @@ def style_accuracy(
 class Names:
     """The subjects of some shards, as places in the embedding space of texts."""
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, records: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, model: Pair, tokenizer: CLIPTokenizer, records: Iterable[dict[str, Any]]) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.tags: dict[str, set[str]] = {}
         for record in records:
@@ -142,8 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--words", nargs="*", default=[], help="words to place among the names")
     options = parser.parse_args(arguments)
     with loading(options.model, "a CLIP"):
-        check_folder(options.model, ("clip",))
-        model = CLIPModel.from_pretrained(options.model, dtype=torch.float32, **SAFE_MODEL).eval()
+        model = pair_class(options.model).from_pretrained(options.model, dtype=torch.float32, **SAFE_MODEL).eval()
         tokenizer = CLIPTokenizer.from_pretrained(options.model, **SAFE)
     size = model.config.vision_config.image_size
     shards = DataConfig(shards=tuple(options.shards), resolution=size, cache=True)

@@ -1,19 +1,47 @@
 """The network of clip-emoji: sizes, construction, embeddings of both sides, the contrastive loss.
 
-It is transformers' CLIPModel, so that every tool for CLIP reads it. Pictures are ours, image_B3HW in [-1, 1], which the
-saved image processor reproduces. Shapes: B pictures and as many captions, T text tokens, P patches, D width.
+It is transformers' CLIPModel, or with a convolutional image tower its VisionTextDualEncoderModel around a ResNetModel.
+Pictures are ours, image_B3HW in [-1, 1], which the saved image processor reproduces. Shapes: B pictures and as many
+captions, T text tokens, P patches, D width.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    ResNetConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
+from star.data.clip_pair import image_vectors
 from star.data.errors import InputError
-from star.generators.config import check_ranges
+from star.generators.config import UNLESS_DEFAULT, check_ranges
+
+Pair: TypeAlias = CLIPModel | VisionTextDualEncoderModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvTowerConfig:
+    """A residual network (He et al. 2016) as image tower: a 7 x 7 stem and a pooling, which leave a quarter of the
+    side, and stages of basic blocks at half the side each. Small collections teach it sooner than a transformer."""
+
+    stem: int = 64
+    widths: tuple[int, ...] = (64, 128, 256)
+    blocks: tuple[int, ...] = (2, 2, 2)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, stem=(1, 2**13), widths=(-math.inf, 2**13), blocks=(-math.inf, 128))
+        if len(self.widths) != len(self.blocks) or not self.widths or min(*self.widths, *self.blocks) < 1:
+            raise InputError(f"The widths are {self.widths} and the blocks {self.blocks}; give as many of both.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +60,8 @@ class ClipConfig:
     vocabulary: int = 3072
     projection: int = 256
     head_width: int = 64
+    # In place of the transformer, whose patch_size and vision_* then mean nothing.
+    conv: ConvTowerConfig | None = field(default=None, metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
         widths = dict.fromkeys(("vision_width", "text_width", "projection", "head_width", "max_tokens"), (1, 2**14))
@@ -52,8 +82,8 @@ class ClipConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
-def build_clip(config: ClipConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIPModel with fresh weights (drawn by transformers' own initialiser) that fits the tokenizer's ids."""
+def build_clip(config: ClipConfig, tokenizer: CLIPTokenizer) -> Pair:
+    """A pair of towers with fresh weights (drawn by transformers' own initialisers) that fits the tokenizer's ids."""
     shared = {"hidden_act": "silu", "projection_dim": config.projection}
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -70,6 +100,10 @@ def build_clip(config: ClipConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_attention_heads": config.text_width // config.head_width,
         "max_position_embeddings": config.max_tokens,
     }
+    if config.conv:
+        vision = _conv_values(config.conv, config.image_size)
+        towers: dict[str, Any] = {"text_config": text | {"model_type": "clip_text_model"}, "vision_config": vision}
+        return VisionTextDualEncoderModel(VisionTextDualEncoderConfig(projection_dim=config.projection, **towers))
     vision = {
         **shared,
         "hidden_size": config.vision_width,
@@ -80,6 +114,17 @@ def build_clip(config: ClipConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
         "patch_size": config.patch_size,
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.projection, **ids))
+
+
+def _conv_values(config: ConvTowerConfig, image_size: int) -> dict[str, Any]:
+    """Of transformers' ResNetConfig, and two that a dual encoder and readers of towers look for."""
+    values = ResNetConfig(
+        embedding_size=config.stem,
+        hidden_sizes=list(config.widths),
+        depths=list(config.blocks),
+        layer_type="basic",
+    ).to_dict()
+    return values | {"hidden_size": config.widths[-1], "image_size": image_size}
 
 
 def image_processor(config: ClipConfig) -> CLIPImageProcessorPil:
@@ -94,12 +139,16 @@ def image_processor(config: ClipConfig) -> CLIPImageProcessorPil:
     )
 
 
-def embed_images(model: CLIPModel, image_B3HW: Tensor, keep_BP: Tensor | None = None) -> Tensor:
+def embed_images(model: Pair, image_B3HW: Tensor, keep_BP: Tensor | None = None) -> Tensor:
     """Normalised embeddings of pictures; float32 (B, D).
 
     keep_BP: int64, the patches each picture is seen through, every one if None. Leaving half of them out halves the
-    cost of a step and regularises (Li et al. 2023, Scaling Language-Image Pre-training via Masking).
+    cost of a step and regularises (Li et al. 2023, Scaling Language-Image Pre-training via Masking). A convolutional
+    tower has no patches.
     """
+    if isinstance(model, VisionTextDualEncoderModel):
+        image_B3HW = image_B3HW.contiguous(memory_format=torch.channels_last)
+        return F.normalize(image_vectors(model, image_B3HW).float(), dim=-1)
     tower = model.vision_model
     hidden_BPD = tower.embeddings(image_B3HW)
     if keep_BP is not None:
@@ -110,17 +159,18 @@ def embed_images(model: CLIPModel, image_B3HW: Tensor, keep_BP: Tensor | None = 
     return F.normalize(model.visual_projection(tower.post_layernorm(hidden_BPD[:, 0])).float(), dim=-1)
 
 
-def embed_texts(model: CLIPModel, ids_BT: Tensor) -> Tensor:
+def embed_texts(model: Pair, ids_BT: Tensor) -> Tensor:
     """Normalised embeddings of tokenised captions; float32 (B, D)."""
     return F.normalize(model.text_projection(end_states(model, ids_BT)).float(), dim=-1)
 
 
-def end_states(model: CLIPModel, ids_BT: Tensor) -> Tensor:
+def end_states(model: Pair, ids_BT: Tensor) -> Tensor:
     """The text tower's normalised state at the first EOS of each caption, before its projection; (B, D).
 
     No padding mask: the tower is causal and its output is taken at the first EOS, so what follows changes nothing.
     """
-    tower, length = model.text_model, ids_BT.shape[1]
+    tower: Any = model.text_model
+    length = ids_BT.shape[1]
     future_TT = torch.full((length, length), float("-inf"), device=ids_BT.device).triu(1)
     hidden_BTD = _as_autocast(tower.embeddings(ids_BT))
     hidden_BTD = tower.encoder(
@@ -185,7 +235,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 class ClipPair(nn.Module):
     """Both towers behind one forward pass, which is what several processes need to exchange gradients."""
 
-    def __init__(self, model: CLIPModel) -> None:
+    def __init__(self, model: Pair) -> None:
         super().__init__()
         self.model = model
 

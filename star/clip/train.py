@@ -25,6 +25,8 @@ from star.clip.metrics import retrieval
 from star.clip.network import (
     ClipConfig,
     ClipPair,
+    ConvTowerConfig,
+    Pair,
     augment,
     build_clip,
     contrastive_loss,
@@ -81,8 +83,10 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
         run=RunConfig(
             steps=2600, batch_size=128, precision="bf16", log_every=20, sample_every=1300, checkpoint_every=100
         ),
+        network=ClipConfig(conv=ConvTowerConfig()),
         locked=LockedTextConfig(init_from="clip-emoji"),
-        learning_rate=3e-4,
+        learning_rate=2e-3,
+        warmup=100,
         shift=0.08,
         zoom=0.12,
     ),
@@ -190,13 +194,13 @@ def _locked_loss(
 def _seen(batch: Batch, config: ClipTrainConfig, run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """image_B3HW, shifted and scaled, and keep_BP, the patches that are seen; None for all of them."""
     patches = config.network.patches
-    whole = step >= run.total_steps * (1 - config.whole_pictures)
+    whole = step >= run.total_steps * (1 - config.whole_pictures) or config.network.conv is not None
     kept = patches if whole else max(1, round(patches * config.kept_patches))
     keep_BP = None if kept == patches else drop_patches(len(batch), patches, kept).to(run.device)
     return augment(to_device(batch.image_B3HW, run.device), config.shift, config.zoom), keep_BP
 
 
-def _model(config: ClipTrainConfig, pipeline: Pipeline, run: Run, resume: bool) -> tuple[CLIPModel, CLIPTokenizer]:
+def _model(config: ClipTrainConfig, pipeline: Pipeline, run: Run, resume: bool) -> tuple[Pair, CLIPTokenizer]:
     """Fresh, with a tokenizer of its own, or around the text tower of another; with the attention that is quickest."""
     if config.locked:
         model, tokenizer = load_locked(config.locked, config.network)
@@ -204,12 +208,13 @@ def _model(config: ClipTrainConfig, pipeline: Pipeline, run: Run, resume: bool) 
         tokenizer = _tokenizer(run.out / "tokenizer", pipeline, config.network, run, resume)
         model = build_clip(config.network, tokenizer)
     # At these lengths SDPA's backward pass on the CPU is several times slower than plain products.
-    model.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
+    attending = model if isinstance(model, CLIPModel) else model.text_model
+    attending.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
     return model, tokenizer
 
 
 def _classes(
-    config: ClipTrainConfig, pipeline: Pipeline, model: CLIPModel, tokenizer: CLIPTokenizer, run: Run
+    config: ClipTrainConfig, pipeline: Pipeline, model: Pair, tokenizer: CLIPTokenizer, run: Run
 ) -> CaptionClasses | None:
     """Of a locked text tower, all captions that there are to be told apart."""
     if not config.locked:
@@ -223,7 +228,7 @@ def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], max_tokens: int) -
     return tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt").input_ids
 
 
-def save_clip(path: Path, model: CLIPModel, tokenizer: CLIPTokenizer, config: ClipConfig) -> None:
+def save_clip(path: Path, model: Pair, tokenizer: CLIPTokenizer, config: ClipConfig) -> None:
     """Writes weights (bfloat16), tokenizer and image processor in transformers' format; leaves the model as it is.
 
     Raises InputError if the disk refuses.

@@ -10,7 +10,6 @@ from torch import Tensor
 from star.data.errors import InputError
 from star.data.images import pil_to_pixels, pixels_to_pil, read_png, save_png
 from star.eval.extractors.extractor import Extractor, TextExtractor, extractor, shipped
-from star.eval.metrics import alignment
 from star.eval.metrics.alignment import ClipScorer, products
 
 PROMPTS = ["a red heart, noto emoji style", "a blue car, twemoji style", "a green apple, blob emoji style"]
@@ -52,10 +51,6 @@ def test_rows_are_those_of_the_model_itself(clip: ClipScorer) -> None:
         text = clip.model.text_projection(clip.model.text_model(input_ids=ids).pooler_output)
     torch.testing.assert_close(clip.images(pixels), torch.nn.functional.normalize(image), atol=1e-5, rtol=0)
     torch.testing.assert_close(clip.texts(PROMPTS[:1]), torch.nn.functional.normalize(text), atol=1e-5, rtol=0)
-
-
-def test_what_transformers_4_returned_is_accepted() -> None:
-    torch.testing.assert_close(alignment._embedding(torch.tensor([[3.0, 4.0]])), torch.tensor([[0.6, 0.8]]))
 
 
 def test_pick_score_carries_the_temperature(clip: ClipScorer) -> None:

@@ -1,6 +1,7 @@
 """A new image tower for a frozen text tower: what is frozen stays to the bit, and all captions are the classes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer, VisionTextDualEncoderModel
 
 import star.clip.train as trainer
 from star.clip.captions import PictureText
@@ -21,7 +22,7 @@ from star.clip.locked_text import (
     load_locked,
     matching_loss,
 )
-from star.clip.network import embed_texts
+from star.clip.network import ConvTowerConfig, embed_images, embed_texts
 from star.clip.train import CLIP_PRESETS, ClipTrainConfig, token_ids, train
 from star.data.errors import InputError
 from star.data.text import TextEncoder
@@ -154,6 +155,49 @@ def test_an_image_tower_of_other_sizes_starts_afresh(first: Path) -> None:
     assert {name.split(".")[0] for name, value in wider.named_parameters() if value.requires_grad} == {
         part.rstrip(".") for part in LEARNT
     }
+
+
+CONV = ConvTowerConfig(stem=8, widths=(8, 16), blocks=(1, 1))
+
+
+def test_a_convolutional_image_tower_is_learnt_to_a_frozen_text_tower(
+    first: Path, shards: Path, tmp_path: Path
+) -> None:
+    run = replace(CLIP_PRESETS["test"].run, steps=60, batch_size=16, sample_every=60, log_every=10)
+    network = replace(CLIP_PRESETS["test"].network, conv=CONV)
+    config = locked(first, run=run, network=network, learning_rate=1e-2, warmup=5)
+    assert from_dict(ClipTrainConfig, to_dict(config)) == config
+    path = train(config, data=[str(shards)], out=tmp_path / "run")
+    assert TextEncoder.from_pretrained(path).digest == TextEncoder.from_pretrained(first).digest
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["validation/image_to_text"] >= 0.6  # chance: 1 in 16
+    assert lines[0]["scale"] < 16  # the temperature begins anew with the tower, at 14.3
+
+    model = VisionTextDualEncoderModel.from_pretrained(path, dtype=torch.float32)
+    again, _ = load_locked(LockedTextConfig(init_from=str(path)), network)  # and goes on from what was written
+    image_B3HW = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        pooled_BD = model.eval().vision_model(image_B3HW).pooler_output.flatten(1)
+        expected_BD = F.normalize(model.visual_projection(pooled_BD), dim=-1)
+        torch.testing.assert_close(embed_images(again.eval(), image_B3HW), expected_BD)
+    assert torch.equal(again.logit_scale, model.logit_scale)
+
+
+def test_a_run_with_a_convolutional_tower_goes_on_to_the_bit(first: Path, shards: Path, tmp_path: Path) -> None:
+    """Its norms' running means, and that measuring in between leaves them alone."""
+    config = locked(first, network=replace(CLIP_PRESETS["test"].network, conv=CONV))
+    whole = load_file(train(config, data=[str(shards)], out=tmp_path / "whole") / "model.safetensors")
+    unmeasured = replace(config, run=replace(config.run, sample_every=100))
+    same = load_file(train(unmeasured, data=[str(shards)], out=tmp_path / "unmeasured") / "model.safetensors")
+    assert all(torch.equal(whole[name], same[name]) for name in whole)
+    (tmp_path / "cut").mkdir()
+    cut = train(config, data=[str(shards)], out=tmp_path / "cut")
+    for checkpoint in sorted((tmp_path / "cut" / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(checkpoint)
+    shutil.rmtree(cut)
+    resumed = load_file(train(config, data=[str(shards)], out=tmp_path / "cut", resume=True) / "model.safetensors")
+    assert any("running_mean" in name for name in whole)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_what_cannot_be_locked_is_refused(first: Path, tmp_path: Path) -> None:

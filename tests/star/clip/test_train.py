@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPTokenizer, VisionTextDualEncoderModel
 
 from star.clip.captions import CaptionConfig, PictureText, false_negatives, misspell
 from star.clip.metrics import Names, recalls
 from star.clip.network import (
     ClipConfig,
+    ConvTowerConfig,
     augment,
     build_clip,
     contrastive_loss,
@@ -42,7 +43,9 @@ def tokenizer() -> CLIPTokenizer:
 
 def tiny(tokenizer: CLIPTokenizer) -> CLIPModel:
     torch.manual_seed(0)
-    return build_clip(CLIP_PRESETS["test"].network, tokenizer).eval()
+    model = build_clip(CLIP_PRESETS["test"].network, tokenizer).eval()
+    assert isinstance(model, CLIPModel)
+    return model
 
 
 # --- tokenizer ---
@@ -197,6 +200,12 @@ def test_impossible_sizes_are_refused() -> None:
         ClipConfig(text_width=100)
     with pytest.raises(InputError, match="between 0 and 1"):
         replace(CLIP_PRESETS["test"], kept_patches=1.5)
+    with pytest.raises(InputError, match="give as many of both"):
+        ConvTowerConfig(widths=(64, 128), blocks=(2,))
+    with pytest.raises(InputError, match="blocks"):
+        ConvTowerConfig(widths=(64,), blocks=(2**20,))
+    with pytest.raises(InputError, match="stem"):
+        ConvTowerConfig(stem=0)
 
 
 # --- scores ---
@@ -309,4 +318,9 @@ def test_every_preset_builds(name: str, tokenizer: CLIPTokenizer) -> None:
         model = build_clip(config, tokenizer)
     assert model.text_model.config.max_position_embeddings == config.max_tokens
     assert model.text_model.config.eos_token_id == tokenizer.eos_token_id
-    assert model.vision_model.embeddings.num_patches == config.patches
+    if config.conv:
+        assert isinstance(model, VisionTextDualEncoderModel)
+        assert model.visual_projection.in_features == config.conv.widths[-1]
+    else:
+        assert isinstance(model, CLIPModel)
+        assert model.vision_model.embeddings.num_patches == config.patches
