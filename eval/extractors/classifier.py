@@ -1,7 +1,7 @@
 """The network of judge-emoji: a small residual classifier, whose pooled last layer gives the metrics their features.
 
-Convolutions where clip-emoji has attention, labels where it has captions: what it finds alike owes nothing to the
-teacher of the models that it scores. It is never used in a training loss. Pictures are image_B3HW in [-1, 1].
+Labels where clip-emoji and guide-emoji have captions, and a network of its own: what it finds alike owes nothing to
+the teachers of the models that it scores. It is never used in a training loss. Pictures are image_B3HW in [-1, 1].
 Shapes: B pictures, C channels, D features, H W pixels, 3 RGB.
 """
 

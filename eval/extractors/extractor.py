@@ -1,9 +1,10 @@
 """Pixels to features: frozen networks that own their resize and range, so that a metric sees nothing but rows.
 
-    classifier = extractor("judge-emoji")            # ships with this project; so does "clip-emoji"
+    classifier = extractor("judge-emoji")            # ships with this project; so do "clip-emoji" and "guide-emoji"
     features_BD = classifier(pixels_B3HW)            # uint8 of any size -> float32 on the CPU
 
-    "clip:DIR or hub id"    CLIP's image embedding, unit length; `texts(prompts)` gives the matching rows of prompts
+    "clip:DIR or hub id"    CLIP's image embedding, unit length; `texts(prompts)` gives the matching rows of prompts;
+                            other pairs of towers in transformers' dual encoder format, too (star.data.clip_pair)
     "dino:DIR or hub id"    DINOv2, the normalised class token
     "judge:DIR"             a network that `star train judge` wrote
     "pick:DIR or hub id"    PickScore's CLIP; its text rows carry the temperature, so that a product is the score
@@ -34,7 +35,7 @@ from star.eval.metrics.retrieval import Thumbnail
 from star.generators import registry
 from star.generators.pretrained import digest
 
-SHIPPED = ("judge-emoji", "clip-emoji")
+SHIPPED = {"judge-emoji": "judge", "clip-emoji": "clip", "guide-emoji": "clip"}  # name -> kind
 Device = str | torch.device
 
 
@@ -70,7 +71,7 @@ def extractor(name: str, device: Device = "cpu") -> Extractor:
     """The extractor of a name, see the module's text. Raises InputError for an unknown name or missing weights."""
     kind, _, place = name.partition(":")
     if name in SHIPPED:
-        kind, place = kind.removesuffix("-emoji"), str(shipped(name))
+        kind, place = SHIPPED[name], str(shipped(name))
     elif name in ("inception", "inception-pytorch-fid"):
         from star.eval.extractors.inception import Inception
 

@@ -14,8 +14,11 @@ from star.eval.run.record import OVERALL, Estimate, Protocol, Speed
 from star.generators.config import to_dict
 
 MIXED = "Records of different protocols: figures in one row are not comparable, and nothing is ranked."
-# Networks whose features some of the project's own models were made with: no independent measure of these.
-SEEN_IN_TRAINING = {"clip-emoji": "conditions star-emoji and guided the training of the GANs"}
+# Networks that share a part with some of the project's own models: no quite independent measure of these.
+SEEN_IN_TRAINING = {
+    "clip-emoji": "has the text tower that conditions star-emoji and the GANs; its image tower was in no training loss",
+    "guide-emoji": "guided the training of the GANs",
+}
 ARROWS = {"lower": "↓", "higher": "↑"}
 SPLIT = ("text", "generator", "decoder")
 FIELDS = {  # of a protocol, as people read them

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from star.generators.training.run import RunConfig
 
-CLIP = "clip-emoji"  # ships
+CLIP = "guide-emoji"  # ships, apart from clip-emoji, which scores: who guides should not judge
 LICENCE = "MIT; pictures learnt from: Apache-2.0, MIT, CC-BY-4.0"
 
 

@@ -1,4 +1,4 @@
-"""Training of clip-emoji: captioned shards to a directory in transformers' CLIP format.
+"""Training of clip-emoji and guide-emoji: captioned shards to a directory in transformers' CLIP format.
 
     star train clip --preset emoji-cpu --data SHARDS --out RUN      # writes RUN/model
     star.data.text.TextEncoder.from_pretrained("RUN/model")              # its text tower, as STAR is fed by it
@@ -6,7 +6,7 @@
 Every step: a batch of pictures, one caption variant of each (`star.clip.captions`), a symmetric contrastive loss in
 which pairs that happen to be true do not count. With several processes each contrasts within its own part of a batch.
 
-    star train clip --preset emoji-image-tower --data SHARDS --out RUN   # a new image tower for clip-emoji's text tower
+    star train clip --preset emoji-image-tower --data SHARDS --out RUN  # a new image tower for guide-emoji's text tower
 
 With `locked` the text tower is kept as loaded, and a picture is told from all captions: `star.clip.locked_text`.
 """
@@ -84,7 +84,7 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
             steps=2600, batch_size=128, precision="bf16", log_every=20, sample_every=1300, checkpoint_every=100
         ),
         network=ClipConfig(conv=ConvTowerConfig()),
-        locked=LockedTextConfig(init_from="clip-emoji"),
+        locked=LockedTextConfig(init_from="guide-emoji"),  # which has clip-emoji's text tower and another image tower
         learning_rate=2e-3,
         warmup=100,
         shift=0.08,

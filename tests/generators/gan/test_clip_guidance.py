@@ -17,7 +17,7 @@ from star.data.images import pixels_to_pil
 from star.generators.gan.clip_guidance import ClipGuidance, blur, blur_sigma, squared_angles
 from star.generators.gan.losses import hinge_discriminator, hinge_fake, hinge_generator, hinge_real
 
-CLIP_EMOJI = Path(__file__).parents[3] / "star" / "weights" / "clip-emoji"
+GUIDE_EMOJI = Path(__file__).parents[3] / "star" / "weights" / "guide-emoji"
 SIDES = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 16}
 MEAN, DEVIATION = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
@@ -168,15 +168,15 @@ def test_a_missing_or_incomplete_clip_is_refused(clip: Path, tmp_path: Path) -> 
         ClipGuidance(tmp_path)
 
 
-def test_clip_emoji_sees_what_its_processor_shows_it() -> None:
-    guidance = ClipGuidance(CLIP_EMOJI)
+def test_guide_emoji_sees_what_its_processor_shows_it() -> None:
+    guidance = ClipGuidance(GUIDE_EMOJI)
     torch.manual_seed(0)
     pixels_B3HW = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    processor = CLIPImageProcessorPil.from_pretrained(CLIP_EMOJI)
+    processor = CLIPImageProcessorPil.from_pretrained(GUIDE_EMOJI)
     expected = processor([pixels_to_pil(pixels) for pixels in pixels_B3HW], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(guidance.preprocessing(pixels_B3HW / 127.5 - 1), expected, rtol=0, atol=1e-6)
     with torch.no_grad():
-        model = CLIPModel.from_pretrained(CLIP_EMOJI, dtype=torch.float32)
+        model = CLIPModel.from_pretrained(GUIDE_EMOJI, dtype=torch.float32)
         same_BP = model.visual_projection(model.vision_model(expected).pooler_output)
         assert float(guidance(pixels_B3HW / 127.5 - 1, same_BP)) < 1e-4
 

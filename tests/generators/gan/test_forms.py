@@ -163,7 +163,7 @@ def test_a_discriminator_judges_and_learns_the_same(family: str) -> None:
 def test_a_tower_in_bfloat16_sees_nearly_the_same(kind: str) -> None:
     """Half a per cent of eight bits each, and a slope for the picture in float32."""
     torch.manual_seed(0)
-    module: Any = FrozenFeatures.from_pretrained("clip-emoji") if kind == "features" else ClipGuidance("clip-emoji")
+    module: Any = FrozenFeatures.from_pretrained("guide-emoji") if kind == "features" else ClipGuidance("guide-emoji")
     image = (torch.rand(4, 3, 64, 64) * 2 - 1).requires_grad_()
     condition = nn.functional.normalize(torch.randn(4, 256), dim=1)
 

@@ -35,7 +35,7 @@ from star.generators.gan.discriminators.projected import (
 )
 from star.generators.gan.losses import hinge_discriminator, hinge_generator
 
-CLIP_EMOJI = Path(__file__).parents[4] / "star" / "weights" / "clip-emoji"
+GUIDE_EMOJI = Path(__file__).parents[4] / "star" / "weights" / "guide-emoji"
 SIZES: dict[str, Any] = {
     "hidden_size": 8,
     "num_hidden_layers": 3,
@@ -337,9 +337,9 @@ def test_a_saved_backbone_gives_the_same_features(kind: str, tmp_path: Path) -> 
 
 
 def test_the_image_side_of_clip_emoji() -> None:
-    features = FrozenFeatures.from_pretrained(CLIP_EMOJI)
+    features = FrozenFeatures.from_pretrained(GUIDE_EMOJI)
     assert (features.width, len(features.blocks), features.preprocessing.side) == (192, 6, 64)
-    config = ProjectedConfig(features=str(CLIP_EMOJI), taps=(1, 3), condition_width=256)
+    config = ProjectedConfig(features=str(GUIDE_EMOJI), taps=(1, 3), condition_width=256)
     discriminator = ProjectedDiscriminator(config, features)
     assert len(features.blocks) == 4  # nothing is computed after the last tap
     torch.manual_seed(0)
