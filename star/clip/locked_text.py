@@ -3,12 +3,12 @@
 Locked-image tuning the other way round (Zhai et al. 2022, LiT, section 3): the text tower is loaded and left as it is
 to the bit, so whatever it conditions draws the same pictures; image tower, both projections and the temperature learn.
 A frozen tower's states of all captions are computed once, so a picture is told from every caption there is, not from
-those of its batch alone. Shapes: B pictures, M captions of a set, D width, 3HW image, P patches.
+those of its batch alone. Shapes: B pictures, M captions of a set, S styles, D width, 3HW image, P patches.
 """
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from star.data.clip_pair import pair_class
 from star.data.errors import InputError
 from star.data.pretrained import SAFE, SAFE_MODEL, folder_of, loading
 from star.data.text import HUB_FILES
-from star.generators.config import check_ranges
+from star.generators.config import UNLESS_DEFAULT, check_ranges
 from star.generators.registry import place_of
 
 IMAGE_SIDE = ("vision_model.", "visual_projection.", "logit_scale")
@@ -38,9 +38,11 @@ class LockedTextConfig:
     first_captions: float = 0.5  # share of the steps in which the classes are first captions; else the others, evenly
     phrases: float = 1.0  # weight of a second softmax, over captions without their style
     matching: float = 0.5  # weight of the texts' search for their pictures within a batch
+    # Weight of a softmax over a picture's own words in every style there is, whether such a picture exists or not.
+    styles: float = field(default=0.0, metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
-        check_ranges(self, first_captions=(0, 1), phrases=(0, 1e3), matching=(0, 1e3))
+        check_ranges(self, first_captions=(0, 1), phrases=(0, 1e3), matching=(0, 1e3), styles=(0, 1e3))
         if not self.init_from:
             raise InputError("locked.init_from is empty, expected the CLIP whose text tower is kept: give its folder")
 
@@ -81,7 +83,11 @@ class CaptionClasses:
     picture that has none of a kind stands there under its first caption.
     """
 
-    def __init__(self, pictures: Iterable[PictureText], model: Pair, tokenizer: CLIPTokenizer) -> None:
+    def __init__(
+        self, pictures: Iterable[PictureText], model: Pair, tokenizer: CLIPTokenizer, *, styles: bool = False
+    ) -> None:
+        """styles: also the words of every picture in all styles, see `styled`. Raises InputError without any."""
+        pictures = list(pictures)
         told = [self._texts(picture) for picture in pictures]
         self.rows: list[dict[str, int]] = [
             {text: row for row, text in enumerate(dict.fromkeys(texts))} for texts in zip(*told, strict=True)
@@ -90,6 +96,31 @@ class CaptionClasses:
         states_MD = caption_states(model, tokenizer, texts)
         place = {text: row for row, text in enumerate(texts)}
         self.states_MD = [states_MD[[place[text] for text in rows]] for rows in self.rows]
+        self.styles = sorted({style for picture in pictures if (style := self._style(picture))}) if styles else []
+        if styles and len(self.styles) < 2:
+            raise InputError(
+                f"the captions tell of {len(self.styles)} styles, expected 2 or more behind their last commas where "
+                "styles are learnt: leave locked.styles at 0"
+            )
+        phrases = list(self.rows[FORMS])
+        in_styles = [f"{phrase}, {style}" for phrase in phrases for style in self.styles]
+        if in_styles:
+            self.in_styles_MSD = caption_states(model, tokenizer, in_styles).unflatten(0, (len(phrases), -1))
+
+    @staticmethod
+    def _style(picture: PictureText) -> str:
+        """The words of the first caption behind its last comma; "" where records name no style."""
+        return picture.captions[0][len(picture.phrase) + 2 :] if picture.phrase else ""
+
+    def styled(self, pictures: Sequence[PictureText]) -> tuple[Tensor, Tensor]:
+        """Of those that have a style: states (B, S, D) of their words in all styles, and target_B int64, their own.
+
+        Of the others target_B is -100, which cross-entropy leaves out.
+        """
+        number = {style: row for row, style in enumerate(self.styles)}
+        target_B = torch.tensor([number.get(self._style(picture), -100) for picture in pictures])
+        rows = [self.rows[FORMS][self._texts(picture)[FORMS]] for picture in pictures]
+        return self.in_styles_MSD[rows], target_B
 
     @staticmethod
     def _texts(picture: PictureText) -> list[str]:
@@ -161,6 +192,13 @@ def matching_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor, target_B: Te
     return F.cross_entropy(logits_BB, torch.arange(len(target_B), device=logits_BB.device))
 
 
+def style_loss(image_BD: Tensor, text_MD: Tensor, scale: Tensor, target_B: Tensor) -> Tensor:
+    """Cross-entropy of each picture over its words in all styles, M = B S in that order; 0 if none has a style."""
+    text_BSD = text_MD.unflatten(0, (len(image_BD), -1))
+    logits_BS = scale * torch.einsum("bd,bsd->bs", image_BD, text_BSD)
+    return F.cross_entropy(logits_BS, target_B, reduction="sum") / (target_B >= 0).sum().clamp(min=1)
+
+
 def locked_loss(
     config: LockedTextConfig,
     classes: CaptionClasses,
@@ -169,7 +207,7 @@ def locked_loss(
     embedded: tuple[Tensor, list[Tensor], Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch and what is logged. embedded: of `LockedPair`, given the states of `form` and of phrases."""
-    image_BD, (text_MD, phrase_MD), scale = embedded
+    image_BD, (text_MD, phrase_MD, *styled), scale = embedded
     target_B, excluded_BM = (part.to(image_BD.device) for part in classes.targets(pictures, form))
     caption, found = class_loss(image_BD, text_MD, scale, target_B, excluded_BM)
     matching = matching_loss(image_BD, text_MD[target_B], scale, target_B)
@@ -182,4 +220,8 @@ def locked_loss(
         "loss/matching": matching,
         "found/phrases": phrase_found,
     }
+    if styled:
+        _, style_B = classes.styled(pictures)
+        values["loss/styles"] = style_loss(image_BD, styled[0], scale, style_B.to(image_BD.device))
+        loss = loss + config.styles * values["loss/styles"]
     return loss, {"loss": loss, "found": found, "scale": scale, **values}

@@ -186,8 +186,11 @@ def _locked_loss(
     form = classes.draw(config.locked.first_captions, rng)
     pictures = [PictureText(*both) for both in zip(batch.captions, batch.info, strict=True)]
     image_B3HW, keep_BP = _seen(batch, config, run, step)
+    states = [classes.states_MD[form], classes.states_MD[FORMS]]
+    if config.locked.styles:
+        states.append(classes.styled(pictures)[0].flatten(0, 1))
     with run.autocast():
-        embedded = pair(image_B3HW, keep_BP, (classes.states_MD[form], classes.states_MD[FORMS]))
+        embedded = pair(image_B3HW, keep_BP, states)
     return locked_loss(config.locked, classes, pictures, form, embedded)
 
 
@@ -220,7 +223,8 @@ def _classes(
     if not config.locked:
         return None
     pictures = (PictureText(*both) for both in pipeline.records())
-    return CaptionClasses(pictures, model.to(run.device), tokenizer)  # type: ignore[arg-type]
+    styles = config.locked.styles > 0
+    return CaptionClasses(pictures, model.to(run.device), tokenizer, styles=styles)  # type: ignore[arg-type]
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], max_tokens: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from star.clip.locked_text import (
     class_loss,
     load_locked,
     matching_loss,
+    style_loss,
 )
 from star.clip.network import ConvTowerConfig, embed_images, embed_texts
 from star.clip.train import CLIP_PRESETS, ClipTrainConfig, token_ids, train
@@ -157,6 +158,39 @@ def test_an_image_tower_of_other_sizes_starts_afresh(first: Path) -> None:
     }
 
 
+def test_a_picture_is_told_from_its_words_in_every_style(first: Path, shards: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_locked(LockedTextConfig(init_from=str(first)), CLIP_PRESETS["test"].network)
+    classes = CaptionClasses(pictures(), model, tokenizer, styles=True)
+    assert classes.styles == ["outline drawing style", "solid style"]
+    without = PictureText(["a red circle"], {})  # its words are known, its style is not
+    states_BSD, target_B = classes.styled([*pictures()[:3], without])
+    assert target_B.tolist() == [1, 0, 1, -100]
+    expected = caption_states(model, tokenizer, ["a red circle, outline drawing style", "a red circle, solid style"])
+    for row in (0, 1, 3):
+        torch.testing.assert_close(states_BSD[row], expected, atol=1e-5, rtol=1e-4)
+
+    torch.manual_seed(0)
+    image_BD = F.normalize(torch.randn(4, 8), dim=-1)
+    text_MD = F.normalize(torch.randn(8, 8), dim=-1)
+    loss = style_loss(image_BD, text_MD, torch.tensor(5.0), target_B)
+    by_hand = [F.cross_entropy(5 * text_MD[2 * row : 2 * row + 2] @ image_BD[row], target_B[row]) for row in range(3)]
+    torch.testing.assert_close(loss, torch.stack(by_hand).mean())
+    assert style_loss(image_BD, text_MD, torch.tensor(5.0), torch.full((4,), -100)) == 0
+
+    plain = [PictureText(["a red circle"], {}), PictureText(["a blue circle"], {})]
+    with pytest.raises(InputError, match="tell of 0 styles"):
+        CaptionClasses(plain, model, tokenizer, styles=True)
+
+    run = replace(CLIP_PRESETS["test"].run, steps=60, batch_size=16, sample_every=60, log_every=10)
+    config = locked(first, run=run, learning_rate=3e-3, whole_pictures=0.5, warmup=5)
+    assert config.locked is not None
+    config = replace(config, locked=replace(config.locked, styles=1.0, first_captions=0.0, phrases=0.0, matching=0.0))
+    train(config, data=[str(shards)], out=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss/styles"] < 0.3 < 0.5 < lines[0]["loss/styles"]
+    assert lines[-1]["validation/style"] >= 0.9
+
+
 CONV = ConvTowerConfig(stem=8, widths=(8, 16), blocks=(1, 1))
 
 
@@ -215,5 +249,6 @@ def test_what_cannot_be_locked_is_refused(first: Path, tmp_path: Path) -> None:
 
 def test_configs_from_before_say_nothing_of_it() -> None:
     assert "locked" not in to_dict(CLIP_PRESETS["emoji-cpu"])
+    assert "styles" not in to_dict(LockedTextConfig(init_from="x"))
     shown = to_dict(CLIP_PRESETS["emoji-image-tower"])
     assert from_dict(ClipTrainConfig, shown) == CLIP_PRESETS["emoji-image-tower"]
