@@ -18,6 +18,9 @@ FIELDS = {
     "anchor": "align_to",
     "anchor_weight": "align_weight",
 }
+# Shipped weights that have another name now, by the field that named them. What an earlier version called clip-emoji is
+# guide-emoji where it guides or is looked through; clip-emoji has another image tower.
+WEIGHTS = {("clip", "clip-emoji"): "guide-emoji", ("features", "clip-emoji"): "guide-emoji"}
 
 
 def translate_options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +47,12 @@ def translate_config(values: Any) -> Any:
             told["sample_options"] = translate_options(told["sample_options"])
         return told
     return [translate_config(value) for value in values] if isinstance(values, list) else values
+
+
+def same_weights(path: str, recorded: object, now: object) -> bool:
+    """Whether a field (dotted) of a recorded config names by an old name the weights that `now` names."""
+    named = (path.rsplit(".", 1)[-1], recorded)
+    return isinstance(recorded, str) and named in WEIGHTS and WEIGHTS[named] == now  # type: ignore[index]
 
 
 def now_called(name: str, value: object) -> str:

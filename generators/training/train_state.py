@@ -19,7 +19,7 @@ from torch import nn
 
 from star.data.errors import InputError
 from star.generators.config import differences
-from star.generators.renamed import translate_config
+from star.generators.renamed import same_weights, translate_config
 from star.generators.training import checkpoint as snapshots
 from star.generators.training.ema import here
 
@@ -65,7 +65,9 @@ def to_continue(out: Path, config: Mapping[str, Any], resume: bool) -> snapshots
     changed = [
         (name, old, new)
         for name, old, new in differences(translate_config(newest.about()["config"]), config)
-        if name.rsplit(".", 1)[-1] not in FREE_FIELDS and not (old is None and new == [])  # a field of later versions
+        if name.rsplit(".", 1)[-1] not in FREE_FIELDS
+        and not (old is None and new == [])  # a field of later versions
+        and not same_weights(name, old, new)
     ]
     if changed:
         told = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in changed)

@@ -12,6 +12,7 @@ from star.generators.renamed import (
     now_called,
     refuse_old_fields,
     refuse_old_options,
+    same_weights,
     translate_config,
     translate_options,
 )
@@ -50,6 +51,19 @@ def test_recorded_configs_are_translated_at_any_depth() -> None:
     assert translate_config(old) == new  # the guidance of a GAN is the weight of a loss
     assert translate_config(new) == new
     assert translate_config([old, 1, "a", None]) == [new, 1, "a", None]
+
+
+def test_weights_by_their_old_name_are_those_of_today() -> None:
+    assert same_weights("clip", "clip-emoji", "guide-emoji")
+    assert same_weights("discriminator.features", "clip-emoji", "guide-emoji")
+    cases: list[tuple[str, object, object]] = [
+        ("clip", "guide-emoji", "clip-emoji"),  # not the other way round
+        ("text_encoder", "clip-emoji", "guide-emoji"),
+        ("clip", "clip-emoji", "openai/clip-vit-base-patch32"),
+        ("clip", "mine", None),
+        ("clip", ["clip-emoji"], "guide-emoji"),
+    ]
+    assert not any(same_weights(*case) for case in cases)
 
 
 @pytest.mark.parametrize(

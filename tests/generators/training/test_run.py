@@ -180,6 +180,20 @@ def test_changed_config_is_refused_by_name_but_cadence_is_free(tmp_path: Path) -
     train(tmp_path, config(log_every=1, keep=1, checkpoint_every=3), resume=True)
 
 
+def test_a_run_that_was_guided_by_what_is_guide_emoji_now_goes_on(tmp_path: Path) -> None:
+    def begin(clip: str, resume: bool) -> Run:
+        return Run(tmp_path, config(), {"run": to_dict(config()), "width": 6, "clip": clip}, resume)
+
+    train(tmp_path, config())
+    about = tmp_path / "checkpoints" / "step-00000010" / "run.json"
+    told = json.loads(about.read_text())
+    told["config"]["clip"] = "clip-emoji"
+    about.write_text(json.dumps(told))
+    begin("guide-emoji", resume=True)
+    with pytest.raises(InputError, match="clip was 'clip-emoji' and is now 'mine'"):
+        begin("mine", resume=True)
+
+
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     train(tmp_path, config())
     with pytest.raises(InputError, match=r"holds a run at step 10.*--resume"):
