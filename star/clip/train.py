@@ -81,7 +81,7 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
     ),
     "emoji-image-tower": ClipTrainConfig(
         run=RunConfig(
-            steps=2600, batch_size=128, precision="bf16", log_every=20, sample_every=1300, checkpoint_every=100
+            steps=5000, batch_size=128, precision="bf16", log_every=20, sample_every=1000, checkpoint_every=100
         ),
         network=ClipConfig(conv=ConvTowerConfig()),
         locked=LockedTextConfig(init_from="guide-emoji"),  # which has clip-emoji's text tower and another image tower

@@ -116,7 +116,9 @@ def test_another_pooling_is_another_text_encoder(tmp_path: Path, monkeypatch: py
 
 
 def test_without_the_package_the_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is of a 'bert' model, expected one of clip, clip_text_model, t5"):
+    with pytest.raises(
+        InputError, match="is of a 'bert' model, expected one of clip, clip_text_model, vision-text-dual-encoder, t5"
+    ):
         TextEncoder.from_pretrained(bert(tmp_path / "bert"))
     with pytest.raises(InputError, match="'bert' is no kind of text encoder, expected one of clip"):
         tower_of("bert")

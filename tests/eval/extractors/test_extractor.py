@@ -217,6 +217,6 @@ def test_dino_gives_the_normalised_class_token(dino: Path, tmp_path: Path) -> No
 
 def test_what_is_no_dino_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is of a 'clip' model, expected one of dinov2"):
-        extractor(f"dino:{shipped('clip-emoji')}")
+        extractor(f"dino:{shipped('guide-emoji')}")
     with pytest.raises(InputError, match=r"config\.json cannot be read"):
         extractor(f"dino:{tmp_path}")

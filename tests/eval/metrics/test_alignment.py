@@ -45,7 +45,7 @@ def test_rows_are_those_of_the_model_itself(clip: ClipScorer) -> None:
     """Prepared by hand: 64 x 64, [-1, 1]; tokens without padding."""
     pixels = pictures(64, 64)
     with torch.no_grad():
-        state = clip.model.vision_model(pixel_values=pixels / 127.5 - 1).pooler_output
+        state = clip.model.vision_model(pixel_values=pixels / 127.5 - 1).pooler_output.flatten(1)
         image = clip.model.visual_projection(state)
         ids = clip.tokenizer(PROMPTS[0], return_tensors="pt").input_ids
         text = clip.model.text_projection(clip.model.text_model(input_ids=ids).pooler_output)

@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -191,8 +192,17 @@ def test_without_tables_is_with_tables_of_zeros() -> None:
     torch.testing.assert_close(learn(plain)[0], learn(network)[0])
 
 
-def test_what_was_trained_with_tables_keeps_them() -> None:
+def test_what_ships_was_trained_without_tables() -> None:
     generator = build("stylenat-emoji")
+    assert isinstance(generator, StyleNatGenerator)
+    assert not generator.network_config.position_bias
+    assert not any("tables" in name for name, _ in generator.network.named_parameters())
+    assert not any("natten knows no bias table" in line for line in generator.kernels())
+
+
+def test_what_was_trained_with_tables_keeps_them(tmp_path: Path) -> None:
+    StyleNatGenerator(small()).save_pretrained(tmp_path)
+    generator = build(str(tmp_path))
     assert isinstance(generator, StyleNatGenerator)
     assert generator.network_config.position_bias
     assert "position_bias" not in to_dict(generator.network_config)  # as it was written, so that digests stay
