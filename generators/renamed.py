@@ -52,7 +52,7 @@ def translate_config(values: Any) -> Any:
 def same_weights(path: str, recorded: object, now: object) -> bool:
     """Whether a field (dotted) of a recorded config names by an old name the weights that `now` names."""
     named = (path.rsplit(".", 1)[-1], recorded)
-    return isinstance(recorded, str) and named in WEIGHTS and WEIGHTS[named] == now  # type: ignore[index]
+    return isinstance(recorded, str) and named in WEIGHTS and WEIGHTS[named] == now
 
 
 def now_called(name: str, value: object) -> str:
