@@ -132,6 +132,13 @@ def check_files(folder: Path) -> None:
             _check_tokenizer(path)
 
 
+def as_saved(tokenizer: Any) -> Any:
+    """A tokenizer that was loaded with `SAFE`, without what it would write of that call into its own description."""
+    for name in (*SAFE, "is_local"):
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
+
+
 def check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
     """Raises InputError if a network that its config describes needs more numbers than the folder's files hold.
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from star.data.errors import InputError
-from star.data.pretrained import SAFE, SAFE_MODEL, check_size
+from star.data.pretrained import SAFE, SAFE_MODEL, as_saved, check_size
 
 
 def read_tower(folder: Path, model: Any, source: str | Path) -> Any:
@@ -30,7 +30,7 @@ def read_tower(folder: Path, model: Any, source: str | Path) -> Any:
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder that was checked."""
     with quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder, **SAFE)
+        return as_saved(AutoTokenizer.from_pretrained(folder, **SAFE))
 
 
 @contextmanager

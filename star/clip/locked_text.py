@@ -20,7 +20,7 @@ from star.clip.captions import PictureText
 from star.clip.network import ClipConfig, Pair, build_clip, embed_images, end_states
 from star.data.clip_pair import pair_class
 from star.data.errors import InputError
-from star.data.pretrained import SAFE, SAFE_MODEL, folder_of, loading
+from star.data.pretrained import SAFE, SAFE_MODEL, as_saved, folder_of, loading
 from star.data.text import HUB_FILES
 from star.generators.config import UNLESS_DEFAULT, check_ranges
 from star.generators.registry import place_of
@@ -57,7 +57,7 @@ def load_locked(config: LockedTextConfig, network: ClipConfig) -> tuple[Pair, CL
     folder = folder_of(place, HUB_FILES, "a CLIP")
     with loading(place, "a CLIP"):
         given = pair_class(folder).from_pretrained(folder, dtype=torch.float32, **SAFE_MODEL).state_dict()
-        tokenizer = CLIPTokenizer.from_pretrained(folder, **SAFE)
+        tokenizer = as_saved(CLIPTokenizer.from_pretrained(folder, **SAFE))
     model = build_clip(network, tokenizer)
     own = model.state_dict()
     vision = [name for name in own if name.startswith(IMAGE_SIDE)]

@@ -39,7 +39,7 @@ from star.data.errors import InputError
 from star.data.loader.batch import to_device
 from star.data.loader.capacity import decide
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
-from star.data.pretrained import SAFE, check_files, loading
+from star.data.pretrained import SAFE, as_saved, check_files, loading
 from star.data.shards.splits import held_out_shards, training_sources
 from star.generators.config import UNLESS_DEFAULT, to_dict
 from star.generators.staging import staged
@@ -250,7 +250,7 @@ def _tokenizer(path: Path, pipeline: Pipeline, config: ClipConfig, run: Run, res
     if resume and (path / "tokenizer.json").is_file():
         check_files(path)
         with loading(path, "the tokenizer of a CLIP"):
-            return CLIPTokenizer.from_pretrained(path, **SAFE)
+            return as_saved(CLIPTokenizer.from_pretrained(path, **SAFE))
     captions = [caption for several, _ in pipeline.records() for caption in several]
     tokenizer = learn_tokenizer(captions, config.vocabulary, config.max_tokens)
     if run.is_main:

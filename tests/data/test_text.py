@@ -272,6 +272,9 @@ def test_a_t5_directory_gives_the_same_features(tmp_path: Path) -> None:
     loaded = TextEncoder.from_pretrained(tmp_path, max_tokens=LENGTH)
     assert torch.equal(loaded.encode(["a red cat"]).tokens_BTD, encoder.encode(["a red cat"]).tokens_BTD)
     assert loaded.digest == encoder.digest
+    loaded.save_pretrained(tmp_path / "again")
+    told = (tmp_path / "again" / "tokenizer_config.json").read_text()
+    assert not any(word in told for word in ("local", "trust_remote_code"))  # nothing of how it was loaded
 
 
 def test_the_digest_knows_weights_and_tokenizer_but_not_the_dtype(tmp_path: Path) -> None:
