@@ -1,7 +1,7 @@
 """Pairs of an image tower and a text tower in transformers' format: a CLIPModel, or a dual encoder of any two towers.
 
-    model = read_pair(folder)
-    image_BD = image_vectors(model, pixel_values=pixels_B3HW)      # projected, not normalised
+    model = pair_class(folder).from_pretrained(folder)
+    image_BD = image_vectors(model, pixels_B3HW)  # projected, not normalised
 
 A dual encoder (VisionTextDualEncoderModel) may have a convolutional image tower, which small pictures need far fewer
 examples for. Its pooled state is then (B, C, 1, 1), which transformers' own `get_image_features` cannot project.
@@ -9,7 +9,7 @@ Shapes: B pictures or texts, T tokens, D width of both projections, 3HW image.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -20,8 +20,6 @@ from star.data.pretrained import VISION_KINDS, check_folder
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, VisionTextDualEncoderModel
-
-    ClipPair: TypeAlias = CLIPModel | VisionTextDualEncoderModel
 
 DUAL_TEXTS = ("clip_text_model", "bert")  # text towers that a dual encoder may have
 
@@ -44,13 +42,13 @@ def pair_class(folder: Path) -> Any:
     return transformers.VisionTextDualEncoderModel
 
 
-def image_vectors(model: "ClipPair", pixel_values: Tensor) -> Tensor:
+def image_vectors(model: "CLIPModel | VisionTextDualEncoderModel", pixel_values: Tensor) -> Tensor:
     """Projected states of pictures (B, D), not normalised. pixel_values: as the pair's image processor makes them."""
     pooled: Tensor = model.vision_model(pixel_values=pixel_values).pooler_output
     return model.visual_projection(pooled.flatten(1))
 
 
-def text_vectors(model: "ClipPair", input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def text_vectors(model: "CLIPModel | VisionTextDualEncoderModel", input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Projected states of texts (B, D), not normalised. input_ids, attention_mask: (B, T)."""
     pooled: Tensor = model.text_model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
     return model.text_projection(pooled)
