@@ -86,7 +86,7 @@ class CaptionClasses:
     def __init__(
         self, pictures: Iterable[PictureText], model: Pair, tokenizer: CLIPTokenizer, *, styles: bool = False
     ) -> None:
-        """styles: also the words of every picture in all styles, see `styled`. Raises InputError without any."""
+        """styles: also the words of every picture in all styles, see `in_styles`. Raises InputError without any."""
         pictures = list(pictures)
         told = [self._texts(picture) for picture in pictures]
         self.rows: list[dict[str, int]] = [
@@ -103,24 +103,23 @@ class CaptionClasses:
                 "styles are learnt: leave locked.styles at 0"
             )
         phrases = list(self.rows[FORMS])
-        in_styles = [f"{phrase}, {style}" for phrase in phrases for style in self.styles]
-        if in_styles:
-            self.in_styles_MSD = caption_states(model, tokenizer, in_styles).unflatten(0, (len(phrases), -1))
+        texts = [f"{phrase}, {style}" for phrase in phrases for style in self.styles]
+        if texts:
+            self.in_styles_MSD = caption_states(model, tokenizer, texts).unflatten(0, (len(phrases), -1))
 
     @staticmethod
     def _style(picture: PictureText) -> str:
         """The words of the first caption behind its last comma; "" where records name no style."""
         return picture.captions[0][len(picture.phrase) + 2 :] if picture.phrase else ""
 
-    def styled(self, pictures: Sequence[PictureText]) -> tuple[Tensor, Tensor]:
-        """Of those that have a style: states (B, S, D) of their words in all styles, and target_B int64, their own.
+    def in_styles(self, pictures: Sequence[PictureText]) -> Tensor:
+        """States (B, S, D) of each picture's words in all styles."""
+        return self.in_styles_MSD[[self.rows[FORMS][self._texts(picture)[FORMS]] for picture in pictures]]
 
-        Of the others target_B is -100, which cross-entropy leaves out.
-        """
+    def style_targets(self, pictures: Sequence[PictureText]) -> Tensor:
+        """target_B int64, each picture's style; -100 for none, which cross-entropy leaves out."""
         number = {style: row for row, style in enumerate(self.styles)}
-        target_B = torch.tensor([number.get(self._style(picture), -100) for picture in pictures])
-        rows = [self.rows[FORMS][self._texts(picture)[FORMS]] for picture in pictures]
-        return self.in_styles_MSD[rows], target_B
+        return torch.tensor([number.get(self._style(picture), -100) for picture in pictures])
 
     @staticmethod
     def _texts(picture: PictureText) -> list[str]:
@@ -221,7 +220,7 @@ def locked_loss(
         "found/phrases": phrase_found,
     }
     if styled:
-        _, style_B = classes.styled(pictures)
-        values["loss/styles"] = style_loss(image_BD, styled[0], scale, style_B.to(image_BD.device))
+        style_B = classes.style_targets(pictures).to(image_BD.device)
+        values["loss/styles"] = style_loss(image_BD, styled[0], scale, style_B)
         loss = loss + config.styles * values["loss/styles"]
     return loss, {"loss": loss, "found": found, "scale": scale, **values}

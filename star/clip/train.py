@@ -188,7 +188,7 @@ def _locked_loss(
     image_B3HW, keep_BP = _seen(batch, config, run, step)
     states = [classes.states_MD[form], classes.states_MD[FORMS]]
     if config.locked.styles:
-        states.append(classes.styled(pictures)[0].flatten(0, 1))
+        states.append(classes.in_styles(pictures).flatten(0, 1))
     with run.autocast():
         embedded = pair(image_B3HW, keep_BP, states)
     return locked_loss(config.locked, classes, pictures, form, embedded)

@@ -163,7 +163,8 @@ def test_a_picture_is_told_from_its_words_in_every_style(first: Path, shards: Pa
     classes = CaptionClasses(pictures(), model, tokenizer, styles=True)
     assert classes.styles == ["outline drawing style", "solid style"]
     without = PictureText(["a red circle"], {})  # its words are known, its style is not
-    states_BSD, target_B = classes.styled([*pictures()[:3], without])
+    asked = [*pictures()[:3], without]
+    states_BSD, target_B = classes.in_styles(asked), classes.style_targets(asked)
     assert target_B.tolist() == [1, 0, 1, -100]
     expected = caption_states(model, tokenizer, ["a red circle, outline drawing style", "a red circle, solid style"])
     for row in (0, 1, 3):
