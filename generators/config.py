@@ -78,6 +78,12 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "confi
         raise InputError(f"{where} is no valid {kind.__name__}: {shorten(error, 400)}") from error
 
 
+def check_stages(widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+    """Raises InputError unless a network has at least one stage, and each a width and blocks of 1 or more."""
+    if len(widths) != len(blocks) or not widths or min(*widths, *blocks) < 1:
+        raise InputError(f"The widths are {widths} and the blocks {blocks}; give as many of both.")
+
+
 def check_ranges(config: Any, **ranges: tuple[float, float]) -> None:
     """Raises InputError unless each named field, or every number of its tuple, lies within (least, most).
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star.data.errors import InputError
-from star.generators.config import check_ranges, from_dict
+from star.generators.config import check_ranges, check_stages, from_dict
 from star.generators.pretrained import ModelDirectory, load_into
 
 FAMILY = "judge"  # on disk
@@ -36,8 +36,7 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, image_size=(1, 2**12), widths=(-math.inf, 2**13), blocks=(-math.inf, 128))
-        if len(self.widths) != len(self.blocks) or not self.widths or min(*self.widths, *self.blocks) < 1:
-            raise InputError(f"The widths are {self.widths} and the blocks {self.blocks}; give as many of both.")
+        check_stages(self.widths, self.blocks)
         if self.image_size < 2 ** len(self.widths):
             raise InputError(
                 f"A picture of {self.image_size} pixels cannot be halved {len(self.widths)} times; give a larger one."

@@ -24,7 +24,7 @@ from transformers import (
 
 from star.data.clip_pair import image_vectors
 from star.data.errors import InputError
-from star.generators.config import UNLESS_DEFAULT, check_ranges
+from star.generators.config import UNLESS_DEFAULT, check_ranges, check_stages
 
 Pair: TypeAlias = CLIPModel | VisionTextDualEncoderModel
 
@@ -40,8 +40,7 @@ class ConvTowerConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, stem=(1, 2**13), widths=(-math.inf, 2**13), blocks=(-math.inf, 128))
-        if len(self.widths) != len(self.blocks) or not self.widths or min(*self.widths, *self.blocks) < 1:
-            raise InputError(f"The widths are {self.widths} and the blocks {self.blocks}; give as many of both.")
+        check_stages(self.widths, self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
