@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from star.data.errors import InputError
 from star.data.files import check_safetensors, described, read_json, shorten
 from star.data.unfilled import fill, unfilled
-from star.generators.registry import place_of
+from star.generators.registry import place_of, shipped
+from star.generators.renamed import moved_to
 from star.generators.staging import staged
 
 FORMAT = 1
@@ -165,6 +166,8 @@ class ModelDirectory:
         if name not in self.references:
             raise InputError(f"{self.path / CONFIG} names no {name}: get the model directory again")
         location = self.references[name].location
+        if ships := shipped(moved_to(location, self.references[name].digest)):
+            return str(ships)
         folder = Path(os.path.normpath(self.path / location))
         return str(folder) if folder.is_dir() else place_of(location)
 

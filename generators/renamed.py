@@ -5,6 +5,7 @@ Light on purpose: the command line imports it, and its help must be instant.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, NoReturn
 
 from star.data.errors import InputError
@@ -19,8 +20,10 @@ FIELDS = {
     "anchor_weight": "align_weight",
 }
 # Shipped weights that have another name now, by the field that named them. What an earlier version called clip-emoji is
-# guide-emoji where it guides or is looked through; clip-emoji has another image tower.
-WEIGHTS = {("clip", "clip-emoji"): "guide-emoji", ("features", "clip-emoji"): "guide-emoji"}
+# guide-emoji where it guides, is looked through or reads prompts; clip-emoji, which scores, has other towers.
+WEIGHTS = {(name, "clip-emoji"): "guide-emoji" for name in ("clip", "features", "text_encoder")}
+# The same for text towers that model directories refer to, by the digest that they ask for.
+TEXT_TOWERS = {"7479b3adb2acf072a95cc99d7f1c80616780449be2443bdd0877796e36f5350b": ("clip-emoji", "guide-emoji")}
 
 
 def translate_options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +56,12 @@ def same_weights(path: str, recorded: object, now: object) -> bool:
     """Whether a field (dotted) of a recorded config names by an old name the weights that `now` names."""
     named = (path.rsplit(".", 1)[-1], recorded)
     return isinstance(recorded, str) and named in WEIGHTS and WEIGHTS[named] == now
+
+
+def moved_to(location: str, digest: str) -> str:
+    """The shipped weights that have the text tower of this digest now, for one that was at this place; "" for others."""
+    before, now = TEXT_TOWERS.get(digest, ("", ""))
+    return now if before and PurePath(location).name == before else ""
 
 
 def now_called(name: str, value: object) -> str:

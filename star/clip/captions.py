@@ -38,6 +38,7 @@ class PictureText:
         self.phrase: str | None = None
         self.tagged: list[tuple[str, Claim]] = []
         style = info.get("style")
+        self.subject = str(info.get("subject", "")) or self.captions[0]
         if style and ", " in captions[0]:
             self.phrase, style_words = captions[0].rsplit(", ", 1)
             subject = str(info.get("subject", ""))
@@ -51,6 +52,11 @@ class PictureText:
             + ([("text", self.phrase)] if self.phrase else [])
             + ([("tag", str(info["subject"]), style)] if style and "subject" in info else [])
         )
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The first caption without its style, and the words of the style; "" if the record names none."""
+        return (self.phrase, self.captions[0][len(self.phrase) + 2 :]) if self.phrase else (self.captions[0], "")
 
     def draw(self, config: CaptionConfig, rng: random.Random) -> tuple[str, Claim]:
         """One caption variant and its claim."""

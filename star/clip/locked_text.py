@@ -48,12 +48,20 @@ class LockedTextConfig:
 
 
 def load_locked(config: LockedTextConfig, network: ClipConfig) -> tuple[Pair, CLIPTokenizer]:
-    """A model of the sizes in `network` with the text tower of `init_from`, frozen, and the tokenizer of both.
+    """As `load_pair` gives them, with the text tower frozen."""
+    model, tokenizer = load_pair(config.init_from, network)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(LEARNT))
+    return model, tokenizer
+
+
+def load_pair(init_from: str, network: ClipConfig) -> tuple[Pair, CLIPTokenizer]:
+    """A model of the sizes in `network` with the text tower of `init_from`, and the tokenizer of both.
 
     The image tower starts from that of `init_from` where it has the same sizes, and else from fresh weights, with them
     its projection and the temperature. Raises InputError if there is no CLIP, or the text towers differ in size.
     """
-    place = place_of(config.init_from)
+    place = place_of(init_from)
     folder = folder_of(place, HUB_FILES, "a CLIP")
     with loading(place, "a CLIP"):
         given = pair_class(folder).from_pretrained(folder, dtype=torch.float32, **SAFE_MODEL).state_dict()
@@ -67,12 +75,10 @@ def load_locked(config: LockedTextConfig, network: ClipConfig) -> tuple[Pair, CL
     wrong += [name for name in own if name not in given and name not in vision]
     if wrong:
         raise InputError(
-            f"The text tower of {config.init_from} has other sizes than the network ({wrong[0]} first), expected the "
+            f"The text tower of {init_from} has other sizes than the network ({wrong[0]} first), expected the "
             "same: give network.text_width, text_layers, text_mlp, max_tokens and projection as they are there"
         )
     model.load_state_dict(given, strict=False)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(LEARNT))
     return model, tokenizer
 
 
@@ -96,7 +102,7 @@ class CaptionClasses:
         states_MD = caption_states(model, tokenizer, texts)
         place = {text: row for row, text in enumerate(texts)}
         self.states_MD = [states_MD[[place[text] for text in rows]] for rows in self.rows]
-        self.styles = sorted({style for picture in pictures if (style := self._style(picture))}) if styles else []
+        self.styles = sorted({style for picture in pictures if (style := picture.parts[1])}) if styles else []
         if styles and len(self.styles) < 2:
             raise InputError(
                 f"the captions tell of {len(self.styles)} styles, expected 2 or more behind their last commas where "
@@ -107,11 +113,6 @@ class CaptionClasses:
         if texts:
             self.in_styles_MSD = caption_states(model, tokenizer, texts).unflatten(0, (len(phrases), -1))
 
-    @staticmethod
-    def _style(picture: PictureText) -> str:
-        """The words of the first caption behind its last comma; "" where records name no style."""
-        return picture.captions[0][len(picture.phrase) + 2 :] if picture.phrase else ""
-
     def in_styles(self, pictures: Sequence[PictureText]) -> Tensor:
         """States (B, S, D) of each picture's words in all styles."""
         return self.in_styles_MSD[[self.rows[FORMS][self._texts(picture)[FORMS]] for picture in pictures]]
@@ -119,7 +120,7 @@ class CaptionClasses:
     def style_targets(self, pictures: Sequence[PictureText]) -> Tensor:
         """target_B int64, each picture's style; -100 for none, which cross-entropy leaves out."""
         number = {style: row for row, style in enumerate(self.styles)}
-        return torch.tensor([number.get(self._style(picture), -100) for picture in pictures])
+        return torch.tensor([number.get(picture.parts[1], -100) for picture in pictures])
 
     @staticmethod
     def _texts(picture: PictureText) -> list[str]:

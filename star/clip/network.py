@@ -1,13 +1,13 @@
 """The network of clip-emoji: sizes, construction, embeddings of both sides, the contrastive loss.
 
-It is transformers' CLIPModel, or with a convolutional image tower its VisionTextDualEncoderModel around a ResNetModel.
-Pictures are ours, image_B3HW in [-1, 1], which the saved image processor reproduces. Shapes: B pictures and as many
-captions, T text tokens, P patches, D width.
+It is transformers' CLIPModel, or with a convolutional image tower its VisionTextDualEncoderModel around ResNetModel or
+RegNetModel. Pictures are ours, image_B3HW in [-1, 1], which the saved image processor reproduces. Shapes: B pictures
+and as many captions, T text tokens, P patches, D width.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizer,
+    RegNetConfig,
     ResNetConfig,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
@@ -31,12 +32,17 @@ Pair: TypeAlias = CLIPModel | VisionTextDualEncoderModel
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvTowerConfig:
-    """A residual network (He et al. 2016) as image tower: a 7 x 7 stem and a pooling, which leave a quarter of the
-    side, and stages of basic blocks at half the side each. Small collections teach it sooner than a transformer."""
+    """A residual network as image tower: a stem, and stages at half the side each. Small collections teach it sooner
+    than a transformer.
+
+    resnet (He et al. 2016): a 7 x 7 stem and a pooling, which leave a quarter of the side, and basic blocks. regnet
+    (Radosavovic et al. 2020, X blocks, ungrouped): a 3 x 3 stem, which leaves half of it, for pictures of few pixels.
+    """
 
     stem: int = 64
     widths: tuple[int, ...] = (64, 128, 256)
     blocks: tuple[int, ...] = (2, 2, 2)
+    kind: Literal["resnet", "regnet"] = field(default="resnet", metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
         check_ranges(self, stem=(1, 2**13), widths=(-math.inf, 2**13), blocks=(-math.inf, 128))
@@ -116,13 +122,18 @@ def build_clip(config: ClipConfig, tokenizer: CLIPTokenizer) -> Pair:
 
 
 def _conv_values(config: ConvTowerConfig, image_size: int) -> dict[str, Any]:
-    """Of transformers' ResNetConfig, and two that a dual encoder and readers of towers look for."""
-    values = ResNetConfig(
-        embedding_size=config.stem,
-        hidden_sizes=list(config.widths),
-        depths=list(config.blocks),
-        layer_type="basic",
-    ).to_dict()
+    """Of transformers' configs, and two that a dual encoder and readers of towers look for."""
+    sizes: dict[str, Any] = {
+        "embedding_size": config.stem,
+        "hidden_sizes": list(config.widths),
+        "depths": list(config.blocks),
+    }
+    if config.kind == "regnet":
+        # A group as wide as the widest stage: one group everywhere.
+        values = RegNetConfig(**sizes, groups_width=max(config.widths), layer_type="x").to_dict()
+        values["downsample_in_first_stage"] = False
+    else:
+        values = ResNetConfig(**sizes, layer_type="basic").to_dict()
     return values | {"hidden_size": config.widths[-1], "image_size": image_size}
 
 
@@ -216,19 +227,23 @@ def drop_patches(batch: int, patches: int, kept: int) -> Tensor:
     return torch.rand(batch, patches).argsort(dim=1)[:, :kept]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float, text_rate: float = 1.0) -> list[dict[str, Any]]:
     """Decay for matrices; none for gains, biases, position tables, the class token and the temperature.
 
-    What is frozen is in neither.
+    What is frozen is in none. text_rate: the rate of the text tower, as a multiple of the others'; its parts are in two
+    groups more where that is not 1.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {(weight_decay, 1.0): [], (0.0, 1.0): []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         matrix = parameter.ndim > 1 and "position_embedding" not in name
-        (decayed if matrix else plain).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        rate = text_rate if "text_model." in name else 1.0
+        groups.setdefault((weight_decay if matrix else 0.0, rate), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": decay} | ({"lr_scale": rate} if rate != 1 else {})
+        for (decay, rate), members in groups.items()
+    ]
 
 
 class ClipPair(nn.Module):

@@ -20,7 +20,15 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 from star.clip.captions import CaptionConfig, PictureText, false_negatives
-from star.clip.locked_text import FORMS, CaptionClasses, LockedPair, LockedTextConfig, load_locked, locked_loss
+from star.clip.locked_text import (
+    FORMS,
+    CaptionClasses,
+    LockedPair,
+    LockedTextConfig,
+    load_locked,
+    load_pair,
+    locked_loss,
+)
 from star.clip.metrics import retrieval
 from star.clip.network import (
     ClipConfig,
@@ -34,6 +42,7 @@ from star.clip.network import (
     image_processor,
     parameter_groups,
 )
+from star.clip.proxies import Points, Proxies, ProxyConfig, ProxyPair, proxy_loss
 from star.data.clip_tokenizer import learn_tokenizer
 from star.data.errors import InputError
 from star.data.loader.batch import to_device
@@ -41,7 +50,7 @@ from star.data.loader.capacity import decide
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
 from star.data.pretrained import SAFE, as_saved, check_files, loading
 from star.data.shards.splits import held_out_shards, training_sources
-from star.generators.config import UNLESS_DEFAULT, to_dict
+from star.generators.config import UNLESS_DEFAULT, check_ranges, to_dict
 from star.generators.staging import staged
 from star.generators.training.data_feed import CachedFeedConfig, Feed
 from star.generators.training.run import Run, RunConfig
@@ -64,8 +73,20 @@ class ClipTrainConfig(CachedFeedConfig):
     zoom: float = 0.1
     validation: tuple[str, ...] = ()  # shards to measure on; if none, those of the data that are named as held out
     locked: LockedTextConfig | None = field(default=None, metadata=UNLESS_DEFAULT)  # train all but the text tower
+    # A CLIP in transformers' format to start from: its text tower and tokenizer, and its image tower if that fits.
+    init_from: str = field(default="", metadata=UNLESS_DEFAULT)
+    text_rate: float = field(default=1.0, metadata=UNLESS_DEFAULT)  # of the text tower, as a multiple of learning_rate
+    proxies: ProxyConfig | None = field(
+        default=None, metadata=UNLESS_DEFAULT
+    )  # learn from all captions as classes, too
 
     def __post_init__(self) -> None:
+        if self.locked and (self.proxies or self.init_from or self.text_rate != 1):
+            raise InputError(
+                "locked was given with proxies, init_from or text_rate, which are for a text tower that learns: give "
+                "locked alone, or those"
+            )
+        check_ranges(self, text_rate=(0, 1e3))
         for name in ("kept_patches", "whole_pictures", "shift", "zoom"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a share between 0 and 1.")
@@ -87,6 +108,22 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
         locked=LockedTextConfig(init_from="guide-emoji"),  # which has clip-emoji's text tower and another image tower
         learning_rate=2e-3,
         warmup=100,
+        shift=0.08,
+        zoom=0.12,
+    ),
+    "emoji-proxies": ClipTrainConfig(
+        run=RunConfig(
+            steps=6000, batch_size=128, precision="bf16", log_every=20, sample_every=1000, checkpoint_every=100
+        ),
+        network=ClipConfig(
+            conv=ConvTowerConfig(kind="regnet", stem=32, widths=(32, 64, 128, 256), blocks=(1, 2, 3, 2))
+        ),
+        init_from="guide-emoji",
+        proxies=ProxyConfig(),
+        learning_rate=3e-3,
+        text_rate=0.3,
+        warmup=200,
+        weight_decay=0.05,
         shift=0.08,
         zoom=0.12,
     ),
@@ -131,9 +168,10 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
     measured = _measured(config.validation or held_out_shards(data), config)
     model, tokenizer = _model(config, pipeline, run, resume)
     classes = _classes(config, pipeline, model, tokenizer, run)
-    pair = run.prepare(LockedPair(model) if classes else ClipPair(model))
+    proxies = _proxies(config, pipeline, model)
+    pair = run.prepare(LockedPair(model) if classes else ProxyPair(model, proxies) if proxies else ClipPair(model))
     optimizer = torch.optim.AdamW(
-        parameter_groups(pair, config.weight_decay), betas=(0.9, config.beta2), eps=1e-6, fused=True
+        parameter_groups(pair, config.weight_decay, config.text_rate), betas=(0.9, config.beta2), eps=1e-6, fused=True
     )
     run.track(pair=pair, optimizer=optimizer)
     run.restore()
@@ -145,6 +183,8 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
             batch = next(batches)
             if classes:
                 loss, values = _locked_loss(pair, batch, classes, config, run, step)
+            elif proxies:
+                loss, values = _proxy_loss(pair, batch, proxies, tokenizer, config, run, step)
             else:
                 loss, values = _loss(pair, batch, tokenizer, config, run, step)
             run.backward(loss)
@@ -194,6 +234,32 @@ def _locked_loss(
     return locked_loss(config.locked, classes, pictures, form, embedded)
 
 
+def _proxy_loss(
+    pair: torch.nn.Module,
+    batch: Batch,
+    proxies: Proxies,
+    tokenizer: CLIPTokenizer,
+    config: ClipTrainConfig,
+    run: Run,
+    step: int,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    assert config.proxies is not None
+    rng = random.Random(random.getrandbits(64))
+    pictures = [PictureText(*both) for both in zip(batch.captions, batch.info, strict=True)]
+    read = pictures[: max(2, round(len(pictures) * config.proxies.share))]
+    drawn = proxies.draw(read, config.captions, rng)
+    excluded_RR = false_negatives(drawn.claims, read).to(run.device)
+    ids_NT = token_ids(tokenizer, drawn.texts, config.network.max_tokens).to(run.device)
+    image_B3HW, keep_BP = _seen(batch, config, run, step)
+    with run.autocast():
+        text_ND, image_BD, scale, parts = pair(image_B3HW, keep_BP, ids_NT)
+    matching, found = contrastive_loss(text_ND[: len(read)], image_BD[: len(read)], scale, excluded_RR)
+    said = proxies.of(pictures).to(run.device), drawn.said_N2.to(run.device)
+    labelled, values = proxy_loss(config.proxies, Points(*parts), image_BD, text_ND, scale, said)
+    loss = matching + labelled
+    return loss, {"loss": loss, "found": found, "scale": scale, "loss/matching": matching, **values}
+
+
 def _seen(batch: Batch, config: ClipTrainConfig, run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """image_B3HW, shifted and scaled, and keep_BP, the patches that are seen; None for all of them."""
     patches = config.network.patches
@@ -207,10 +273,15 @@ def _model(config: ClipTrainConfig, pipeline: Pipeline, run: Run, resume: bool) 
     """Fresh, with a tokenizer of its own, or around the text tower of another; with the attention that is quickest."""
     if config.locked:
         model, tokenizer = load_locked(config.locked, config.network)
+    elif config.init_from:
+        model, tokenizer = load_pair(config.init_from, config.network)
     else:
         tokenizer = _tokenizer(run.out / "tokenizer", pipeline, config.network, run, resume)
         model = build_clip(config.network, tokenizer)
     # At these lengths SDPA's backward pass on the CPU is several times slower than plain products.
+    if config.network.conv:
+        # As embed_images lays out the pictures.
+        model.vision_model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     attending = model if isinstance(model, CLIPModel) else model.text_model
     attending.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
     return model, tokenizer
@@ -225,6 +296,14 @@ def _classes(
     pictures = (PictureText(*both) for both in pipeline.records())
     styles = config.locked.styles > 0
     return CaptionClasses(pictures, model.to(run.device), tokenizer, styles=styles)  # type: ignore[arg-type]
+
+
+def _proxies(config: ClipTrainConfig, pipeline: Pipeline, model: Pair) -> Proxies | None:
+    """Fresh ones of all pictures, drawn from torch's own generator."""
+    if not config.proxies:
+        return None
+    pictures = (PictureText(*both) for both in pipeline.records())
+    return Proxies(pictures, model.text_projection.out_features)
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], max_tokens: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ EMOJI_CPU = TrainConfig(
         steps=4500, batch_size=32, precision="bf16", grad_clip=2.0, sample_every=500, checkpoint_every=500, log_every=25
     ),
     tokenizer="tokenizer-emoji",
-    text_encoder="clip-emoji",
+    text_encoder="guide-emoji",
     width=384,
     depth=6,
     heads=6,

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from star.data.errors import InputError
+from star.data.text import TextEncoder
 from star.generators import pretrained as checkpoint
 from star.generators import registry
 from star.generators.pretrained import IMAGES_SEEN, ModelDirectory, Reference
+from star.generators.renamed import TEXT_TOWERS
 
 
 def tensors() -> dict[str, Tensor]:
@@ -152,6 +154,31 @@ def test_replaces_a_model_but_nothing_else(tmp_path: Path) -> None:
         write(tmp_path / "folder")
     with pytest.raises(InputError, match="cannot be written"):
         write(tmp_path / "folder/precious/model")
+
+
+def test_a_text_tower_that_ships_under_another_name_now_is_found(tmp_path: Path) -> None:
+    """Written when clip-emoji had the text tower that guide-emoji has; a copy of the old folder reads the same."""
+    (digest,) = TEXT_TOWERS
+    references = {
+        "text_encoder": Reference(location="../somewhere/star/weights/clip-emoji", digest=digest),
+        "tokenizer": Reference(location="../clip-emoji", digest="abc"),
+    }
+    (tmp_path / "clip-emoji").mkdir()
+    directory = write(tmp_path / "model", references=references)
+    found = directory.resolve("text_encoder")
+    assert found == str(registry.shipped("guide-emoji"))
+    assert Path(directory.resolve("tokenizer")) == tmp_path / "clip-emoji"
+    assert TextEncoder.from_pretrained(found).digest == digest
+    directory.check_reference("text_encoder", TextEncoder.from_pretrained(found).digest)
+    for reference in (
+        Reference(location="../clip-emoji", digest="abc"),
+        Reference(location="../mine", digest=digest),
+        Reference(location="../clip-emoji", digest=""),
+    ):
+        path = tmp_path / reference.location.strip("./")
+        path.mkdir(exist_ok=True)
+        other = write(tmp_path / f"model-{path.name}-{reference.digest[:3]}", references={"text_encoder": reference})
+        assert Path(other.resolve("text_encoder")) == path
 
 
 def test_references_are_resolved_and_checked(tmp_path: Path) -> None:

@@ -56,9 +56,10 @@ def test_recorded_configs_are_translated_at_any_depth() -> None:
 def test_weights_by_their_old_name_are_those_of_today() -> None:
     assert same_weights("clip", "clip-emoji", "guide-emoji")
     assert same_weights("discriminator.features", "clip-emoji", "guide-emoji")
+    assert same_weights("text_encoder", "clip-emoji", "guide-emoji")
     cases: list[tuple[str, object, object]] = [
         ("clip", "guide-emoji", "clip-emoji"),  # not the other way round
-        ("text_encoder", "clip-emoji", "guide-emoji"),
+        ("tokenizer", "clip-emoji", "guide-emoji"),
         ("clip", "clip-emoji", "openai/clip-vit-base-patch32"),
         ("clip", "mine", None),
         ("clip", ["clip-emoji"], "guide-emoji"),
