@@ -59,7 +59,7 @@ def same_weights(path: str, recorded: object, now: object) -> bool:
 
 
 def moved_to(location: str, digest: str) -> str:
-    """The shipped weights that have the text tower of this digest now, for one that was at this place; "" for others."""
+    """The shipped weights that have the text tower of this digest now, where this was its place; "" for others."""
     before, now = TEXT_TOWERS.get(digest, ("", ""))
     return now if before and PurePath(location).name == before else ""
 
