@@ -1,6 +1,6 @@
 """Pairs of an image tower and a text tower in transformers' format: a CLIPModel, or a dual encoder of any two towers.
 
-    model = pair_class(folder).from_pretrained(folder)
+    model = read_pair(folder)
     image_BD = image_vectors(model, pixels_B3HW)  # projected, not normalised
 
 A dual encoder (VisionTextDualEncoderModel) may have a convolutional image tower, which small pictures need far fewer
@@ -11,6 +11,7 @@ Shapes: B pictures or texts, T tokens, D width of both projections, 3HW image.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from star.data.clip_text import PAIRS
@@ -40,6 +41,16 @@ def pair_class(folder: Path) -> Any:
                 f"{', '.join(kinds)}: give another folder"
             )
     return transformers.VisionTextDualEncoderModel
+
+
+def read_pair(folder: Path, *, source: str | Path = "", dtype: Any = torch.float32) -> Any:
+    """The pair of a folder, frozen, in evaluation mode. source: what was asked for, for messages.
+
+    Raises InputError as `pair_class` does, and where weights are missing.
+    """
+    from star.data.transformers_network import read_network
+
+    return read_network(pair_class(folder), folder, "its towers", source=source, dtype=dtype)
 
 
 def image_vectors(model: "CLIPModel | VisionTextDualEncoderModel", pixel_values: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ class TextEncoder(nn.Module):
         if isinstance(self.tower, ClipTextTower):
             self.tower.save_pretrained(path)
         else:
-            from star.data.transformers_text import quiet_transformers
+            from star.data.transformers_network import quiet_transformers
 
             with quiet_transformers():
                 self.tower.save_pretrained(path)

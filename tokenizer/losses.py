@@ -10,20 +10,18 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 from transformers.image_processing_utils import ImageProcessingMixin
 
 from star.data.errors import InputError
 from star.data.pretrained import (
-    SAFE,
-    SAFE_MODEL,
     VISION_FILES,
     VISION_KINDS,
     check_folder,
-    check_size,
     folder_of,
     loading,
 )
+from star.data.transformers_network import read_network
 from star.tokenizer.lpips import Lpips
 
 
@@ -100,9 +98,8 @@ class FeatureDistance(nn.Module):
         folder = folder_of(name, VISION_FILES, "a vision model")
         with loading(name, "a vision model"):
             check_folder(folder, VISION_KINDS)
-            config = AutoConfig.from_pretrained(folder, **SAFE)
-            check_size(folder, lambda: AutoModel.from_config(config, trust_remote_code=False))
-            network = AutoModel.from_pretrained(folder, **SAFE_MODEL)
+            # Hidden states are all that is compared: many vision models come without their pooling layer.
+            network = read_network(AutoModel, folder, "its network", source=name, spare=("pooler.",))
         network = getattr(network, "vision_model", network)
         size = getattr(network.config, "image_size", 224)
         return cls(network, size, *picture_scale(name))

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from star.data.errors import InputError
 from star.data.images import pil_to_image, pixels_to_image, pixels_to_pil, resize
-from star.data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, check_folder, check_size, folder_of, loading
-from star.data.transformers_text import quiet_transformers
+from star.data.pretrained import VISION_FILES, check_folder, folder_of, loading
+from star.data.transformers_network import read_network
 from star.eval.extractors.classifier import read_classifier, read_phrases, subject_meant
 from star.eval.metrics.alignment import ClipScorer
 from star.eval.metrics.retrieval import Thumbnail
@@ -145,15 +145,13 @@ class Dino:
 
     def __init__(self, place: str | Path, device: Device = "cpu") -> None:
         """place: a folder or hub id in transformers' format. Raises InputError if it holds no DINOv2."""
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
         self.name = str(place)
         folder = folder_of(place, VISION_FILES, "a DINOv2")
-        with quiet_transformers(), loading(place, "a DINOv2"):
+        with loading(place, "a DINOv2"):
             check_folder(folder, ("dinov2", "dinov2_with_registers"))
-            config = AutoConfig.from_pretrained(folder, **SAFE)
-            check_size(folder, lambda: AutoModel.from_config(config, trust_remote_code=False))
-            model: Any = AutoModel.from_pretrained(folder, **SAFE_MODEL).float().eval().requires_grad_(False)
+            model: Any = read_network(AutoModel, folder, "its network", source=place, dtype=torch.float32)
         self.model, self.device = model.to(device), torch.device(device)
         self.width: int = model.config.hidden_size
         self.side = self.SIDE - self.SIDE % model.config.patch_size

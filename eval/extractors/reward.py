@@ -24,7 +24,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from star.data.errors import InputError
 from star.data.images import pixels_to_pil
 from star.data.pretrained import SAFE, check_files, folder_of, loading
-from star.data.transformers_text import quiet_transformers
+from star.data.transformers_network import quiet_transformers
 from star.generators.pickle_loader import CheckpointFile
 from star.generators.pretrained import digest, load_into
 

@@ -22,10 +22,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
-from star.data.clip_pair import image_vectors, pair_class, text_vectors
+from star.data.clip_pair import image_vectors, read_pair, text_vectors
 from star.data.images import pixels_to_pil
-from star.data.pretrained import CLIP_FILES, SAFE, SAFE_MODEL, check_size, folder_of, loading
-from star.data.transformers_text import quiet_transformers
+from star.data.pretrained import CLIP_FILES, SAFE, folder_of, loading
+from star.data.transformers_network import quiet_transformers
 from star.eval.metrics.features import Features
 from star.eval.metrics.metric import Inputs
 from star.generators.pretrained import digest
@@ -47,10 +47,7 @@ class ClipScorer:
         """
         folder = folder_of(name, CLIP_FILES, "a CLIP")
         with quiet_transformers(), loading(name, "a CLIP"):
-            kind = pair_class(folder)
-            config = kind.config_class.from_pretrained(folder, **SAFE)
-            check_size(folder, lambda: kind(config))
-            self.model = kind.from_pretrained(folder, **SAFE_MODEL).float().eval().requires_grad_(False)
+            self.model = read_pair(folder, source=name).float()
             self.tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
             self.processor = CLIPImageProcessorPil.from_pretrained(folder, **SAFE)
         self.model.to(device)

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from star.data.errors import InputError
 from star.data.files import read_json, shorten
-from star.data.pretrained import SAFE, SAFE_MODEL, VISION_FILES, check_size, folder_of, loading
-from star.data.transformers_text import quiet_transformers
+from star.data.pretrained import VISION_FILES, folder_of, loading
+from star.data.transformers_network import read_network
 from star.generators.registry import place_of
 
 Tower = TypeVar("Tower", bound=nn.Module)
@@ -109,16 +109,6 @@ def load(kind: type[Tower], folder: Path, **options: Any) -> Tower:
 
     options: for the model's constructor. Raises InputError if a weight is missing or the folder holds something else.
     """
-    with quiet_transformers(), loading(folder, "an image backbone"):
-        described: Any = kind
-        config = described.config_class.from_pretrained(folder, **SAFE)
-        check_size(folder, lambda: kind(config, **options))
-        backbone, report = described.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, **SAFE_MODEL, **options
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise InputError(
-            f"{folder} lacks weights of its image backbone, {missing[0]} first of {len(missing)}: get the folder again"
-        )
-    return backbone.eval().requires_grad_(False)
+    with loading(folder, "an image backbone"):
+        network: Tower = read_network(kind, folder, "its image backbone", dtype=torch.float32, **options)
+    return network

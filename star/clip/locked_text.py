@@ -18,9 +18,9 @@ from transformers import CLIPTokenizer
 
 from star.clip.captions import PictureText
 from star.clip.network import ClipConfig, Pair, build_clip, embed_images, end_states
-from star.data.clip_pair import pair_class
+from star.data.clip_pair import read_pair
 from star.data.errors import InputError
-from star.data.pretrained import SAFE, SAFE_MODEL, as_saved, folder_of, loading
+from star.data.pretrained import SAFE, as_saved, folder_of, loading
 from star.data.text import HUB_FILES
 from star.generators.config import UNLESS_DEFAULT, check_ranges
 from star.generators.registry import place_of
@@ -64,7 +64,7 @@ def load_pair(init_from: str, network: ClipConfig) -> tuple[Pair, CLIPTokenizer]
     place = place_of(init_from)
     folder = folder_of(place, HUB_FILES, "a CLIP")
     with loading(place, "a CLIP"):
-        given = pair_class(folder).from_pretrained(folder, dtype=torch.float32, **SAFE_MODEL).state_dict()
+        given = read_pair(folder, source=place).state_dict()
         tokenizer = as_saved(CLIPTokenizer.from_pretrained(folder, **SAFE))
     model = build_clip(network, tokenizer)
     own = model.state_dict()

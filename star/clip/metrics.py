@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from star.clip.network import Pair, embed_images, embed_texts
-from star.data.clip_pair import pair_class
+from star.data.clip_pair import read_pair
 from star.data.loader.pipeline import DataConfig, Pipeline
-from star.data.pretrained import SAFE, SAFE_MODEL, loading
+from star.data.pretrained import SAFE, loading
 
 CANDIDATES = 20  # prompts among which the issue asks for the true one to rank first
 REPEATS = 10  # draws of the candidates, for a steadier mean
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--words", nargs="*", default=[], help="words to place among the names")
     options = parser.parse_args(arguments)
     with loading(options.model, "a CLIP"):
-        model = pair_class(options.model).from_pretrained(options.model, dtype=torch.float32, **SAFE_MODEL).eval()
+        model = read_pair(options.model)
         tokenizer = CLIPTokenizer.from_pretrained(options.model, **SAFE)
     size = model.config.vision_config.image_size
     shards = DataConfig(shards=tuple(options.shards), resolution=size, cache=True)

@@ -15,7 +15,8 @@ from star.data.clip_text import ClipTextTower
 from star.data.clip_words import ClipWords
 from star.data.errors import InputError
 from star.data.text import PROBES, TextEncoder
-from star.data.transformers_text import quiet_transformers, read_tokenizer, read_tower
+from star.data.transformers_network import quiet_transformers
+from star.data.transformers_text import read_tokenizer, read_tower
 from star.generators.registry import shipped
 
 BOS = {"__type": "AddedToken", "content": "<|startoftext|>", "normalized": False, "special": True}
