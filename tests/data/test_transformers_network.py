@@ -93,7 +93,8 @@ def test_of_a_vision_model_only_what_is_compared_must_be_there(tmp_path: Path) -
 
 
 def test_a_network_is_read_as_stored_and_frozen(tmp_path: Path) -> None:
-    model = ViTModel(ViTConfig(**SMALL)).to(torch.bfloat16)
+    model: Any = ViTModel(ViTConfig(**SMALL))
+    model.to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     stored = read_network(AutoModel, tmp_path, "its network")
     wide = read_network(ViTModel, tmp_path, "its network", dtype=torch.float32, add_pooling_layer=False)
