@@ -2,24 +2,32 @@
 
 In a batch a picture is told from the few captions of others. Here it is told from every phrase in its style, and from
 its phrase in every style, as a classifier would tell it (Movshovitz-Attias et al. 2017, section 4); the text tower
-learns to say these points, in combinations of words and style of which there are no pictures, too. The points are left
-behind when the model is saved.
+learns to say these points, in combinations of words and style of which there are no pictures, too. The points are no
+part of the model: they are written beside it, and a second run can have the text tower alone learn to say them.
 Shapes: B pictures, N texts, P phrases (captions without their style), Q subjects, S styles, D width.
 """
 
+import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from star.clip.captions import CaptionConfig, Claim, PictureText
 from star.clip.network import Pair, embed_images, embed_texts
 from star.data.errors import InputError
-from star.generators.config import check_ranges
+from star.data.files import check_safetensors, described
+from star.generators.config import UNLESS_DEFAULT, check_ranges
+from star.generators.staging import staged
+
+POINTS = "points.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +41,8 @@ class ProxyConfig:
     smoothing: float = 0.1  # of the labels (Szegedy et al. 2016, section 7)
     # A caption variant of this share of a batch's pictures is read, and as many phrases in styles drawn at random.
     share: float = 0.25
+    # RUN/points of the run whose model training starts from: the text tower alone learns, to say them.
+    points: str = field(default="", metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
         weights = dict.fromkeys(("phrases", "styles", "texts", "distance"), (0.0, 1e3))
@@ -106,6 +116,39 @@ class Proxies(nn.Module):
         squared_PS = squared_PS + 2 * phrase_PD @ style_SD.T
         return Points(phrase_PD, style_SD, squared_PS.clamp(min=1e-12).sqrt())
 
+    @torch.no_grad()
+    def write(self, folder: Path) -> None:
+        """As they are now, with their names. Raises InputError if the disk refuses."""
+        points = self()
+        names = {"phrases": json.dumps(list(self.phrases)), "styles": json.dumps(list(self.styles))}
+        parts = {"phrase_PD": points.phrase_PD, "style_SD": points.style_SD[:-1]}
+        with staged(folder) as staging:
+            save_file({name: part.contiguous().cpu() for name, part in parts.items()}, staging / POINTS, names)
+
+    @torch.no_grad()
+    def read(self, folder: Path) -> None:
+        """Those of a folder, by their names, and frozen. Raises InputError where one is missing, or it is damaged."""
+        file, place = folder / POINTS, "give RUN/points as a run with proxies wrote it, for these shards"
+        if not file.is_file():
+            raise InputError(f"{file} is missing, expected the points of an earlier run: {place}")
+        check_safetensors(file)
+        with described(file, place), safe_open(file, framework="pt") as stored:
+            names = stored.metadata() or {}
+            for kind, own, table in (("phrases", self.phrases, "phrase_PD"), ("styles", self.styles, "style_SD")):
+                rows = {name: row for row, name in enumerate(json.loads(names[kind]))}
+                if lacking := [name for name in own if name not in rows]:
+                    raise InputError(
+                        f"{file} has no point for {lacking[0]!r} and {len(lacking) - 1} more of the {kind} of these "
+                        f"shards, expected all: {place}"
+                    )
+                tensor = stored.get_tensor(table)
+                target: Tensor = getattr(self, table)
+                if tensor.shape[1:] != target.shape[1:] or len(tensor) != len(rows):
+                    raise InputError(f"{file} has {table} {tuple(tensor.shape)}, not {tuple(target.shape)}: {place}")
+                target.copy_(tensor[[rows[name] for name in own]])
+        self.subject_QD.zero_()  # is in the phrases
+        self.requires_grad_(False)
+
     def of(self, pictures: Sequence[PictureText]) -> Tensor:
         """said_B2 int64: the rows of phrase and style of each picture."""
         parts = [picture.parts for picture in pictures]
@@ -136,12 +179,24 @@ class ProxyPair(nn.Module):
         self.model, self.proxies = model, proxies
 
     def forward(
-        self, image_B3HW: Tensor, keep_BP: Tensor | None, ids_NT: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """text_ND and image_BD, normalised, the scale of their cosines, at most 100, and the parts of `Points`."""
-        image_BD = embed_images(self.model, image_B3HW, keep_BP)
-        text_ND = embed_texts(self.model, ids_NT)
+        self, image_B3HW: Tensor | None, keep_BP: Tensor | None, ids_NT: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
+        """text_ND and image_BD, normalised, the scale of their cosines, at most 100, and the parts of `Points`.
+
+        image_B3HW: None where the text tower alone learns; image_BD is None then, too.
+        """
+        image_BD = None if image_B3HW is None else embed_images(self.model, image_B3HW, keep_BP)
+        text_ND = embed_by_length(self.model, ids_NT)
         return text_ND, image_BD, self.model.logit_scale.exp().clamp(max=100.0), tuple(self.proxies())
+
+
+def embed_by_length(model: Pair, ids_NT: Tensor, chunks: int = 4) -> Tensor:
+    """Normalised embeddings (N, D) as of `embed_texts`; texts of a length go together, which is cheap."""
+    tower: Any = model.text_model
+    end_N = (ids_NT == tower.eos_token_id).int().argmax(dim=1)
+    order_N = end_N.argsort(stable=True)
+    parts = [embed_texts(model, ids_NT[rows, : int(end_N[rows[-1]]) + 1]) for rows in order_N.chunk(chunks)]
+    return torch.cat(parts)[order_N.argsort()]
 
 
 def label_loss(
@@ -163,26 +218,22 @@ def label_loss(
     return phrases, summed / (style_N < bare).sum().clamp(min=1), found
 
 
-def proxy_loss(
-    config: ProxyConfig, points: Points, image_BD: Tensor, text_ND: Tensor, scale: Tensor, said: tuple[Tensor, Tensor]
+def text_loss(
+    config: ProxyConfig, points: Points, text_ND: Tensor, scale: Tensor, said_N2: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What pictures and texts learn beside telling each other apart; and what is logged.
+    """What texts learn from the points, which they do not move: they are where the pictures are. And what is logged."""
+    fixed, scale = Points(*(part.detach() for part in points)), scale.detach()
+    phrases, styles, found = label_loss(config, fixed, text_ND, scale, said_N2)
+    distance = (1 - (text_ND * fixed.of(said_N2)).sum(dim=1)).mean()
+    loss = config.texts * (phrases + styles) + config.distance * distance
+    values = {"loss/text_phrases": phrases, "loss/text_styles": styles, "loss/distance": distance}
+    return loss, {**values, "found/text_phrases": found}
 
-    Pictures move the points and texts do not: a point is where the pictures are. said: of pictures, and of texts.
-    """
-    phrases, styles, found = label_loss(config, points, image_BD, scale, said[0])
-    fixed = Points(*(part.detach() for part in points))
-    text_phrases, text_styles, text_found = label_loss(config, fixed, text_ND, scale.detach(), said[1])
-    distance = (1 - (text_ND * fixed.of(said[1])).sum(dim=1)).mean()
+
+def image_loss(
+    config: ProxyConfig, points: Points, image_BD: Tensor, scale: Tensor, said_B2: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What pictures learn with the points; and what is logged."""
+    phrases, styles, found = label_loss(config, points, image_BD, scale, said_B2)
     loss = config.phrases * phrases + config.styles * styles
-    loss = loss + config.texts * (text_phrases + text_styles) + config.distance * distance
-    values = {
-        "loss/phrases": phrases,
-        "loss/styles": styles,
-        "loss/text_phrases": text_phrases,
-        "loss/text_styles": text_styles,
-        "loss/distance": distance,
-        "found/phrases": found,
-        "found/text_phrases": text_found,
-    }
-    return loss, values
+    return loss, {"loss/phrases": phrases, "loss/styles": styles, "found/phrases": found}

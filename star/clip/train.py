@@ -22,6 +22,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from star.clip.captions import CaptionConfig, PictureText, false_negatives
 from star.clip.locked_text import (
     FORMS,
+    IMAGE_SIDE,
     CaptionClasses,
     LockedPair,
     LockedTextConfig,
@@ -42,7 +43,7 @@ from star.clip.network import (
     image_processor,
     parameter_groups,
 )
-from star.clip.proxies import Points, Proxies, ProxyConfig, ProxyPair, proxy_loss
+from star.clip.proxies import Points, Proxies, ProxyConfig, ProxyPair, image_loss, text_loss
 from star.data.clip_tokenizer import learn_tokenizer
 from star.data.errors import InputError
 from star.data.loader.batch import to_device
@@ -76,15 +77,18 @@ class ClipTrainConfig(CachedFeedConfig):
     # A CLIP in transformers' format to start from: its text tower and tokenizer, and its image tower if that fits.
     init_from: str = field(default="", metadata=UNLESS_DEFAULT)
     text_rate: float = field(default=1.0, metadata=UNLESS_DEFAULT)  # of the text tower, as a multiple of learning_rate
-    proxies: ProxyConfig | None = field(
-        default=None, metadata=UNLESS_DEFAULT
-    )  # learn from all captions as classes, too
+    # Learn from all phrases and styles as classes, too.
+    proxies: ProxyConfig | None = field(default=None, metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.locked and (self.proxies or self.init_from or self.text_rate != 1):
             raise InputError(
                 "locked was given with proxies, init_from or text_rate, which are for a text tower that learns: give "
                 "locked alone, or those"
+            )
+        if self.proxies and self.proxies.points and not self.init_from:
+            raise InputError(
+                "proxies.points was given without init_from, expected the model of the run that wrote them: give both"
             )
         check_ranges(self, text_rate=(0, 1e3))
         for name in ("kept_patches", "whole_pictures", "shift", "zoom"):
@@ -198,6 +202,8 @@ def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resu
             run.log({f"validation/{name}": value for name, value in scores.items()})
     if run.is_main:
         save_clip(out / "model", run.unwrap(pair).model, tokenizer, config.network)
+        if config.proxies and not config.proxies.points:
+            run.unwrap(pair).proxies.write(out / "points")
         run.say(f"wrote {out / 'model'}")
     return out / "model"
 
@@ -250,14 +256,17 @@ def _proxy_loss(
     drawn = proxies.draw(read, config.captions, rng)
     excluded_RR = false_negatives(drawn.claims, read).to(run.device)
     ids_NT = token_ids(tokenizer, drawn.texts, config.network.max_tokens).to(run.device)
-    image_B3HW, keep_BP = _seen(batch, config, run, step)
+    seen = (None, None) if config.proxies.points else _seen(batch, config, run, step)
     with run.autocast():
-        text_ND, image_BD, scale, parts = pair(image_B3HW, keep_BP, ids_NT)
-    matching, found = contrastive_loss(text_ND[: len(read)], image_BD[: len(read)], scale, excluded_RR)
-    said = proxies.of(pictures).to(run.device), drawn.said_N2.to(run.device)
-    labelled, values = proxy_loss(config.proxies, Points(*parts), image_BD, text_ND, scale, said)
-    loss = matching + labelled
-    return loss, {"loss": loss, "found": found, "scale": scale, "loss/matching": matching, **values}
+        text_ND, image_BD, scale, parts = pair(*seen, ids_NT)
+    points = Points(*parts)
+    loss, values = text_loss(config.proxies, points, text_ND, scale, drawn.said_N2.to(run.device))
+    if image_BD is not None:
+        matching, found = contrastive_loss(text_ND[: len(read)], image_BD[: len(read)], scale, excluded_RR)
+        labelled, told = image_loss(config.proxies, points, image_BD, scale, proxies.of(pictures).to(run.device))
+        loss = loss + matching + labelled
+        values |= {"found": found, "loss/matching": matching, **told}
+    return loss, {"loss": loss, "scale": scale, **values}
 
 
 def _seen(batch: Batch, config: ClipTrainConfig, run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -278,10 +287,9 @@ def _model(config: ClipTrainConfig, pipeline: Pipeline, run: Run, resume: bool) 
     else:
         tokenizer = _tokenizer(run.out / "tokenizer", pipeline, config.network, run, resume)
         model = build_clip(config.network, tokenizer)
-    # At these lengths SDPA's backward pass on the CPU is several times slower than plain products.
-    if config.network.conv:
-        # As embed_images lays out the pictures.
+    if config.network.conv:  # as embed_images lays out the pictures
         model.vision_model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    # At these lengths SDPA's backward pass on the CPU is several times slower than plain products.
     attending = model if isinstance(model, CLIPModel) else model.text_model
     attending.set_attn_implementation("eager" if run.device.type == "cpu" else "sdpa")
     return model, tokenizer
@@ -299,11 +307,16 @@ def _classes(
 
 
 def _proxies(config: ClipTrainConfig, pipeline: Pipeline, model: Pair) -> Proxies | None:
-    """Fresh ones of all pictures, drawn from torch's own generator."""
+    """Of all pictures: fresh ones, drawn from torch's own generator, or those of a file, for the text tower alone."""
     if not config.proxies:
         return None
     pictures = (PictureText(*both) for both in pipeline.records())
-    return Proxies(pictures, model.text_projection.out_features)
+    proxies = Proxies(pictures, model.text_projection.out_features)
+    if config.proxies.points:
+        proxies.read(Path(config.proxies.points))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(IMAGE_SIDE))
+    return proxies
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], max_tokens: int) -> torch.Tensor:
