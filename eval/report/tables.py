@@ -16,8 +16,8 @@ from star.generators.config import to_dict
 MIXED = "Records of different protocols: figures in one row are not comparable, and nothing is ranked."
 # Networks that share a part with some of the project's own models: no quite independent measure of these.
 SEEN_IN_TRAINING = {
-    "clip-emoji": "has the text tower that conditions star-emoji and the GANs; its image tower was in no training loss",
-    "guide-emoji": "guided the training of the GANs",
+    "clip-emoji": "has a text tower that began as that of guide-emoji, but was in no training loss",
+    "guide-emoji": "guided the training of the GANs, and its text tower conditions star-emoji and them",
 }
 ARROWS = {"lower": "↓", "higher": "↑"}
 SPLIT = ("text", "generator", "decoder")

@@ -200,7 +200,7 @@ def test_what_models_remark_stands_with_their_names(tmp_path: Path) -> None:
 
 def test_a_network_that_models_were_trained_with_is_noted(comparison: Comparison) -> None:
     table = tables.summary(comparison)
-    assert "† clip-emoji has the text tower that conditions star-emoji" in table.note
+    assert "† clip-emoji has a text tower that began as that of guide-emoji" in table.note
     assert [row[0].detail for row in table.rows if row[0].detail.endswith("†")] == ["clip-emoji †"] * 2
 
 
