@@ -1,1 +1,1 @@
-"""clip-emoji: a small CLIP, whose text tower reads the prompts."""
+"""Small CLIPs: guide-emoji, which reads prompts and guides GANs, and clip-emoji, which scores."""

@@ -1,13 +1,13 @@
-"""The network of clip-emoji: sizes, construction, embeddings of both sides, the contrastive loss.
+"""The network of the small CLIPs: sizes, construction, embeddings of both sides, the contrastive loss.
 
-It is transformers' CLIPModel, or with a convolutional image tower its VisionTextDualEncoderModel around ResNetModel or
-RegNetModel. Pictures are ours, image_B3HW in [-1, 1], which the saved image processor reproduces. Shapes: B pictures
-and as many captions, T text tokens, P patches, D width.
+It is transformers' CLIPModel, or with a convolutional image tower its VisionTextDualEncoderModel around a ResNetModel.
+Pictures are ours, image_B3HW in [-1, 1], which the saved image processor reproduces. Shapes: B pictures and as many
+captions, T text tokens, P patches, D width.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizer,
-    RegNetConfig,
     ResNetConfig,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
@@ -32,17 +31,12 @@ Pair: TypeAlias = CLIPModel | VisionTextDualEncoderModel
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvTowerConfig:
-    """A residual network as image tower: a stem, and stages at half the side each. Small collections teach it sooner
-    than a transformer.
-
-    resnet (He et al. 2016): a 7 x 7 stem and a pooling, which leave a quarter of the side, and basic blocks. regnet
-    (Radosavovic et al. 2020, X blocks, ungrouped): a 3 x 3 stem, which leaves half of it, for pictures of few pixels.
-    """
+    """A residual network (He et al. 2016) as image tower: a 7 x 7 stem and a pooling, which leave a quarter of the
+    side, and stages of basic blocks at half the side each. Small collections teach it sooner than a transformer."""
 
     stem: int = 64
     widths: tuple[int, ...] = (64, 128, 256)
     blocks: tuple[int, ...] = (2, 2, 2)
-    kind: Literal["resnet", "regnet"] = field(default="resnet", metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
         check_ranges(self, stem=(1, 2**13), widths=(-math.inf, 2**13), blocks=(-math.inf, 128))
@@ -122,18 +116,13 @@ def build_clip(config: ClipConfig, tokenizer: CLIPTokenizer) -> Pair:
 
 
 def _conv_values(config: ConvTowerConfig, image_size: int) -> dict[str, Any]:
-    """Of transformers' configs, and two that a dual encoder and readers of towers look for."""
-    sizes: dict[str, Any] = {
-        "embedding_size": config.stem,
-        "hidden_sizes": list(config.widths),
-        "depths": list(config.blocks),
-    }
-    if config.kind == "regnet":
-        # A group as wide as the widest stage: one group everywhere.
-        values = RegNetConfig(**sizes, groups_width=max(config.widths), layer_type="x").to_dict()
-        values["downsample_in_first_stage"] = False
-    else:
-        values = ResNetConfig(**sizes, layer_type="basic").to_dict()
+    """Of transformers' ResNetConfig, and two that a dual encoder and readers of towers look for."""
+    values = ResNetConfig(
+        embedding_size=config.stem,
+        hidden_sizes=list(config.widths),
+        depths=list(config.blocks),
+        layer_type="basic",
+    ).to_dict()
     return values | {"hidden_size": config.widths[-1], "image_size": image_size}
 
 

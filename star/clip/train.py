@@ -9,6 +9,12 @@ which pairs that happen to be true do not count. With several processes each con
     star train clip --preset emoji-image-tower --data SHARDS --out RUN  # a new image tower for guide-emoji's text tower
 
 With `locked` the text tower is kept as loaded, and a picture is told from all captions: `star.clip.locked_text`.
+
+    star train clip --preset emoji-proxies --init-from=RUN/model --data SHARDS --out SECOND
+    star train clip --preset emoji-proxies --init-from=SECOND/model --proxies.points=SECOND/points --proxies.share=1 ...
+
+With `proxies` both towers learn, a picture as a classifier's does, and captions to lie where their pictures are; then
+the text tower alone: `star.clip.proxies`.
 """
 
 import random
@@ -109,7 +115,7 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
             steps=5000, batch_size=128, precision="bf16", log_every=20, sample_every=1000, checkpoint_every=100
         ),
         network=ClipConfig(conv=ConvTowerConfig()),
-        locked=LockedTextConfig(init_from="guide-emoji"),  # which has clip-emoji's text tower and another image tower
+        locked=LockedTextConfig(init_from="guide-emoji"),
         learning_rate=2e-3,
         warmup=100,
         shift=0.08,
@@ -119,13 +125,11 @@ CLIP_PRESETS: dict[str, ClipTrainConfig] = {
         run=RunConfig(
             steps=6000, batch_size=128, precision="bf16", log_every=20, sample_every=1000, checkpoint_every=100
         ),
-        network=ClipConfig(
-            conv=ConvTowerConfig(kind="regnet", stem=32, widths=(32, 64, 128, 256), blocks=(1, 2, 3, 2))
-        ),
-        init_from="guide-emoji",
+        network=ClipConfig(conv=ConvTowerConfig()),
+        init_from="guide-emoji",  # or a run of emoji-image-tower, whose image tower is kept then
         proxies=ProxyConfig(),
-        learning_rate=3e-3,
-        text_rate=0.3,
+        learning_rate=2e-3,
+        text_rate=0.5,
         warmup=200,
         weight_decay=0.05,
         shift=0.08,

@@ -10,28 +10,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import CLIPModel, VisionTextDualEncoderModel
+from transformers import CLIPModel
 
 from star.clip.captions import CaptionConfig, PictureText
 from star.clip.locked_text import LockedTextConfig, load_pair
 from star.clip.network import (
     ConvTowerConfig,
-    build_clip,
-    embed_images,
     embed_texts,
     image_processor,
     parameter_groups,
 )
 from star.clip.proxies import Points, Proxies, ProxyConfig, embed_by_length, image_loss, label_loss, text_loss
 from star.clip.train import CLIP_PRESETS, ClipTrainConfig, token_ids, train
-from star.data.clip_pair import image_vectors, pair_class
 from star.data.errors import InputError
 from star.eval.extractors.extractor import extractor
 from star.generators.config import from_dict, to_dict
 from tests.star.clip.shapes import draw, records, write_shards
 
 TEST = CLIP_PRESETS["test"]
-CONV = ConvTowerConfig(kind="regnet", stem=8, widths=(8, 16), blocks=(1, 2))
+CONV = ConvTowerConfig(stem=8, widths=(8, 16), blocks=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -274,23 +271,6 @@ def test_without_proxies_a_run_may_start_from_another(first: Path, shards: Path,
     assert isinstance(load_pair(str(path), TEST.network)[0], CLIPModel)
 
 
-def test_a_regnet_keeps_half_of_the_side_in_its_first_stage(first: Path, tmp_path: Path) -> None:
-    _, tokenizer = load_pair(str(first), TEST.network)
-    model = build_clip(replace(TEST.network, conv=CONV), tokenizer).eval()
-    assert isinstance(model, VisionTextDualEncoderModel)
-    image_B3HW = torch.rand(2, 3, 16, 16) * 2 - 1
-    hidden = model.vision_model(image_B3HW, output_hidden_states=True).hidden_states
-    assert [tuple(stage.shape[1:]) for stage in hidden] == [(8, 8, 8), (8, 8, 8), (16, 4, 4)]
-    groups = {module.groups for module in model.vision_model.modules() if isinstance(module, torch.nn.Conv2d)}
-    assert groups == {1}
-    model.save_pretrained(tmp_path)
-    again = pair_class(tmp_path).from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(
-            embed_images(model, image_B3HW), F.normalize(image_vectors(again, image_B3HW), dim=-1)
-        )
-
-
 def test_what_cannot_be_learnt_is_refused() -> None:
     with pytest.raises(InputError, match="share"):
         ProxyConfig(share=1.5)
@@ -308,6 +288,5 @@ def test_what_cannot_be_learnt_is_refused() -> None:
 def test_configs_from_before_say_nothing_of_it() -> None:
     told = to_dict(CLIP_PRESETS["emoji-image-tower"])
     assert not {"proxies", "init_from", "text_rate"} & set(told)
-    assert "kind" not in told["network"]["conv"]
     shown = to_dict(CLIP_PRESETS["emoji-proxies"])
     assert from_dict(ClipTrainConfig, shown) == CLIP_PRESETS["emoji-proxies"]
