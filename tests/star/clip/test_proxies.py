@@ -202,7 +202,7 @@ def test_the_text_tower_alone_learns_to_say_the_points_of_a_run(first: Path, sha
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"text_model", "text_projection"}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["loss/distance"] < 0.1 < 0.4 < lines[0]["loss/distance"]
+    assert lines[-1]["loss/distance"] < 0.3 * lines[0]["loss/distance"]
     assert "loss/phrases" not in lines[0]
     assert not (tmp_path / "run" / "points").exists()
 
