@@ -36,14 +36,14 @@ STRANGE = (
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    found = shipped("clip-emoji")
+    found = shipped("guide-emoji")
     assert found is not None
     return found
 
 
 @pytest.fixture(scope="module")
 def theirs(folder: Path) -> TextEncoder:
-    """clip-emoji as transformers has it."""
+    """guide-emoji as transformers has it."""
     tower = read_tower(folder, CLIPTextModel, folder)
     encoder = TextEncoder(tower, read_tokenizer(folder))
     _ = encoder.digest
