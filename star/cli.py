@@ -36,6 +36,7 @@ from star.data.errors import DivergenceError, InputError
 from star.eval.commands import bench as bench_command
 from star.eval.commands import compare as compare_command
 from star.eval.commands import evaluate as evaluate
+from star.eval.commands import rank as rank_command
 from star.generators.training.signals import interruptible, told
 
 DESCRIPTION = "Pictures from prompts: draw, train, and prepare data."
@@ -57,6 +58,7 @@ COMMANDS = (
     measure,
     evaluate,
     compare_command,
+    rank_command,
     bench_command,
     convert,
 )

@@ -1,1 +1,1 @@
-"""The subcommands `star eval`, `star bench` and `star compare`."""
+"""The subcommands `star eval`, `star bench`, `star compare` and `star rank`."""
