@@ -43,14 +43,14 @@ def pair_class(folder: Path) -> Any:
     return transformers.VisionTextDualEncoderModel
 
 
-def read_pair(folder: Path, *, source: str | Path = "", dtype: Any = torch.float32) -> Any:
-    """The pair of a folder, frozen, in evaluation mode. source: what was asked for, for messages.
+def read_pair(folder: Path, *, source: str | Path = "") -> Any:
+    """The pair of a folder: float32, frozen, in evaluation mode. source: what was asked for, for messages.
 
     Raises InputError as `pair_class` does, and where weights are missing.
     """
     from star.data.transformers_network import read_network
 
-    return read_network(pair_class(folder), folder, "its towers", source=source, dtype=dtype)
+    return read_network(pair_class(folder), folder, "its towers", source=source, dtype=torch.float32)
 
 
 def image_vectors(model: "CLIPModel | VisionTextDualEncoderModel", pixel_values: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from star.data.decoding import WHITE, decode
 from star.data.disk import refusal
 from star.data.errors import InputError
+from star.data.files import shorten
 
 Crop = Literal["center", "squash", "pad"]
 CROPS: tuple[Crop, ...] = ("center", "squash", "pad")
@@ -140,6 +141,18 @@ def read_png(path: str | Path) -> Tensor:
     except OSError as error:
         raise InputError(f"Cannot read {path} ({error.strerror or error}); give the path of a picture.") from error
     return pil_to_pixels(decode(data))
+
+
+def read_text(path: str | Path) -> dict[str, str]:
+    """The metadata of a picture file, as `save_png` writes it. Raises InputError for what is no picture, or damaged."""
+    try:
+        with Image.open(path) as picture:
+            return {str(name): str(value) for name, value in picture.info.items() if isinstance(value, str)}
+    except OSError as error:  # also what Pillow cannot identify
+        reason = error.strerror or "it is no picture"
+        raise InputError(f"{path} cannot be read ({reason}): give the path of a PNG") from error
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes provoke
+        raise InputError(f"{path} cannot be read ({shorten(error, 100)}): give a whole PNG") from error
 
 
 def grid(pixels_B3HW: Tensor, columns: int, pad: int = 2) -> Tensor:

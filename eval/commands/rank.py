@@ -58,7 +58,7 @@ def work(args: argparse.Namespace) -> int:
     places = _copy(kept, Path(args.out)) if args.out else [one.path for one in kept]
     for one, place in zip(kept, places, strict=True):
         if args.json:
-            values = {"path": str(place), "prompt": one.prompt, "score": round(one.score, 6), "rank": one.rank}
+            values = {"path": str(place), "prompt": one.prompt, "score": one.score, "rank": one.rank}
             print(json.dumps(values, ensure_ascii=False))
         else:
             print(f"{one.score:.4f}  {place}")

@@ -47,7 +47,7 @@ class ClipScorer:
         """
         folder = folder_of(name, CLIP_FILES, "a CLIP")
         with quiet_transformers(), loading(name, "a CLIP"):
-            self.model = read_pair(folder, source=name).float()
+            self.model = read_pair(folder, source=name)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
             self.processor = CLIPImageProcessorPil.from_pretrained(folder, **SAFE)
         self.model.to(device)

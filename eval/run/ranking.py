@@ -4,19 +4,17 @@ Choosing the best of several by a CLIP is as old as text to image (Ramesh et al.
 guided a model or reads its prompts is no judge of its pictures: it finds all of them good.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from star.data.errors import InputError
-from star.data.files import shorten
-from star.data.images import read_png
+from star.data.images import read_png, read_text
 from star.eval.extractors.extractor import Extractor, TextExtractor, extractor
+from star.eval.run.scoring import by_shape
 
 PROMPT = "prompt"  # where a PNG of `star sample` says what it shows
 
@@ -53,12 +51,7 @@ def pictures_in(places: Iterable[str | Path]) -> list[Path]:
 
 def prompt_of(path: Path) -> str:
     """What a PNG says that it was drawn from; "" if it says nothing. Raises InputError for what is no picture."""
-    try:
-        with Image.open(path) as picture:
-            told = picture.info.get(PROMPT, "")
-    except Exception as error:  # Pillow's decoders raise whatever broken bytes provoke
-        raise InputError(f"{path} cannot be read ({shorten(error, 100)}): give a whole PNG") from error
-    return told if isinstance(told, str) else ""
+    return read_text(path).get(PROMPT, "")
 
 
 def rank(pictures: Sequence[tuple[Path, str]], network: Extractor, batch: int = 64) -> list[Ranked]:
@@ -71,26 +64,15 @@ def rank(pictures: Sequence[tuple[Path, str]], network: Extractor, batch: int = 
     row = {prompt: index for index, prompt in enumerate(prompts)}
     text_MD = network.texts(prompts)
     scores: list[float] = []
-    for part in _batches(pictures, batch):
-        image_BD = network(torch.stack([pixels for pixels, _ in part])).float()
-        scores += (image_BD * text_MD[[row[prompt] for _, prompt in part]]).sum(dim=1).tolist()
-    scored = [(path, prompt, score) for (path, prompt), score in zip(pictures, scores, strict=True)]
+    for part in (pictures[first : first + batch] for first in range(0, len(pictures), batch)):
+        loaded = [read_png(path) for path, _ in part]
+        rows = by_shape(loaded, lambda pixels_B3HW, _: network(pixels_B3HW), network.width)
+        scores += (torch.from_numpy(rows) * text_MD[[row[prompt] for _, prompt in part]]).sum(dim=1).tolist()
+    # Rounded, since a picture's score depends on its batch in the seventh place.
+    scored = [(path, prompt, round(score, 6)) for (path, prompt), score in zip(pictures, scores, strict=True)]
     ordered = sorted(scored, key=lambda one: (row[one[1]], -one[2]))
     return [
         Ranked(path=path, prompt=prompt, score=score, rank=place)
         for _, several in groupby(ordered, key=lambda one: one[1])
         for place, (path, prompt, score) in enumerate(several, start=1)
     ]
-
-
-def _batches(pictures: Sequence[tuple[Path, str]], batch: int) -> Iterator[list[tuple[Tensor, str]]]:
-    """(pixels_3HW, prompt), up to `batch` neighbours of one size at once."""
-    part: list[tuple[Tensor, str]] = []
-    for path, prompt in pictures:
-        pixels_3HW = read_png(path)
-        if part and (len(part) == batch or part[0][0].shape != pixels_3HW.shape):
-            yield part
-            part = []
-        part.append((pixels_3HW, prompt))
-    if part:
-        yield part

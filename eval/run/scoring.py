@@ -213,13 +213,13 @@ class Scoring:
 
 
 def _features_by(network: Extractor) -> Callable[[slice, list[Tensor]], NDArray[Any]]:
-    return lambda block, loaded: _by_shape(loaded, lambda pixels_B3HW, chosen: network(pixels_B3HW), network.width)
+    return lambda block, loaded: by_shape(loaded, lambda pixels_B3HW, chosen: network(pixels_B3HW), network.width)
 
 
 def _rewards_by(network: Any, prompts: Sequence[str]) -> Callable[[slice, list[Tensor]], NDArray[Any]]:
     def compute(block: slice, loaded: list[Tensor]) -> NDArray[Any]:
         own = prompts[block]
-        return _by_shape(
+        return by_shape(
             loaded,
             lambda pixels_B3HW, chosen: network(pixels_B3HW, [own[i] for i in chosen]).reshape(-1, 1),
             1,
@@ -232,7 +232,7 @@ def _text_features_by(network: TextExtractor) -> Callable[[slice, list[str]], ND
     return lambda block, prompts: network.texts(prompts).numpy()
 
 
-def _by_shape(
+def by_shape(
     loaded: Sequence[Tensor], network: Callable[[Tensor, list[int]], Tensor], width: int
 ) -> NDArray[np.float32]:
     """Rows of pictures that may differ in size: a network sees those of one size together."""

@@ -37,14 +37,16 @@ class PictureText:
         self.captions = tuple(captions)
         self.phrase: str | None = None
         self.tagged: list[tuple[str, Claim]] = []
-        style = info.get("style")
+        # The first caption without its style, and the words of the style; "" if the record names none.
+        self.parts = (self.captions[0], "")
         self.subject = str(info.get("subject", "")) or self.captions[0]
+        style = info.get("style")
         if style and ", " in captions[0]:
             self.phrase, style_words = captions[0].rsplit(", ", 1)
-            subject = str(info.get("subject", ""))
+            if self.phrase:
+                self.parts = (self.phrase, style_words)
             for tag in info.get("tags", ()):
-                named = subject and subject in self.phrase
-                text = self.phrase.replace(subject, tag) if named else tag
+                text = self.phrase.replace(self.subject, tag) if self.subject in self.phrase else tag
                 self.tagged.append((f"{text}, {style_words}", ("tag", tag, style)))
         self.claims = frozenset(
             [("text", caption) for caption in self.captions]
@@ -52,11 +54,6 @@ class PictureText:
             + ([("text", self.phrase)] if self.phrase else [])
             + ([("tag", str(info["subject"]), style)] if style and "subject" in info else [])
         )
-
-    @property
-    def parts(self) -> tuple[str, str]:
-        """The first caption without its style, and the words of the style; "" if the record names none."""
-        return (self.phrase, self.captions[0][len(self.phrase) + 2 :]) if self.phrase else (self.captions[0], "")
 
     def draw(self, config: CaptionConfig, rng: random.Random) -> tuple[str, Claim]:
         """One caption variant and its claim."""

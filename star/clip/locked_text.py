@@ -127,7 +127,7 @@ class CaptionClasses:
         """One text of each set."""
         captions = picture.captions[:FORMS]
         filled = [*captions, *[captions[0]] * (FORMS - len(captions))]
-        return [*filled, picture.phrase or captions[0]]
+        return [*filled, picture.parts[0]]
 
     def draw(self, share: float, rng: random.Random) -> int:
         """The set of a step: the first captions with that share, else one of the others but the last, evenly."""

@@ -19,19 +19,19 @@ the text tower alone: `star.clip.proxies`.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
-from star.clip.captions import CaptionConfig, PictureText, false_negatives
+from star.clip.captions import PictureText, false_negatives
+from star.clip.config import ClipTrainConfig
 from star.clip.locked_text import (
     FORMS,
     IMAGE_SIDE,
     CaptionClasses,
     LockedPair,
-    LockedTextConfig,
     load_locked,
     load_pair,
     locked_loss,
@@ -40,7 +40,6 @@ from star.clip.metrics import retrieval
 from star.clip.network import (
     ClipConfig,
     ClipPair,
-    ConvTowerConfig,
     Pair,
     augment,
     build_clip,
@@ -49,115 +48,18 @@ from star.clip.network import (
     image_processor,
     parameter_groups,
 )
-from star.clip.proxies import Points, Proxies, ProxyConfig, ProxyPair, image_loss, text_loss
+from star.clip.proxies import Points, Proxies, ProxyPair, image_loss, text_loss
 from star.data.clip_tokenizer import learn_tokenizer
-from star.data.errors import InputError
 from star.data.loader.batch import to_device
 from star.data.loader.capacity import decide
 from star.data.loader.pipeline import Batch, DataConfig, Pipeline
 from star.data.pretrained import SAFE, as_saved, check_files, loading
 from star.data.shards.splits import held_out_shards, training_sources
-from star.generators.config import UNLESS_DEFAULT, check_ranges, to_dict
+from star.generators.config import to_dict
 from star.generators.staging import staged
-from star.generators.training.data_feed import CachedFeedConfig, Feed
-from star.generators.training.run import Run, RunConfig
+from star.generators.training.data_feed import Feed
+from star.generators.training.run import Run
 from star.generators.training.schedule import lr_at, set_lr
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipTrainConfig(CachedFeedConfig):
-    """A whole training of a CLIP; the shards to learn from and the folder are given beside it."""
-
-    network: ClipConfig = field(default_factory=ClipConfig)
-    captions: CaptionConfig = field(default_factory=CaptionConfig)
-    learning_rate: float = 1e-3
-    warmup: int = 50  # steps
-    weight_decay: float = 0.1
-    beta2: float = 0.98
-    kept_patches: float = 0.5  # share of the patches a picture is seen through,
-    whole_pictures: float = 0.1  # until this last share of the steps, which see all of them
-    shift: float = 0.06  # of the side
-    zoom: float = 0.1
-    validation: tuple[str, ...] = ()  # shards to measure on; if none, those of the data that are named as held out
-    locked: LockedTextConfig | None = field(default=None, metadata=UNLESS_DEFAULT)  # train all but the text tower
-    # A CLIP in transformers' format to start from: its text tower and tokenizer, and its image tower if that fits.
-    init_from: str = field(default="", metadata=UNLESS_DEFAULT)
-    text_rate: float = field(default=1.0, metadata=UNLESS_DEFAULT)  # of the text tower, as a multiple of learning_rate
-    # Learn from all phrases and styles as classes, too.
-    proxies: ProxyConfig | None = field(default=None, metadata=UNLESS_DEFAULT)
-
-    def __post_init__(self) -> None:
-        if self.locked and (self.proxies or self.init_from or self.text_rate != 1):
-            raise InputError(
-                "locked was given with proxies, init_from or text_rate, which are for a text tower that learns: give "
-                "locked alone, or those"
-            )
-        if self.proxies and self.proxies.points and not self.init_from:
-            raise InputError(
-                "proxies.points was given without init_from, expected the model of the run that wrote them: give both"
-            )
-        check_ranges(self, text_rate=(0, 1e3))
-        for name in ("kept_patches", "whole_pictures", "shift", "zoom"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give a share between 0 and 1.")
-        if self.run.batch_size // self.run.accumulate < 2:
-            raise InputError("A contrastive batch needs at least 2 pictures; give a larger batch_size.")
-
-
-CLIP_PRESETS: dict[str, ClipTrainConfig] = {
-    "emoji-cpu": ClipTrainConfig(
-        run=RunConfig(
-            steps=1200, batch_size=256, precision="bf16", log_every=20, sample_every=400, checkpoint_every=100
-        )
-    ),
-    "emoji-image-tower": ClipTrainConfig(
-        run=RunConfig(
-            steps=5000, batch_size=128, precision="bf16", log_every=20, sample_every=1000, checkpoint_every=100
-        ),
-        network=ClipConfig(conv=ConvTowerConfig()),
-        locked=LockedTextConfig(init_from="guide-emoji"),
-        learning_rate=2e-3,
-        warmup=100,
-        shift=0.08,
-        zoom=0.12,
-    ),
-    "emoji-proxies": ClipTrainConfig(
-        run=RunConfig(
-            steps=6000, batch_size=128, precision="bf16", log_every=20, sample_every=1000, checkpoint_every=100
-        ),
-        network=ClipConfig(conv=ConvTowerConfig()),
-        init_from="guide-emoji",  # or a run of emoji-image-tower, whose image tower is kept then
-        proxies=ProxyConfig(),
-        learning_rate=2e-3,
-        text_rate=0.5,
-        warmup=200,
-        weight_decay=0.05,
-        shift=0.08,
-        zoom=0.12,
-    ),
-    "emoji": ClipTrainConfig(
-        run=RunConfig(steps=3000, batch_size=1024, precision="bf16", sample_every=500),
-        network=ClipConfig(image_size=128, patch_size=16, vision_width=256, vision_layers=6, vision_mlp=512),
-        warmup=100,
-        workers=8,
-    ),
-    "test": ClipTrainConfig(
-        run=RunConfig(steps=8, batch_size=8, log_every=1, sample_every=4, checkpoint_every=4),
-        network=ClipConfig(
-            image_size=16,
-            vision_width=32,
-            vision_layers=1,
-            vision_mlp=32,
-            text_width=32,
-            text_layers=1,
-            text_mlp=32,
-            vocabulary=600,
-            projection=16,
-            head_width=16,
-        ),
-        warmup=2,
-    ),
-}
 
 
 def train(config: ClipTrainConfig, *, data: Sequence[str], out: str | Path, resume: bool = False) -> Path:
@@ -216,7 +118,7 @@ def _loss(
     pair: torch.nn.Module, batch: Batch, tokenizer: CLIPTokenizer, config: ClipTrainConfig, run: Run, step: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     rng = random.Random(random.getrandbits(64))  # seeded by the run in every step
-    pictures = [PictureText(*both) for both in zip(batch.captions, batch.info, strict=True)]
+    pictures = _texts(batch)
     texts, claims = zip(*(picture.draw(config.captions, rng) for picture in pictures), strict=True)
     excluded_BB = false_negatives(claims, pictures).to(run.device)
     ids_BT = token_ids(tokenizer, texts, config.network.max_tokens).to(run.device)
@@ -234,7 +136,7 @@ def _locked_loss(
     assert config.locked is not None
     rng = random.Random(random.getrandbits(64))
     form = classes.draw(config.locked.first_captions, rng)
-    pictures = [PictureText(*both) for both in zip(batch.captions, batch.info, strict=True)]
+    pictures = _texts(batch)
     image_B3HW, keep_BP = _seen(batch, config, run, step)
     states = [classes.states_MD[form], classes.states_MD[FORMS]]
     if config.locked.styles:
@@ -255,10 +157,9 @@ def _proxy_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     assert config.proxies is not None
     rng = random.Random(random.getrandbits(64))
-    pictures = [PictureText(*both) for both in zip(batch.captions, batch.info, strict=True)]
+    pictures = _texts(batch)
     read = pictures[: max(2, round(len(pictures) * config.proxies.share))]
     drawn = proxies.draw(read, config.captions, rng)
-    excluded_RR = false_negatives(drawn.claims, read).to(run.device)
     ids_NT = token_ids(tokenizer, drawn.texts, config.network.max_tokens).to(run.device)
     seen = (None, None) if config.proxies.points else _seen(batch, config, run, step)
     with run.autocast():
@@ -266,11 +167,16 @@ def _proxy_loss(
     points = Points(*parts)
     loss, values = text_loss(config.proxies, points, text_ND, scale, drawn.said_N2.to(run.device))
     if image_BD is not None:
+        excluded_RR = false_negatives(drawn.claims, read).to(run.device)
         matching, found = contrastive_loss(text_ND[: len(read)], image_BD[: len(read)], scale, excluded_RR)
         labelled, told = image_loss(config.proxies, points, image_BD, scale, proxies.of(pictures).to(run.device))
         loss = loss + matching + labelled
         values |= {"found": found, "loss/matching": matching, **told}
     return loss, {"loss": loss, "scale": scale, **values}
+
+
+def _texts(batch: Batch) -> list[PictureText]:
+    return [PictureText(*both) for both in zip(batch.captions, batch.info, strict=True)]
 
 
 def _seen(batch: Batch, config: ClipTrainConfig, run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -288,6 +194,9 @@ def _model(config: ClipTrainConfig, pipeline: Pipeline, run: Run, resume: bool) 
         model, tokenizer = load_locked(config.locked, config.network)
     elif config.init_from:
         model, tokenizer = load_pair(config.init_from, config.network)
+        if config.proxies and config.proxies.points:  # the text tower alone learns
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(not name.startswith(IMAGE_SIDE))
     else:
         tokenizer = _tokenizer(run.out / "tokenizer", pipeline, config.network, run, resume)
         model = build_clip(config.network, tokenizer)
@@ -318,8 +227,6 @@ def _proxies(config: ClipTrainConfig, pipeline: Pipeline, model: Pair) -> Proxie
     proxies = Proxies(pictures, model.text_projection.out_features)
     if config.proxies.points:
         proxies.read(Path(config.proxies.points))
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(IMAGE_SIDE))
     return proxies
 
 

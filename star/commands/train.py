@@ -27,7 +27,7 @@ TRAINERS = {
         "the next-scale transformer, on a trained tokenizer, or the refiner behind one",
     ),
     "clip": (
-        "star.clip.train:CLIP_PRESETS",
+        "star.clip.config:CLIP_PRESETS",
         "star.clip.train:train",
         "a small CLIP, whose text tower reads the prompts",
     ),

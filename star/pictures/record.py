@@ -68,9 +68,10 @@ class Record:
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Of a PNG that this program wrote, older ones too. Raises InputError if it says nothing, or nothing usable."""
+        from star.data.images import read_text
         from star.generators.renamed import translate_options
 
-        text = _metadata(Path(path))
+        text = read_text(path)
         if not {"prompt", "seed", "model", "options"} <= text.keys():
             raise InputError(
                 f"{path} does not say how it was made, expected a PNG that `star sample` wrote: give one, or the "
@@ -115,16 +116,3 @@ def digest_of(directory: "ModelDirectory", adapter: str = "") -> str:
 
         values["adapter"] = sha256(Path(adapter) / WEIGHTS)
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return {str(name): str(value) for name, value in picture.info.items() if isinstance(value, str)}
-    except OSError as error:  # also what Pillow cannot identify
-        reason = error.strerror or "it is no picture"
-        raise InputError(f"{path} cannot be read ({reason}): give the path of a PNG") from error
-    except Exception as error:  # Pillow's decoders raise whatever broken bytes provoke
-        raise InputError(f"{path} cannot be read ({shorten(error, 100)}): give a whole PNG") from error

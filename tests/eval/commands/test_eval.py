@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from star.cli import main
+from star.clip.config import CLIP_PRESETS
 from star.clip.network import build_clip
-from star.clip.train import CLIP_PRESETS, save_clip
+from star.clip.train import save_clip
 from star.data.clip_tokenizer import learn_tokenizer
 from star.data.errors import InputError
 from star.data.images import decode, pil_to_pixels, save_png

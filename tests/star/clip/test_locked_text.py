@@ -13,6 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer, VisionTextDualEncoderModel
 
 import star.clip.train as trainer
 from star.clip.captions import PictureText
+from star.clip.config import CLIP_PRESETS, ClipTrainConfig
 from star.clip.locked_text import (
     FORMS,
     CaptionClasses,
@@ -24,7 +25,7 @@ from star.clip.locked_text import (
     style_loss,
 )
 from star.clip.network import ConvTowerConfig, embed_images, embed_texts
-from star.clip.train import CLIP_PRESETS, ClipTrainConfig, token_ids, train
+from star.clip.train import token_ids, train
 from star.data.errors import InputError
 from star.data.text import TextEncoder
 from star.generators.config import from_dict, to_dict

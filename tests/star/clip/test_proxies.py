@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from star.clip.captions import CaptionConfig, PictureText
+from star.clip.config import CLIP_PRESETS, ClipTrainConfig
 from star.clip.locked_text import LockedTextConfig, load_pair
 from star.clip.network import (
     ConvTowerConfig,
@@ -21,7 +22,7 @@ from star.clip.network import (
     parameter_groups,
 )
 from star.clip.proxies import Points, Proxies, ProxyConfig, embed_by_length, image_loss, label_loss, text_loss
-from star.clip.train import CLIP_PRESETS, ClipTrainConfig, token_ids, train
+from star.clip.train import token_ids, train
 from star.data.errors import InputError
 from star.eval.extractors.extractor import extractor
 from star.generators.config import from_dict, to_dict

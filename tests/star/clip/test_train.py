@@ -10,6 +10,7 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPTokenizer, VisionTextDualEncoderModel
 
 from star.clip.captions import CaptionConfig, PictureText, false_negatives, misspell
+from star.clip.config import CLIP_PRESETS, ClipTrainConfig
 from star.clip.metrics import Names, recalls
 from star.clip.network import (
     ClipConfig,
@@ -22,7 +23,7 @@ from star.clip.network import (
     image_processor,
     parameter_groups,
 )
-from star.clip.train import CLIP_PRESETS, ClipTrainConfig, save_clip, token_ids, train
+from star.clip.train import save_clip, token_ids, train
 from star.data.clip_tokenizer import BOS, EOS, learn_tokenizer
 from star.data.errors import InputError
 from star.data.images import pil_to_image
